@@ -1,1 +1,21 @@
-//! skeleton
+//! The contract between the data plane (`lb-ebpf`) and the agent (`lb-agent`): the records in the maps,
+//! the words in them that are written atomically, the hashes that place a flow, checksum arithmetic, the
+//! TCP state step and the verdicts. Depends on nothing outside `core`; what is here is tested on the host.
+#![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod checksum;
+pub mod connection;
+pub mod destination;
+pub mod filter;
+pub mod hash;
+pub mod header;
+pub mod lease;
+pub mod maps;
+pub mod scratch;
+pub mod service;
+pub mod state;
+pub mod verdict;
+
+#[cfg(feature = "aya")]
+mod pod;

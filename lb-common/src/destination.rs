@@ -1,0 +1,194 @@
+//! What the data plane knows of a destination (one real server behind one virtual service) and of a next
+//! hop. Each is one 64-byte line. Whatever changes while packets use a record is one aligned `u64`.
+
+use crate::address::Address;
+
+/// The forwarding method, two bits of a destination's flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Forwarding {
+    Dr = 0,
+    Tun = 1,
+    Nat = 2,
+    FullNat = 3,
+}
+
+/// Flags of a [`Destination`] (bits 32 to 63 of its word).
+pub mod flags {
+    /// The forwarding method's two bits.
+    pub const FORWARDING: u32 = 3;
+    /// The real server's address is IPv6.
+    pub const REAL_V6: u32 = 1 << 2;
+    /// The VIP is IPv6.
+    pub const VIP_V6: u32 = 1 << 3;
+    /// The service is UDP.
+    pub const UDP: u32 = 1 << 4;
+    /// The real server was removed: its index is in quarantine. Established TCP flows go on; UDP flows and
+    /// new ones are scheduled elsewhere.
+    pub const REMOVED: u32 = 1 << 5;
+    /// The record is in use.
+    pub const VALID: u32 = 1 << 6;
+    /// Bits 16 to 23: the VRRP instance that the VIP follows; 0 is none.
+    pub const VRRP_SHIFT: u32 = 16;
+}
+
+/// A (virtual service, real server) binding.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C, align(64))]
+pub struct Destination {
+    /// \[atomic\] real server's port (16 bits, network order in memory; 0 keeps the packet's) | largest IP
+    /// packet that may be forwarded, after encapsulation fits the path (16) | [`flags`] (32).
+    pub word: u64,
+    /// Index of the [`NextHop`].
+    pub next_hop: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// The real server.
+    pub address: Address,
+    /// The VIP.
+    pub vip: Address,
+    /// Timeout of an established (TCP) or confirmed (UDP) flow, in ticks: what a refresh needs.
+    pub timeout: u16,
+    /// The VIP's port, network order in memory, when the real server's port differs; else 0.
+    pub vip_port: u16,
+    /// `address - vip` as one's complement difference ([`crate::checksum::difference`]).
+    pub delta: u32,
+    /// Spare; zero.
+    pub reserved: u64,
+}
+
+impl Destination {
+    /// The word from its parts. `port` in host order.
+    pub const fn make_word(port: u16, mtu: u16, flags: u32) -> u64 {
+        port.to_be() as u64 | (mtu as u64) << 16 | (flags as u64) << 32
+    }
+
+    /// The real server's port as it stands in a packet (memory order).
+    #[inline(always)]
+    pub const fn port_of(word: u64) -> u16 {
+        word as u16
+    }
+
+    /// The largest IP packet that may be forwarded, bytes.
+    #[inline(always)]
+    pub const fn mtu_of(word: u64) -> u16 {
+        (word >> 16) as u16
+    }
+
+    /// The flags.
+    #[inline(always)]
+    pub const fn flags_of(word: u64) -> u32 {
+        (word >> 32) as u32
+    }
+
+    /// The forwarding method of flags.
+    #[inline(always)]
+    pub const fn forwarding_of(flags: u32) -> Forwarding {
+        match flags & flags::FORWARDING {
+            0 => Forwarding::Dr,
+            1 => Forwarding::Tun,
+            2 => Forwarding::Nat,
+            _ => Forwarding::FullNat,
+        }
+    }
+
+    /// The VRRP instance of flags; 0 is none.
+    #[inline(always)]
+    pub const fn vrrp_of(flags: u32) -> u32 {
+        (flags >> flags::VRRP_SHIFT) & 0xff
+    }
+}
+
+/// How a frame gets to a neighbour. Many destinations may share one, so that a gateway's new MAC is one
+/// write.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C, align(64))]
+pub struct NextHop {
+    /// \[atomic\] the neighbour's MAC (6 bytes in memory order) | outer VLAN TCI (network order; 0 is none).
+    pub destination: u64,
+    /// \[atomic\] our MAC on the output interface | inner VLAN TCI.
+    pub source: u64,
+    /// The output interface; 0 is an unresolved hop.
+    pub ifindex: u32,
+    /// The path's MTU, bytes.
+    pub mtu: u32,
+    /// Source of tunnel packets, IPv4, memory order; 0 is none.
+    pub source_v4: u32,
+    /// Spare; zero.
+    pub reserved: u32,
+    /// Source of tunnel packets, IPv6; all zero is none.
+    pub source_v6: Address,
+    /// Spare; zero.
+    pub reserved2: [u64; 2],
+}
+
+impl NextHop {
+    /// A MAC and a TCI (host order) as one word.
+    pub const fn pack(mac: [u8; 6], tci: u16) -> u64 {
+        let t = tci.to_be_bytes();
+        u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], t[0], t[1]])
+    }
+
+    /// The MAC of a word.
+    pub const fn mac(word: u64) -> [u8; 6] {
+        let b = word.to_ne_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+
+    /// The TCI of a word, host order.
+    pub const fn tci(word: u64) -> u16 {
+        let b = word.to_ne_bytes();
+        u16::from_be_bytes([b[6], b[7]])
+    }
+}
+
+/// Bytes that a tunnel puts before the inner packet.
+pub const fn tunnel_overhead(real_v6: bool) -> u16 {
+    if real_v6 { 40 } else { 20 }
+}
+
+/// Packets and bytes of one destination on one CPU. Bytes count the frame as it came.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Traffic {
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::offset_of;
+
+    #[test]
+    fn records_are_single_lines_and_their_atomic_words_are_aligned() {
+        assert_eq!((size_of::<Destination>(), align_of::<Destination>()), (64, 64));
+        assert_eq!(offset_of!(Destination, word), 0);
+        assert_eq!(offset_of!(Destination, next_hop), 8);
+        assert_eq!((size_of::<NextHop>(), align_of::<NextHop>()), (64, 64));
+        assert_eq!((offset_of!(NextHop, destination), offset_of!(NextHop, source)), (0, 8));
+        assert_eq!(size_of::<Traffic>(), 32);
+    }
+
+    #[test]
+    fn a_word_gives_back_port_mtu_and_flags() {
+        let w = Destination::make_word(
+            8080,
+            1480,
+            Forwarding::Tun as u32 | flags::VALID | 7 << flags::VRRP_SHIFT,
+        );
+        assert_eq!(Destination::port_of(w).to_ne_bytes(), 8080u16.to_be_bytes());
+        assert_eq!(Destination::mtu_of(w), 1480);
+        assert_eq!(Destination::forwarding_of(Destination::flags_of(w)), Forwarding::Tun);
+        assert_eq!(Destination::vrrp_of(Destination::flags_of(w)), 7);
+    }
+
+    #[test]
+    fn a_mac_and_a_tag_share_a_word() {
+        let w = NextHop::pack([2, 0, 0, 0, 0, 9], 100);
+        assert_eq!((NextHop::mac(w), NextHop::tci(w)), ([2, 0, 0, 0, 0, 9], 100));
+        assert_eq!(w.to_ne_bytes(), [2, 0, 0, 0, 0, 9, 0, 100]);
+    }
+}

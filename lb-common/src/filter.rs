@@ -1,0 +1,82 @@
+//! The address filter: an array of cells indexed by the top bits of an address's key. It answers, without a
+//! hash lookup, whether an address can be ours at all; a false positive only costs time.
+
+/// What a cell says. A cell serves every address whose key has its bits, so flags are joined.
+pub mod cell {
+    /// Some VIP hashes here.
+    pub const VIP: u16 = 1;
+    /// Some NAT real server hashes here (asked of source addresses).
+    pub const NAT_SOURCE: u16 = 2;
+    /// Bits 8 to 15: a pool address hashes here: its index plus one, or [`POOL_AMBIGUOUS`].
+    pub const POOL_SHIFT: u32 = 8;
+    /// More than one pool address hashes here: ask the exact map.
+    pub const POOL_AMBIGUOUS: u16 = 255;
+}
+
+/// Cells of 16 bits in one array line.
+pub const CELLS_PER_LINE: u32 = 32;
+
+/// A line of cells.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C, align(64))]
+pub struct FilterLine {
+    pub cells: [u16; CELLS_PER_LINE as usize],
+}
+
+/// What the exact map says of an address.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct AddressRecord {
+    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address.
+    pub roles: u16,
+    /// The pool address's index.
+    pub pool: u16,
+    /// The VRRP instance that the address follows; 0 is none.
+    pub vrrp: u32,
+}
+
+/// Roles of an [`AddressRecord`].
+pub mod role {
+    pub const VIP: u16 = 1;
+    pub const NAT_SOURCE: u16 = 2;
+    pub const POOL: u16 = 4;
+}
+
+/// Key of the exact map: 20 bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Hash)]
+#[repr(C)]
+pub struct AddressKey {
+    pub address: crate::address::Address,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+/// Cells for a number of addresses: at least eight each, so that a stranger's packet is asked about further
+/// in one case of eight at full load; 2^12 to 2^20.
+pub const fn cell_bits(addresses: u32) -> u32 {
+    let want = addresses as u64 * 8;
+    let mut bits = 12;
+    while bits < 20 && (1u64 << bits) < want {
+        bits += 1;
+    }
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_program() {
+        assert_eq!(size_of::<FilterLine>(), 64);
+        assert_eq!(size_of::<AddressRecord>(), 8);
+        assert_eq!(size_of::<AddressKey>(), 20);
+    }
+
+    #[test]
+    fn cells_grow_with_addresses_within_bounds() {
+        assert_eq!(cell_bits(1), 12);
+        assert_eq!(cell_bits(513), 13);
+        assert_eq!(cell_bits(1_000_000), 20);
+    }
+}

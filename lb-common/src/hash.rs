@@ -1,0 +1,227 @@
+//! Where a flow lives: keyed hashes of addresses and tuples. The secrets are made once per director (pinned,
+//! so that a new program version can read the old table) and copied into the program's read-only data.
+//!
+//! IPv4: the identity is `tuple ^ key(destination address, protocol)`, a bijection of (client, client port,
+//! destination port) for one destination address and protocol, so a match is exact and the agent can read
+//! the tuple back. Between different destination addresses a false match has chance 2^-64.
+//! IPv6: a keyed 64-bit NH sum (the construction of UMAC, RFC 4418 section 5.2.2); the tuple is kept in a cold array.
+//! Buckets: multiply-shift by secret odd numbers, which is universal for keys chosen without knowing them.
+
+/// The secrets of one director. All are random; those named odd are made odd.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Secrets {
+    /// Added to an IPv4 address before it is multiplied.
+    pub address_offset: u64,
+    /// Odd. First multiplication of an address.
+    pub address: u64,
+    /// Odd. Second multiplication of an address.
+    pub spread: u64,
+    /// Folded into the key of UDP flows, so that TCP and UDP of one VIP do not meet.
+    pub udp: u64,
+    /// Odd. Places an identity in its first bucket.
+    pub bucket: u64,
+    /// Odd. Places an identity in its second bucket.
+    pub second_bucket: u64,
+    /// Keys of the NH sum over an IPv6 tuple: destination (2), source (2), ports.
+    pub nh: [u64; 5],
+}
+
+impl Secrets {
+    /// Secrets from 11 random numbers.
+    pub const fn from_random(random: [u64; 11]) -> Self {
+        Self {
+            address_offset: random[0],
+            address: random[1] | 1,
+            spread: random[2] | 1,
+            udp: random[3],
+            bucket: random[4] | 1,
+            second_bucket: random[5] | 1,
+            nh: [random[6], random[7], random[8], random[9], random[10]],
+        }
+    }
+
+    /// The key of an IPv4 address (memory order). Its top bits index the address filter; xored with a tuple
+    /// it gives an identity.
+    #[inline(always)]
+    pub const fn key_v4(&self, address: u32) -> u64 {
+        let x = (address as u64).wrapping_add(self.address_offset).wrapping_mul(self.address);
+        (x ^ (x >> 32)).wrapping_mul(self.spread)
+    }
+
+    /// The NH sum of an IPv6 destination address (two words, memory order): the start of an identity.
+    #[inline(always)]
+    pub const fn sum_v6(&self, address: [u64; 2]) -> u64 {
+        nh(address[0], self.nh[0]).wrapping_add(nh(address[1], self.nh[1]))
+    }
+
+    /// The key of an IPv6 address for the address filter, from its NH sum.
+    #[inline(always)]
+    pub const fn key_of_sum_v6(&self, sum: u64) -> u64 {
+        (sum ^ (sum >> 32)).wrapping_mul(self.spread)
+    }
+
+    /// Identity of an IPv4 flow. `tuple` is from [`tuple_v4`], `key` the destination address's.
+    #[inline(always)]
+    pub const fn identity_v4(&self, key: u64, tuple: u64, udp: bool) -> u64 {
+        tuple ^ key ^ if udp { self.udp } else { 0 }
+    }
+
+    /// Identity of an IPv6 flow. `sum` is the destination address's, `source` two words in memory order,
+    /// `ports` as in the packet.
+    #[inline(always)]
+    pub const fn identity_v6(&self, sum: u64, source: [u64; 2], ports: u32, udp: bool) -> u64 {
+        // Protocol and ports in one word; any constant apart for UDP will do, NH sees the difference.
+        let last = ports as u64 | if udp { 1 << 32 } else { 0 };
+        sum.wrapping_add(nh(source[0], self.nh[2]))
+            .wrapping_add(nh(source[1], self.nh[3]))
+            .wrapping_add(nh(last, self.nh[4]))
+            ^ self.udp
+    }
+
+    /// The product whose top bits are the first bucket and whose bits 16 to 31 are the tag.
+    #[inline(always)]
+    pub const fn first(&self, identity: u64) -> u64 {
+        identity.wrapping_mul(self.bucket)
+    }
+
+    /// The product whose top bits are the second bucket.
+    #[inline(always)]
+    pub const fn second(&self, identity: u64) -> u64 {
+        (identity ^ (identity >> 29)).wrapping_mul(self.second_bucket)
+    }
+}
+
+/// The tag of an identity, from [`Secrets::first`]: 16 bits that a value word carries so that it cannot be
+/// taken for another flow's.
+#[inline(always)]
+pub const fn tag(first: u64) -> u16 {
+    (first >> 16) as u16
+}
+
+#[inline(always)]
+const fn nh(word: u64, key: u64) -> u64 {
+    let x = word.wrapping_add(key);
+    (x & 0xffff_ffff).wrapping_mul(x >> 32)
+}
+
+/// (source address, ports) of an IPv4 packet as one number. `ports` is the 32-bit word of the packet, source
+/// port first, in memory order.
+#[inline(always)]
+pub const fn tuple_v4(source: u32, ports: u32) -> u64 {
+    source as u64 | (ports as u64) << 32
+}
+
+/// The inverse of [`Secrets::identity_v4`] and [`tuple_v4`]: (source address, ports), memory order.
+pub const fn tuple_of_identity_v4(secrets: &Secrets, identity: u64, key: u64, udp: bool) -> (u32, u32) {
+    let tuple = secrets.identity_v4(key, identity, udp);
+    (tuple as u32, (tuple >> 32) as u32)
+}
+
+/// The ports word of a packet, memory order, from host-order ports.
+#[inline(always)]
+pub const fn ports_word(source: u16, destination: u16) -> u32 {
+    source.to_be() as u32 | (destination.to_be() as u32) << 16
+}
+
+/// Host-order (source, destination) ports of a ports word (little-endian machines; BPF objects are bpfel).
+#[inline(always)]
+pub const fn ports_of_word(word: u32) -> (u16, u16) {
+    (u16::from_be(word as u16), u16::from_be((word >> 16) as u16))
+}
+
+/// The hash that places a flow in a slot table (sh, mh): the same on every director, so it has no secret.
+/// `source` is the client's address in memory order, `port` its port word or 0. SplitMix64's finalizer.
+#[inline(always)]
+pub const fn slot_hash(source: [u64; 2], port: u16) -> u32 {
+    let mut x = source[0] ^ source[1].wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((port as u64) << 48);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ (x >> 31)) >> 32) as u32
+}
+
+/// Maps a hash to `0..len` without a division (multiply-high).
+#[inline(always)]
+pub const fn slot_of_hash(hash: u32, len: u32) -> u32 {
+    ((hash as u64 * len as u64) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn secrets() -> Secrets {
+        let mut x = 0x1234_5678_9abc_def0u64;
+        let mut random = [0; 11];
+        for r in &mut random {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            *r = x ^ (x >> 29);
+        }
+        Secrets::from_random(random)
+    }
+
+    proptest! {
+        #[test]
+        fn a_tuple_is_read_back_from_its_identity(source: u32, ports: u32, vip: u32, udp: bool) {
+            let s = secrets();
+            let key = s.key_v4(vip);
+            let identity = s.identity_v4(key, tuple_v4(source, ports), udp);
+            prop_assert_eq!(tuple_of_identity_v4(&s, identity, key, udp), (source, ports));
+        }
+    }
+
+    #[test]
+    fn identities_of_a_million_flows_do_not_meet() {
+        let s = secrets();
+        let mut seen = std::collections::HashSet::new();
+        for vip in 0..4u32 {
+            let (key, sum) = (s.key_v4(vip), s.sum_v6([0xfd, vip as u64]));
+            for client in 0..62_500u32 {
+                for udp in [false, true] {
+                    let ports = ports_word(client as u16, 80);
+                    assert!(seen.insert(s.identity_v4(key, tuple_v4(client, ports), udp)));
+                    assert!(seen.insert(s.identity_v6(sum, [0xfd00, client as u64], ports, udp)));
+                }
+            }
+        }
+        assert_eq!(seen.len(), 1_000_000);
+    }
+
+    #[test]
+    fn buckets_of_sequential_flows_are_even() {
+        let s = secrets();
+        for which in 0..2 {
+            let mut counts = [0u32; 256];
+            for i in 0..65_536u32 {
+                let identity = s.identity_v4(
+                    s.key_v4(7),
+                    tuple_v4(0x0a00_0001 + (i >> 8), ports_word(i as u16, 80)),
+                    false,
+                );
+                let product = if which == 0 { s.first(identity) } else { s.second(identity) };
+                counts[(product >> 56) as usize] += 1;
+            }
+            let (min, max) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            assert!(*min > 128 && *max < 512, "bucket {which}: {min}..{max}, 256 expected");
+        }
+    }
+
+    #[test]
+    fn the_slot_hash_spreads_neighbouring_clients() {
+        let mut counts = [0u32; 10];
+        for client in 0..100_000u32 {
+            let hash = slot_hash([(0x0a00_0000 + client).to_be() as u64, 0], 0);
+            counts[slot_of_hash(hash, 10) as usize] += 1;
+        }
+        for count in counts {
+            assert!((9_500..10_500).contains(&count), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn ports_survive_their_word() {
+        assert_eq!(ports_of_word(ports_word(40_000, 80)), (40_000, 80));
+        assert_eq!(ports_word(0x1234, 0x5678).to_ne_bytes(), [0x12, 0x34, 0x56, 0x78]);
+    }
+}

@@ -1,0 +1,137 @@
+//! Names of the maps, programs and read-only values of the data-plane object, and the version of the pinned
+//! layout. Kernel names have at most 15 bytes.
+
+/// The layout version in the pin path. Raise it with any change of a record, a key or a map's kind.
+pub const LAYOUT: u32 = 1;
+
+/// Pinned maps: their contents outlive the agent and a program version.
+pub mod pinned {
+    /// ARRAY, mmapable, of [`crate::connection::Bucket`].
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// ARRAY, mmapable, of [`crate::connection::ColdTuple`], by slot number.
+    pub const COLD_TUPLES: &str = "COLD_TUPLES";
+    /// ARRAY, mmapable, of [`crate::destination::Destination`].
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// ARRAY, mmapable, of [`crate::destination::NextHop`]; 0 is never used.
+    pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// PERCPU_ARRAY of [`crate::destination::Traffic`], by destination.
+    pub const TRAFFIC: &str = "TRAFFIC";
+    /// HASH of [`crate::service::ServiceKey`] to a service's (or, under port 0, a range list's) index.
+    pub const SERVICE_INDEX: &str = "SERVICE_INDEX";
+    /// ARRAY, mmapable, of [`crate::service::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// ARRAY of [`crate::service::PortRanges`].
+    pub const PORT_RANGES: &str = "PORT_RANGES";
+    /// ARRAY, mmapable, of [`crate::service::SlotLine`].
+    pub const SLOTS: &str = "SLOTS";
+    /// ARRAY, mmapable, of [`crate::lease::Lease`].
+    pub const LEASES: &str = "LEASES";
+    /// ARRAY of [`crate::lease::PoolAddress`].
+    pub const POOL: &str = "POOL";
+    /// ARRAY, mmapable, of [`crate::filter::FilterLine`].
+    pub const FILTER: &str = "FILTER";
+    /// HASH of [`crate::filter::AddressKey`] to [`crate::filter::AddressRecord`].
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// LPM_TRIE: IPv4 prefix to the index of the next hop towards clients in it, or [`super::ON_LINK`].
+    pub const CLIENT_ROUTES4: &str = "CLIENT_ROUTES4";
+    /// LPM_TRIE: the same for IPv6.
+    pub const CLIENT_ROUTES6: &str = "CLIENT_ROUTES6";
+    /// LRU_HASH of [`crate::filter::AddressKey`] to [`super::ClientNeighbour`].
+    pub const CLIENT_NEIGHBOURS: &str = "CLIENT_NEIGHB";
+    /// ARRAY of [`super::VrrpWord`], by VRRP instance; 0 is unused.
+    pub const VRRP: &str = "VRRP";
+    /// ARRAY of 64-byte extension records of flows with the extension flag.
+    pub const EXTENSIONS: &str = "EXTENSIONS";
+    /// PERCPU_ARRAY of [`crate::verdict::Count`], by reason.
+    pub const REASONS: &str = "REASONS";
+    /// ARRAY of one [`crate::hash::Secrets`].
+    pub const SECRETS: &str = "SECRETS";
+    /// DEVMAP_HASH by interface index.
+    pub const OUTPUTS: &str = "OUTPUTS";
+
+    /// All of them.
+    pub const ALL: &[&str] = &[
+        CONNECTIONS,
+        COLD_TUPLES,
+        DESTINATIONS,
+        NEXT_HOPS,
+        TRAFFIC,
+        SERVICE_INDEX,
+        SERVICES,
+        PORT_RANGES,
+        SLOTS,
+        LEASES,
+        POOL,
+        FILTER,
+        ADDRESSES,
+        CLIENT_ROUTES4,
+        CLIENT_ROUTES6,
+        CLIENT_NEIGHBOURS,
+        VRRP,
+        EXTENSIONS,
+        REASONS,
+        SECRETS,
+        OUTPUTS,
+    ];
+}
+
+/// Maps of one program version, made anew by each load.
+pub mod own {
+    /// PROG_ARRAY of the tail programs. Pinned beside the link: an unpinned one is emptied when its last
+    /// user goes.
+    pub const TAILS: &str = "TAILS";
+    /// PERCPU_ARRAY of one [`crate::scratch::Scratch`].
+    pub const SCRATCH: &str = "SCRATCH";
+    /// PERCPU_ARRAY of one [`crate::scratch::Limiter`].
+    pub const LIMITER: &str = "LIMITER";
+}
+
+/// Programs: (name in the object, slot in [`own::TAILS`]).
+pub mod programs {
+    /// The entry point.
+    pub const MAIN: &str = "lb";
+    /// Frames with VLAN tags, IPv4 options or IPv6 extension headers.
+    pub const SLOW: (&str, u32) = ("lb_slow", 0);
+    /// New flows, SYNs, packets of unknown flows.
+    pub const NEW: (&str, u32) = ("lb_new", 1);
+    /// Answers with ICMP errors.
+    pub const ICMP: (&str, u32) = ("lb_icmp", 2);
+    /// Answers with RST.
+    pub const RESET: (&str, u32) = ("lb_reset", 3);
+    /// All tails.
+    pub const TAILS: [(&str, u32); 4] = [SLOW, NEW, ICMP, RESET];
+}
+
+/// Names of the read-only values.
+pub mod rodata {
+    /// [`crate::scratch::Config`].
+    pub const CONFIG: &str = "CONFIG";
+    /// [`crate::hash::Secrets`].
+    pub const KEYS: &str = "KEYS";
+}
+
+/// A client route whose clients are on a directly attached segment.
+pub const ON_LINK: u32 = u32::MAX;
+
+/// How a directly attached client was last seen: the frame's addresses, turned round.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct ClientNeighbour {
+    /// As [`crate::destination::NextHop::destination`].
+    pub destination: u64,
+    /// As [`crate::destination::NextHop::source`].
+    pub source: u64,
+    pub ifindex: u32,
+    pub reserved: u32,
+}
+
+/// The role of this director in one VRRP instance, one `u64`: bit 63 master; bits 0 to 62 until when, in
+/// jiffies modulo 2^63. The all-ones word is master without end.
+pub type VrrpWord = u64;
+
+/// The master bit of a [`VrrpWord`].
+pub const VRRP_MASTER: u64 = 1 << 63;
+/// Master without end: no lease is kept.
+pub const VRRP_FOREVER: u64 = u64::MAX;
+/// Words in the `VRRP` map.
+pub const VRRP_INSTANCES: u32 = 256;

@@ -1,0 +1,32 @@
+//! Lets aya read and write the records as map keys and values.
+
+macro_rules! pod {
+    ($($record:ty),* $(,)?) => {$(
+        // SAFETY: `repr(C)` (or transparent), every field an integer or an array of such, and no padding: the size
+        // tests beside each record add up its fields. Any bytes are a valid value.
+        unsafe impl aya::Pod for $record {}
+    )*};
+}
+
+pod!(
+    crate::address::Address,
+    crate::connection::Bucket,
+    crate::connection::ColdTuple,
+    crate::destination::Destination,
+    crate::destination::NextHop,
+    crate::destination::Traffic,
+    crate::filter::AddressKey,
+    crate::filter::AddressRecord,
+    crate::filter::FilterLine,
+    crate::hash::Secrets,
+    crate::lease::Lease,
+    crate::lease::PoolAddress,
+    crate::maps::ClientNeighbour,
+    crate::scratch::Config,
+    crate::scratch::Limiter,
+    crate::service::PortRanges,
+    crate::service::Service,
+    crate::service::ServiceKey,
+    crate::service::SlotLine,
+    crate::verdict::Count,
+);

@@ -1,0 +1,95 @@
+//! What a program hands to the tail it calls, the read-only configuration of a program version, and the
+//! limiter of answers.
+
+/// Written before a tail call, read by the tail on the same CPU in the same packet.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Scratch {
+    /// Offset of the IP header in the frame: 14, 18 or 22.
+    pub l3: u16,
+    /// Offset of the TCP or UDP header.
+    pub l4: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// IP protocol of the transport header.
+    pub protocol: u8,
+    /// ICMP answer wanted: type in the low byte, code in the high (as the family has it).
+    pub icmp: u16,
+    /// MTU to report.
+    pub mtu: u32,
+    /// Reason to count for the answer, and for the drop when the limiter says no.
+    pub reason: u32,
+}
+
+/// Read-only configuration of a program version.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Config {
+    /// `64 - log2(buckets)`: a bucket is the top bits of a product.
+    pub bucket_shift: u32,
+    /// The same for IPv6 flows, which may only lie in slots that have a cold tuple.
+    pub bucket_shift_v6: u32,
+    /// `64 - log2(cells)` of the address filter.
+    pub cell_shift: u32,
+    /// Jiffies are shifted right by this to give a tick.
+    pub tick_shift: u32,
+    /// Answers (ICMP errors, resets) per second and CPU.
+    pub answers_per_second: u32,
+    /// Jiffies in a second.
+    pub hz: u32,
+    /// 1 lets slow-path messages go to the log.
+    pub log: u32,
+    pub reserved: u32,
+}
+
+/// A token bucket of one CPU: answers that may still be given in this second.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Limiter {
+    /// Jiffies at which `left` was filled.
+    pub since: u64,
+    pub left: u64,
+}
+
+/// The shift that makes ticks of about half a second from a measured HZ (jiffies per second).
+pub const fn tick_shift(hz: u32) -> u32 {
+    let mut shift = 0;
+    while (1u32 << (shift + 1)) <= hz {
+        shift += 1;
+    }
+    // 2^shift <= hz < 2^(shift+1): of the two powers around hz/2 take the one not below it by much.
+    if shift == 0 {
+        0
+    } else if (1u32 << shift) * 4 < hz * 3 {
+        shift
+    } else {
+        shift - 1
+    }
+}
+
+/// Ticks of a timeout, rounded up.
+pub const fn ticks(milliseconds: u64, hz: u32) -> u64 {
+    let per_second = hz as u64;
+    (milliseconds * per_second).div_ceil(1000 << tick_shift(hz))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_is_about_half_a_second_at_every_hz() {
+        for hz in [100u32, 250, 300, 1000, 1024] {
+            let ms = (1000u64 << tick_shift(hz)) / hz as u64;
+            assert!((320..=860).contains(&ms), "HZ {hz}: {ms} ms");
+        }
+    }
+
+    #[test]
+    fn two_hours_fit_the_deadline_at_every_hz() {
+        for hz in [100u32, 250, 300, 1000] {
+            assert!(ticks(7_200_000, hz) <= crate::connection::MAX_TIMEOUT_TICKS as u64, "HZ {hz}");
+            assert!(ticks(1, hz) == 1);
+        }
+    }
+}

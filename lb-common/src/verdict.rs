@@ -1,0 +1,112 @@
+//! The reasons a frame can end with, other than being forwarded (which its destination counts), and the
+//! events on its way. Numbers index the `reasons` map; names are what metrics, `get counters` and docs show.
+
+/// What becomes of a frame with a reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// To the kernel, untouched.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Answered: the frame was turned into a reply to its sender.
+    Answer,
+    /// Not the end of a frame: something that happened on the way. Outside the sum.
+    Event,
+}
+
+macro_rules! reasons {
+    ($($number:literal $variant:ident $name:literal $class:ident $text:literal;)*) => {
+        /// Why a frame was not forwarded, or what happened on its way.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum Reason { $(#[doc = $text] $variant = $number,)* }
+
+        impl Reason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The name in metrics and output.
+            pub const fn name(self) -> &'static str { match self { $(Reason::$variant => $name,)* } }
+
+            /// What becomes of the frame.
+            #[inline(always)]
+            pub const fn class(self) -> Class { match self { $(Reason::$variant => Class::$class,)* } }
+
+            /// One sentence for the operator.
+            pub const fn text(self) -> &'static str { match self { $(Reason::$variant => $text,)* } }
+        }
+    };
+}
+
+reasons! {
+    0 NotIp "not_ip" Pass "not IPv4 or IPv6 (ARP, LLDP, …)";
+    1 NotOurs "not_ours" Pass "neither to a VIP or pool address nor from a NAT real server";
+    2 NoService "no_service" Pass "to a VIP, but no virtual service has this port and protocol";
+    3 OtherProtocol "other_protocol" Pass "to one of our addresses, but neither TCP nor UDP nor ICMP";
+    4 Icmp "icmp" Pass "ICMP to one of our addresses: answered by the kernel";
+    5 Fragment "fragment" Pass "an IP fragment to one of our addresses";
+    6 ServerTraffic "server_traffic" Pass "from a NAT real server, but no reply of a flow of ours";
+    7 VrrpBackup "vrrp_backup" Pass "this director is not the master of the VIP's VRRP instance";
+    8 UnknownFlowPassed "unknown_flow_passed" Pass "TCP without SYN and without a flow, onUnknownFlow: pass";
+    9 BadHeader "bad_header" Pass "an IP header that is cut short or lies about its length";
+    10 TooManyHeaders "too_many_headers" Pass "more IPv6 extension headers or VLAN tags than are walked";
+
+    16 BadTransport "bad_transport" Drop "to one of our addresses with a TCP or UDP header cut short or lying";
+    17 BadFlags "bad_flags" Drop "TCP flags that no stack sends (SYN with RST or FIN)";
+    18 NoServer "no_server" Drop "the virtual service has no real server to offer";
+    19 UnknownFlowDropped "unknown_flow_dropped" Drop "TCP without SYN and without a flow, onUnknownFlow: drop, or a RST";
+    20 TableFull "table_full" Drop "no room for a new flow: every entry in its two buckets is established";
+    21 NoLocalPort "no_local_port" Drop "FULLNAT: no free local port found in the pool";
+    22 ReplyConflict "reply_conflict" Drop "NAT: the reply would be another flow's at every server tried";
+    23 NoNextHop "no_next_hop" Drop "the next hop's MAC is not known";
+    24 TooBig "too_big" Drop "does not fit the path and may be fragmented (DF is not set)";
+    25 TtlExpired "ttl_expired" Drop "TTL or hop limit at its end, and the answer's rate is used up";
+    26 NoLease "no_lease" Drop "to a pool address, but no flow holds that port";
+    27 WrongServer "wrong_server" Drop "to a leased port, but not from the real server that the flow goes to";
+    28 TooBigLimited "too_big_limited" Drop "does not fit the path, and the answer's rate is used up";
+    29 ResetLimited "reset_limited" Drop "a reset was due, and the answer's rate is used up";
+    30 NoClientHop "no_client_hop" Drop "no way to the client is known";
+    31 LeaseExpired "lease_expired" Drop "vrrp lease ended: this director may not speak for the VIP";
+    32 Internal "internal" Drop "a table of this program lacks what it must hold; please report";
+    33 NoRoomInFrame "no_room_in_frame" Drop "the driver leaves no room before the frame for a header";
+
+    40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
+    41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
+    42 PacketTooBig "packet_too_big" Answer "does not fit the path, answered with ICMP fragmentation needed or packet too big";
+
+    48 FlowNew "flow_new" Event "a flow was scheduled";
+    49 FlowAdopted "flow_adopted" Event "a TCP flow was taken up without its SYN";
+    50 FlowReplaced "flow_replaced" Event "a SYN began anew on the ports of a closing flow";
+    51 FlowMoved "flow_moved" Event "a flow left a real server that was removed";
+    52 EvictedUnconfirmed "evicted_unconfirmed" Event "an unconfirmed entry made room";
+    53 EvictedHalfOpen "evicted_half_open" Event "a half-open entry made room";
+    54 EvictedClosing "evicted_closing" Event "a closing entry made room";
+    55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
+    56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
+    57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";
+}
+
+/// Size of the `reasons` map.
+pub const REASONS: u32 = 64;
+
+/// Frames and bytes of one reason on one CPU.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_fit_the_map_and_names_are_unique() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|r| r.name()).collect();
+        assert!(Reason::ALL.iter().all(|r| (*r as u32) < REASONS));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}
