@@ -21,7 +21,13 @@ pub fn run() -> Result<()> {
         .context("lb-ebpf")?;
     if find_program("cargo-deny").is_some() {
         step("licences, bans and sources of the dependencies");
-        run_command(cargo().args(["deny", "check", "licenses", "bans", "sources"]))?;
+        for manifest in ["./Cargo.toml", "./lb-ebpf/Cargo.toml"] {
+            run_command(
+                cargo()
+                    .args(["deny", "--manifest-path", manifest, "check", "--config", "deny.toml"])
+                    .args(["licenses", "bans", "sources"]),
+            )?;
+        }
     } else {
         step(
             "NOT checked: licences of the dependencies (`cargo install --locked cargo-deny` brings the program)",
