@@ -236,17 +236,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unchanged_object_keeps_its_time() {
+    fn an_unchanged_object_is_left_alone_and_a_changed_one_is_replaced() {
+        use std::os::unix::fs::MetadataExt;
         let dir = env::temp_dir().join(format!("lb-xtask-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let (from, to) = (dir.join("from"), dir.join("to"));
+        // The time stamp is too coarse to tell; a replaced file has another inode.
+        let inode = || fs::metadata(&to).unwrap().ino();
+
         fs::write(&from, b"one").unwrap();
         copy_if_changed(&from, &to).unwrap();
-        let first = fs::metadata(&to).unwrap().modified().unwrap();
+        let first = inode();
         copy_if_changed(&from, &to).unwrap();
-        assert_eq!(fs::metadata(&to).unwrap().modified().unwrap(), first);
+        assert_eq!(inode(), first, "the same bytes were written again");
+
         fs::write(&from, b"two").unwrap();
         copy_if_changed(&from, &to).unwrap();
+        assert_ne!(inode(), first, "the old file was written over");
         assert_eq!(fs::read(&to).unwrap(), b"two");
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -24,7 +24,7 @@ pub fn run() -> Result<()> {
         for manifest in ["./Cargo.toml", "./lb-ebpf/Cargo.toml"] {
             run_command(
                 cargo()
-                    .args(["deny", "--manifest-path", manifest, "check", "--config", "deny.toml"])
+                    .args(["deny", "--manifest-path", manifest, "check"])
                     .args(["licenses", "bans", "sources"]),
             )?;
         }
