@@ -324,3 +324,135 @@ fn mtu_metric(metrics: &[RouteMetric]) -> Option<u32> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::InfoKind;
+    use rtnetlink::packet_route::route::{RouteCacheInfo, RouteLwTunnelEncap, RouteMplsIpTunnel};
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_vlan_device_names_its_tag_and_the_device_below() {
+        let attributes = |protocol| {
+            vec![
+                LinkAttribute::IfName("eth0.100".into()),
+                LinkAttribute::Mtu(1496),
+                LinkAttribute::Address(vec![2, 0, 0, 0, 0, 3]),
+                LinkAttribute::Link(2),
+                LinkAttribute::LinkInfo(vec![
+                    LinkInfo::Kind(InfoKind::Vlan),
+                    LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(100), InfoVlan::Protocol(protocol)])),
+                ]),
+            ]
+        };
+        let mut message = LinkMessage::default();
+        message.header.index = 3;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = attributes(VlanProtocol::Ieee8021Q);
+        let expected = Link {
+            index: 3,
+            name: "eth0.100".into(),
+            kind: Some("vlan".into()),
+            mac: Some([2, 0, 0, 0, 0, 3]),
+            mtu: 1496,
+            up: true,
+            carrier: true,
+            ethernet: true,
+            vlan: Some(Vlan { id: 100, service_tag: false, parent: Some(2) }),
+            controller: None,
+        };
+        assert_eq!(link(&message), Some(expected));
+        message.attributes = attributes(VlanProtocol::Ieee8021Ad);
+        message.attributes.push(LinkAttribute::LinkNetNsId(1));
+        let far = Vlan { id: 100, service_tag: true, parent: None };
+        assert_eq!(link(&message).unwrap().vlan, Some(far));
+        message.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(link(&message), None);
+    }
+
+    #[test]
+    fn the_peer_of_a_veth_is_not_a_device_below() {
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::Link(7), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
+        assert_eq!(link(&message).unwrap().vlan, None);
+    }
+
+    #[test]
+    fn the_answer_about_a_route_is_a_way_or_a_reason() {
+        use RouteAttribute::{CacheInfo, Encap, Gateway, Metrics, Oif, PrefSource, Via};
+        let target = Target { address: ip("10.0.0.12"), interface: None };
+        let plain = Route { ifindex: 2, gateway: None, source: None, mtu: None };
+        let source = || PrefSource(ip("10.0.0.1").into());
+        let mtu = |value| Metrics(vec![RouteMetric::Advmss(1000), RouteMetric::Mtu(value)]);
+        // struct rta_cacheinfo: the third word is the time left.
+        let words = [0, 0, 600, 0, 0, 0, 0, 0].map(u32::to_ne_bytes);
+        let learned = RouteCacheInfo::parse(words.as_flattened()).unwrap();
+        let mpls = RouteLwTunnelEncap::Mpls(RouteMplsIpTunnel::Ttl(64));
+        let rows = [
+            (RouteType::Unicast, vec![Oif(2)], Ok(plain.clone())),
+            (
+                RouteType::Unicast,
+                vec![Oif(2), source(), Gateway(ip("10.0.0.254").into()), mtu(1400)],
+                Ok(Route {
+                    gateway: Some(ip("10.0.0.254")),
+                    source: Some(ip("10.0.0.1")),
+                    mtu: Some(1400),
+                    ..plain.clone()
+                }),
+            ),
+            (
+                RouteType::Unicast,
+                vec![Oif(2), Via(RouteVia::Inet6("fe80::1".parse().unwrap()))],
+                Ok(Route { gateway: Some(ip("fe80::1")), ..plain.clone() }),
+            ),
+            (RouteType::Unicast, vec![Oif(2), mtu(1280), CacheInfo(learned)], Ok(plain)),
+            (RouteType::Unicast, vec![], Err("the route to 10.0.0.12 names no interface")),
+            (
+                RouteType::Unicast,
+                vec![Oif(2), Encap(vec![mpls])],
+                Err("the route to 10.0.0.12 encapsulates (lwtunnel)"),
+            ),
+            (RouteType::Local, vec![Oif(1)], Err("10.0.0.12 is an address of this host")),
+            (RouteType::Broadcast, vec![Oif(2)], Err("10.0.0.12 is a broadcast address")),
+            (RouteType::Multicast, vec![Oif(2)], Err("10.0.0.12 is a multicast address")),
+        ];
+        for (kind, attributes, expected) in rows {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = attributes;
+            assert_eq!(route_answer(target, &message), expected.map_err(String::from), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_ours_by_its_protocol_only() {
+        let message = own_address(2, "203.0.113.10/32".parse().unwrap());
+        let there = host_address(&message).unwrap();
+        assert_eq!(
+            (there.ifindex, there.address.to_string(), there.ours),
+            (2, "203.0.113.10/32".into(), true)
+        );
+        let mut theirs = message;
+        for protocol in [None, Some(AddressProtocol::Loopback), Some(AddressProtocol::Other(0x6d))] {
+            theirs.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Protocol(_)));
+            theirs.attributes.extend(protocol.map(AddressAttribute::Protocol));
+            assert!(!host_address(&theirs).unwrap().ours, "{protocol:?}");
+        }
+    }
+
+    #[test]
+    fn on_a_point_to_point_interface_the_local_address_is_ours() {
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = 32;
+        message.attributes =
+            vec![AddressAttribute::Address(ip("10.0.0.2")), AddressAttribute::Local(ip("10.0.0.1"))];
+        assert_eq!(host_address(&message).unwrap().address.to_string(), "10.0.0.1/32");
+    }
+}

@@ -220,7 +220,10 @@ impl Resolver {
             }
             Some(Neighbour { state: Reachability::Failed, .. }) => {
                 let reason = no_answer(hop, &self.links);
-                Some(now + state.fail(reason))
+                let was_good = state.mac.is_some();
+                let wait = state.fail(reason);
+                // Only the old hardware address was asked (unicast, PROBE): ask everybody before waiting.
+                Some(if was_good { now } else { now + wait })
             }
             Some(_) => Some(now + ANSWER),
             // The kernel drops the entries of those who do not answer: not a reason to ask earlier.
@@ -720,6 +723,14 @@ mod tests {
             waits.push((bench.now - start).as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
+    fn a_neighbour_that_leaves_its_hardware_address_is_asked_for_at_once() {
+        let mut bench = Bench::watching(Ok(on_link(2)));
+        bench.neighbour("10.0.0.12", entry(Reachability::Confirmed, MAC_A));
+        bench.neighbour("10.0.0.12", Some(Neighbour { state: Reachability::Failed, mac: None }));
+        assert_eq!(bench.probes_during(Duration::ZERO), [(0.0, false)]);
     }
 
     #[test]

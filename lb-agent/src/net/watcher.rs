@@ -30,6 +30,7 @@ pub struct Watcher {
     events: mpsc::UnboundedSender<Event>,
     resolver: Resolver,
     client_routes: Option<Vec<ClientRoute>>,
+    reading: Reading,
     kernel: Subscription,
     answers: mpsc::UnboundedReceiver<Answer>,
     answer: mpsc::UnboundedSender<Answer>,
@@ -40,6 +41,15 @@ enum Answer {
     Routes { number: u64, took: Duration, routes: Vec<(Target, Result<Route, String>)> },
     ClientRoutes(Result<Vec<ClientRoute>>),
     ProbeRefused { hop: Hop, reason: String },
+}
+
+/// One reading of the main table at a time, so that an older one never ends after a newer one.
+#[derive(Clone, Copy, PartialEq)]
+enum Reading {
+    No,
+    Yes,
+    /// It changed meanwhile: once more.
+    Again,
 }
 
 type KernelEvent = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
@@ -58,7 +68,8 @@ impl Watcher {
         let kernel = Subscription::open()?;
         let (answer, answers) = mpsc::unbounded_channel();
         let resolver = Resolver::default();
-        let mut watcher = Self { handle, events, resolver, client_routes: None, kernel, answers, answer };
+        let (client_routes, reading) = (None, Reading::No);
+        let mut watcher = Self { handle, events, resolver, client_routes, reading, kernel, answers, answer };
         watcher.read_all().await?;
         Ok(watcher)
     }
@@ -106,11 +117,7 @@ impl Watcher {
                         let _ = answer.send(Answer::Routes { number, took: start.elapsed(), routes });
                     });
                 }
-                Action::ReadClientRoutes => {
-                    tokio::spawn(async move {
-                        let _ = answer.send(Answer::ClientRoutes(read_client_routes(&handle).await));
-                    });
-                }
+                Action::ReadClientRoutes => self.read_client_routes(),
                 Action::Probe { hop, confirm } => {
                     tokio::spawn(async move {
                         if let Err(reason) = probe(handle, hop, confirm).await {
@@ -122,28 +129,49 @@ impl Watcher {
         }
     }
 
+    fn read_client_routes(&mut self) {
+        if self.reading != Reading::No {
+            self.reading = Reading::Again;
+            return;
+        }
+        self.reading = Reading::Yes;
+        let (handle, answer) = (self.handle.clone(), self.answer.clone());
+        tokio::spawn(async move {
+            let _ = answer.send(Answer::ClientRoutes(read_client_routes(&handle).await));
+        });
+    }
+
     fn answered(&mut self, answer: Answer) {
         let now = Instant::now();
         match answer {
             Answer::Routes { number, took, routes } => self.resolver.routes(now, number, took, routes),
             Answer::ProbeRefused { hop, reason } => self.resolver.probe_refused(now, hop, reason),
-            Answer::ClientRoutes(Err(error)) => {
-                tracing::warn!("{error:#}; trying again");
-                self.resolver.routes_changed(now);
-            }
-            Answer::ClientRoutes(Ok(routes)) => {
-                if self.client_routes.as_ref() == Some(&routes) {
-                    return;
+            Answer::ClientRoutes(routes) => {
+                if std::mem::replace(&mut self.reading, Reading::No) == Reading::Again {
+                    self.read_client_routes();
                 }
-                let gateways = routes.iter().filter_map(|route| match route.via {
-                    ClientHop::Gateway { address, ifindex } => Some((address, ifindex)),
-                    ClientHop::OnLink { .. } | ClientHop::Unreachable => None,
-                });
-                self.resolver.watch_gateways(&gateways.collect());
-                let _ = self.events.send(Event::ClientRoutes(routes.clone()));
-                self.client_routes = Some(routes);
+                match routes {
+                    Ok(routes) => self.client_routes(routes),
+                    Err(error) => {
+                        tracing::warn!("{error:#}; trying again");
+                        self.resolver.routes_changed(now + RETRY);
+                    }
+                }
             }
         }
+    }
+
+    fn client_routes(&mut self, routes: Vec<ClientRoute>) {
+        if self.client_routes.as_ref() == Some(&routes) {
+            return;
+        }
+        let gateways = routes.iter().filter_map(|route| match route.via {
+            ClientHop::Gateway { address, ifindex } => Some((address, ifindex)),
+            ClientHop::OnLink { .. } | ClientHop::Unreachable => None,
+        });
+        self.resolver.watch_gateways(&gateways.collect());
+        let _ = self.events.send(Event::ClientRoutes(routes.clone()));
+        self.client_routes = Some(routes);
     }
 
     async fn kernel_event(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
