@@ -194,8 +194,8 @@ impl Resolver {
         }
         if self.asking == Some(number) {
             self.asking = None;
-            // Routes that change all the time (a full BGP table) cost a fifth of a CPU at most.
-            let rest = now + took.saturating_mul(4).min(ASK_AT_MOST);
+            // Routes that change all the time (a full BGP table) cost half a CPU at most.
+            let rest = now + took.min(ASK_AT_MOST);
             self.not_before = Some(rest);
             self.ask_at = self.ask_at.map(|at| at.max(rest));
         }
@@ -248,8 +248,10 @@ impl Resolver {
     /// The kernel refused to probe.
     pub fn probe_refused(&mut self, now: Instant, hop: Hop, reason: String) {
         let Some(state) = self.hops.get_mut(&hop) else { return };
-        let at = now + state.fail(reason);
-        self.schedule(hop, Some(at));
+        let usable = self.neighbours.get(&hop).is_some_and(|entry| entry.state.is_usable());
+        // A hardware address that could not be confirmed this time is not a wrong one.
+        let wait = if usable { BACKOFF_FIRST } else { state.fail(reason) };
+        self.schedule(hop, Some(now + wait));
         self.report_users(hop);
     }
 
@@ -847,5 +849,9 @@ mod tests {
         bench.resolver.probe_refused(bench.now, hop("10.0.0.12"), "the neighbour table is full".into());
         assert_eq!(bench.reported(), [failed("the neighbour table is full")]);
         assert_eq!(bench.probes_during(Duration::from_secs(1)).len(), 1);
+        bench.neighbour("10.0.0.12", entry(Reachability::Stale, MAC_A));
+        assert_eq!(bench.reported(), [Resolution::Resolved(next_hop(MAC_A))]);
+        bench.resolver.probe_refused(bench.now, hop("10.0.0.12"), "the socket is gone".into());
+        assert_eq!(bench.reported(), []);
     }
 }
