@@ -1,1 +1,3 @@
-//! skeleton
+//! The agent of an lb director.
+
+pub mod net;
