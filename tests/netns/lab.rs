@@ -10,7 +10,8 @@ use lb_tests::http::{self, Download};
 use lb_tests::nginx::LARGE;
 use lb_tests::topology::{Subnet, set_neighbour};
 use lb_tests::udp::{self, Stream};
-use lb_tests::{Host, Namespace, Nginx, Topology, UdpServer, content, link, wait};
+use lb_tests::xdp_pass::XdpPass;
+use lb_tests::{Host, Namespace, Nginx, Topology, UdpServer, content, link, sweep, wait};
 
 /// Starts an nginx on port 80 of every real server, named like the server.
 fn nginx_everywhere(topology: &Topology) -> Vec<Nginx> {
@@ -118,6 +119,19 @@ fn fifty_thousand_datagrams_a_second_arrive_once_and_are_answered_once() {
             assert!(report.rate() >= 50_000.0, "{to}: only {:.0} datagrams per second", report.rate());
         }
     }
+}
+
+#[test]
+fn no_datagram_is_lost_in_the_queues_before_an_xdp_program() {
+    let topology = Topology::builder().servers(1).servers_with_xdp().build();
+    let server = &topology.servers[0];
+    let _at_the_server = XdpPass::attach(&server.namespace, "eth0");
+    let servers = [UdpServer::start(&server.namespace, "server0", &[5000])];
+    let [to, _] = sockets(server, 5000);
+    let stream = Stream { to, rate: 52_000, flows: 16, answers: true };
+    let report = stream.send_for(Duration::from_secs(1), &topology.client().namespace, &servers);
+    report.assert_complete();
+    assert!(report.rate() >= 50_000.0, "only {:.0} datagrams per second", report.rate());
 }
 
 #[test]
@@ -275,6 +289,50 @@ fn everything_goes_when_a_test_panics() {
 }
 
 #[test]
+fn what_a_killed_run_left_is_swept_by_the_next() {
+    const ORDER: &str = "LBT_LEAVE_TRACES_IN";
+    if let Some(traces) = std::env::var_os(ORDER) {
+        leave_traces(Path::new(&traces));
+    }
+    let namespace = Namespace::new("sweeper");
+    let traces = namespace.directory().join("traces");
+    let mut command = namespace.command(std::env::current_exe().unwrap());
+    command.args(["--exact", "lab::what_a_killed_run_left_is_swept_by_the_next"]).env(ORDER, &traces);
+    let mut killed = namespace.spawn("killed", command);
+    wait::until("the other run has set up", Duration::from_secs(20), || {
+        killed.assert_running();
+        traces.exists()
+    });
+    killed.kill();
+    let traces = std::fs::read_to_string(traces).unwrap();
+    let [name, direct, indirect] = traces.split(' ').collect::<Vec<_>>()[..] else { panic!("{traces}") };
+    let [direct, indirect] = [direct, indirect].map(|pid| format!("/proc/{pid}"));
+    wait::until("its own child has died with it", Duration::from_secs(5), || !Path::new(&direct).exists());
+    sweep::dead_runs();
+    wait::until("its child's child is killed", Duration::from_secs(5), || !Path::new(&indirect).exists());
+    let left = [Path::new("/run/netns").join(name), std::env::temp_dir().join(name)];
+    assert!(left.iter().all(|path| !path.exists()), "{left:?} was not swept");
+    assert!(Path::new("/run/netns").join(namespace.name()).exists(), "a living run's namespace was swept");
+}
+
+/// The part of the run that is to be killed: a namespace, a child in it and that child's child.
+fn leave_traces(file: &Path) -> ! {
+    let namespace = Namespace::new("killed");
+    let mut command = namespace.command("sh");
+    command.args(["-c", "sleep 1000 & echo $!; wait"]);
+    let child = namespace.spawn("sh", command);
+    let grandchild = wait::until_some("the shell tells its child's pid", Duration::from_secs(5), || {
+        child.output().trim().parse::<u32>().ok()
+    });
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, format!("{} {} {grandchild}", namespace.name(), child.pid())).unwrap();
+    std::fs::rename(beside, file).unwrap();
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+#[test]
 fn a_panic_inside_a_namespace_reaches_the_caller() {
     let namespace = Namespace::new("panic");
     let outcome = catch_unwind(AssertUnwindSafe(|| namespace.run(|| panic!("from inside"))));
@@ -286,14 +344,8 @@ fn programs_in_a_namespace_see_its_interfaces_and_the_hosts_sys() {
     let namespace = Namespace::new("alone");
     let links = namespace.output("ip", &["-o", "link"]);
     assert_eq!(links.lines().filter(|line| !line.contains(": lo:")).count(), 0, "{links}");
-    // The thread of the test itself has not moved.
-    let outside =
-        std::fs::metadata("/proc/self/ns/net").map(|meta| std::os::linux::fs::MetadataExt::st_ino(&meta));
-    let inside = namespace.run(|| {
-        std::fs::metadata("/proc/thread-self/ns/net")
-            .map(|meta| std::os::linux::fs::MetadataExt::st_ino(&meta))
-    });
-    assert_ne!(outside.unwrap(), inside.unwrap());
+    let where_am_i = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    assert_ne!(namespace.run(where_am_i), where_am_i(), "only the closure's own thread moves");
     let mount = |text: String| text.lines().find(|line| line.contains(" /sys ")).map(str::to_owned);
     let here = mount(std::fs::read_to_string("/proc/self/mountinfo").unwrap());
     assert_eq!(mount(namespace.output("cat", &["/proc/self/mountinfo"])), here, "/sys was mounted anew");

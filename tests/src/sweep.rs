@@ -16,12 +16,12 @@ pub const PREFIX: &str = "lbt-";
 /// Sweeps at the first call in this process. Runs that are alive keep what they have.
 pub(crate) fn once() {
     static SWEPT: Once = Once::new();
-    SWEPT.call_once(sweep);
+    SWEPT.call_once(dead_runs);
 }
 
 /// Removes everything of runs whose process is gone. What cannot be removed is left to the next run: another
 /// run may be sweeping at the same time.
-fn sweep() {
+pub fn dead_runs() {
     for name in stale(Path::new(NAMES)) {
         for pid in processes_inside(&name) {
             let _ = kill(pid, Signal::SIGKILL);
