@@ -50,6 +50,11 @@ impl Namespace {
             "net.ipv6.conf.all.accept_dad=0",
             "net.ipv6.conf.default.accept_dad=0",
             "net.ipv6.conf.default.accept_ra=0",
+            // A redirect would teach a shortcut that the test did not draw.
+            "net.ipv4.conf.all.accept_redirects=0",
+            "net.ipv4.conf.default.accept_redirects=0",
+            "net.ipv6.conf.all.accept_redirects=0",
+            "net.ipv6.conf.default.accept_redirects=0",
             "net.ipv4.conf.all.rp_filter=0",
             "net.ipv4.conf.default.rp_filter=0",
         ] {

@@ -34,7 +34,8 @@ impl Process {
                 .open(log)
                 .unwrap_or_else(|error| panic!("open {}: {error}", log.display()))
         };
-        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        // In a group of its own, so that Ctrl-C reaches us and we end the child in our order.
+        command.process_group(0).stdin(Stdio::null()).stdout(open()).stderr(open());
         let child = spawn_on_lasting_thread(command).unwrap_or_else(|error| panic!("start {name}: {error}"));
         Process { name: name.to_owned(), child, log: log.to_owned(), exited: None }
     }

@@ -253,32 +253,24 @@ impl Topology {
         }
     }
 
-    /// Sends the real servers' replies to clients through the first director: what NAT asks of the network.
+    /// Sends what the real servers say under their own addresses through the first director: what NAT asks of
+    /// the network. Replies under a VIP (DR, TUN) keep their direct way, so that all methods work side by side.
     #[track_caller]
     pub fn replies_through_director(&self) {
         let side = self.server_side();
+        let director = [side.v4(DIRECTOR).into(), side.v6(DIRECTOR).into()];
         for server in self.servers.iter().filter(|server| server.subnet != Subnet::FarServers) {
-            let (v4, v6) = (side.v4(DIRECTOR), side.v6(DIRECTOR));
-            let mut lines = format!("route replace default via {v4}\nroute replace default via {v6}\n");
-            // Neighbours of the client would answer it directly; a host route sends even that around.
-            for client in self.clients.iter().filter(|client| client.subnet == server.subnet) {
-                lines += &format!("route replace {}/32 via {v4}\n", client.v4());
-                lines += &format!("route replace {}/128 via {v6}\n", client.v6());
+            for via in director {
+                route_by_source(&server.namespace, &server.address(via).to_string(), via);
             }
-            server.namespace.ip(&lines);
         }
-        // Far servers already send everything to the router; there their replies turn to the director.
+        // Far servers send everything to the router; there their replies turn to the director.
         if let Some(router) = &self.router
             && self.servers.iter().any(|server| server.subnet == Subnet::FarServers)
         {
-            let (v4, v6) = (side.v4(DIRECTOR), side.v6(DIRECTOR));
-            let interface = router_interface(Subnet::FarServers);
-            for family in ["-4", "-6"] {
-                router.output("ip", &[family, "rule", "add", "iif", &interface, "lookup", "100"]);
-            }
-            router.ip(&format!(
-                "route replace default via {v4} table 100\nroute replace default via {v6} table 100\n"
-            ));
+            let [v4, v6] = director;
+            route_by_source(router, &format!("{}/{PREFIX_V4}", Subnet::FarServers.v4(0)), v4);
+            route_by_source(router, &format!("{}/{PREFIX_V6}", Subnet::FarServers.v6(0)), v6);
         }
     }
 
@@ -369,6 +361,13 @@ impl Topology {
         plug.connect();
         xdp.then(|| plug.prepare_for_xdp())
     }
+}
+
+/// Sends packets with this source address or prefix to `via`, whatever their destination.
+fn route_by_source(namespace: &Namespace, source: &str, via: IpAddr) {
+    let family = if via.is_ipv4() { "-4" } else { "-6" };
+    namespace.output("ip", &[family, "rule", "add", "from", source, "lookup", "100"]);
+    namespace.ip(&format!("route replace default via {via} table 100"));
 }
 
 /// The router's interface in a subnet.
