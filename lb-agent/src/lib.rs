@@ -1,1 +1,4 @@
-//! skeleton
+//! The lb agent as a library: the pure cores (objects, manifests, schedulers) and the edges around them.
+
+pub mod model;
+pub mod scheduler;
