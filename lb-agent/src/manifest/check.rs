@@ -120,8 +120,9 @@ fn ports(services: &[Owner<'_>], found: &mut Vec<Diagnostic>) {
                 wrong(format!("{range} of {address} overlaps {other} of {}", owner(first)), place(first));
                 continue;
             }
-            listeners.ranges.push((range, (service, entry)));
-            if listeners.ranges.len() == PORT_RANGES_MAX + 1 {
+            if listeners.ranges.len() < PORT_RANGES_MAX {
+                listeners.ranges.push((range, (service, entry)));
+            } else {
                 wrong(
                     format!("{address} has more than {PORT_RANGES_MAX} port ranges, all services together"),
                     None,

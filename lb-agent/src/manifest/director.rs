@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use crate::model::{
-    CONNECTIONS_MAX, Capacity, Director, Interface, Name, OnShutdown, REAL_SERVERS_MAX, SERVICES_MAX,
-    Shutdown, XdpMode,
+    CONNECTIONS_MAX, Capacity, Director, INTERFACES_MAX, Interface, Name, OnShutdown, REAL_SERVERS_MAX,
+    SERVICES_MAX, Shutdown, XdpMode,
 };
 
 pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
@@ -32,7 +32,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
 fn interfaces(spec: &mut Map<'_>, faults: &mut Faults) -> Vec<Interface> {
     let Some(field) = spec.require("interfaces", faults) else { return Vec::new() };
     let mut interfaces: Vec<Interface> = Vec::new();
-    let Some(items) = field.list("a list of interfaces", faults) else { return interfaces };
+    let Some(items) = field.list("a list of interfaces", INTERFACES_MAX, faults) else { return interfaces };
     if items.is_empty() {
         faults.add(field.path, "has no interface; the director would see no packet");
     }

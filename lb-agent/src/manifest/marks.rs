@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use granit_parser::{Event, Parser, Span};
+use granit_parser::{ErrorKind, Event, Parser, Span, options};
 
 /// A position: line and column begin at 1, the column and `width` count characters. A width of 0 is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,13 +47,24 @@ pub enum Part {
 impl Marks {
     /// The marks of each document of `text`, in order. Documents after something that is not YAML are
     /// missing.
-    pub fn of(text: &str) -> Vec<Arc<Marks>> {
+    ///
+    /// # Errors
+    /// Where the text nests deeper than [`DEPTH_MAX`]. Nothing else should look at such a text: the time
+    /// that libyaml takes grows with the square of the depth.
+    pub fn of(text: &str) -> Result<Vec<Arc<Marks>>, Mark> {
+        let mut options = options! { flow_nesting_limit: DEPTH_MAX, block_nesting_limit: DEPTH_MAX };
+        options.set_emit_comments(false);
         let mut builder = Builder::default();
-        for event in Parser::new_from_str(text) {
-            let Ok((event, span)) = event else { break };
-            builder.take(event, &span);
+        for event in Parser::new_from_str_with_options(text, options) {
+            match event {
+                Ok((event, span)) => builder.take(event, &span),
+                Err(error) if *error.kind() == ErrorKind::RecursionLimitExceeded => {
+                    return Err(mark(&Span::empty(*error.marker())));
+                }
+                Err(_) => break,
+            }
         }
-        builder.documents
+        Ok(builder.documents)
     }
 
     /// The mark of a document that could not be walked: its file's beginning.
@@ -187,6 +198,9 @@ fn mark(span: &Span) -> Mark {
     Mark { line: start.line() as u32, column: start.col() as u32 + 1, width: width as u32 }
 }
 
+/// How deep lists and maps of a manifest may nest.
+pub const DEPTH_MAX: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,7 +215,7 @@ g: *none
 ";
 
     fn at(path: &str, part: Part) -> (u32, u32, u32) {
-        let mark = Marks::of(TEXT)[0].locate(path, part);
+        let mark = Marks::of(TEXT).unwrap()[0].locate(path, part);
         (mark.line, mark.column, mark.width)
     }
 
@@ -226,20 +240,33 @@ g: *none
 
     #[test]
     fn documents_after_a_syntax_error_have_no_marks() {
-        assert_eq!(Marks::of(TEXT).len(), 1, "an unknown anchor ends the walk");
-        assert_eq!(Marks::of("a: 1\n---\nb: 2\n").len(), 2);
+        assert_eq!(Marks::of(TEXT).unwrap().len(), 1, "an unknown anchor ends the walk");
+        assert_eq!(Marks::of("a: 1\n---\nb: 2\n").unwrap().len(), 2);
     }
 
     #[test]
     fn an_alias_stands_where_it_is_written_and_its_inside_at_the_anchor() {
-        let marks = Marks::of("a: &x\n  b: 1\nc: *x\n");
+        let marks = Marks::of("a: &x\n  b: 1\nc: *x\n").unwrap();
         assert_eq!(marks[0].locate("c", Part::Value), Mark { line: 3, column: 4, width: 2 });
         assert_eq!(marks[0].locate("c.b", Part::Value), Mark { line: 2, column: 6, width: 1 });
     }
 
     #[test]
+    fn a_text_that_nests_too_deeply_is_given_up() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(Marks::of(&nested(DEPTH_MAX)).is_ok());
+        assert_eq!(Marks::of(&nested(DEPTH_MAX + 1)).unwrap_err().line, 1);
+    }
+
+    #[test]
+    fn comments_cost_no_positions() {
+        let text = format!("a: 1\n{}b: 2\n", "# comment\n".repeat(1000));
+        assert_eq!(Marks::of(&text).unwrap()[0].locate("b", Part::Value).line, 1002);
+    }
+
+    #[test]
     fn equal_keys_are_told_apart() {
-        let marks = Marks::of("a: 1\na: 2\n");
+        let marks = Marks::of("a: 1\na: 2\n").unwrap();
         assert_eq!(marks[0].locate("a", Part::Key(1)).line, 2);
     }
 }

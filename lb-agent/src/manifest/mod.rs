@@ -28,7 +28,7 @@ pub use read::{ReadError, read_path};
 pub use service::{FORWARDING, PROTOCOLS, SCHEDULERS};
 
 use crate::model::{Kind, Name, Object, ObjectId};
-use marks::{Mark, Marks};
+use marks::{DEPTH_MAX, Mark, Marks};
 use raw::Raw;
 use reader::{Faults, Field, nearest};
 
@@ -83,7 +83,14 @@ fn parse_source(source: &Source, parsed: &mut Parsed) {
         parsed.report.0.push(objects::diagnostic(&file, start, String::new(), message, None));
         return;
     }
-    let mut marks = Marks::of(&source.text).into_iter();
+    let mut marks = match Marks::of(&source.text) {
+        Ok(marks) => marks.into_iter(),
+        Err(place) => {
+            let message = format!("nested more than {DEPTH_MAX} deep");
+            parsed.report.0.push(objects::diagnostic(&file, place, String::new(), message, None));
+            return;
+        }
+    };
     for document in serde_yaml::Deserializer::from_str(&source.text) {
         let marks = marks.next().unwrap_or_else(Marks::unknown);
         let raw = match Raw::deserialize(document) {
@@ -97,7 +104,12 @@ fn parse_source(source: &Source, parsed: &mut Parsed) {
         };
         let mut faults = Faults::default();
         let (id, object) = document_object(&raw, &mut faults);
-        for fault in &faults.0 {
+        if faults.0.len() > MISTAKES_MAX {
+            let message =
+                format!("{} mistakes in this document, of which {MISTAKES_MAX} are shown", faults.0.len());
+            parsed.report.0.push(objects::diagnostic(&file, marks.start(), String::new(), message, None));
+        }
+        for fault in faults.0.iter().take(MISTAKES_MAX) {
             let mark = marks.locate(&fault.path, fault.part);
             let diagnostic = objects::diagnostic(
                 &file,
@@ -238,6 +250,8 @@ fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], value: T) -> Raw {
 
 /// The only version of the manifests' language so far.
 pub const API_VERSION: &str = "lb/v1";
+/// How many mistakes of one document are reported one by one.
+const MISTAKES_MAX: usize = 100;
 /// The largest manifest, in bytes.
 pub const SIZE_MAX: usize = 16 << 20;
 

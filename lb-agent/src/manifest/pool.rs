@@ -19,7 +19,9 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> LocalAddres
 fn addresses(spec: &mut Map<'_>, faults: &mut Faults) -> Vec<IpNet> {
     let Some(field) = spec.require("addresses", faults) else { return Vec::new() };
     let mut nets: Vec<IpNet> = Vec::new();
-    let Some(items) = field.list("a list of addresses and prefixes", faults) else { return nets };
+    let Some(items) = field.list("a list of addresses and prefixes", POOL_ADDRESSES_MAX, faults) else {
+        return nets;
+    };
     if items.is_empty() {
         faults.add(field.path.as_str(), "has no address");
     }

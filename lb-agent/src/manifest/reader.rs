@@ -1,6 +1,7 @@
 //! Reading the fields of a document: every accessor returns the value, or notes a fault and returns nothing,
 //! so that one pass finds all that is wrong.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -185,12 +186,16 @@ impl<'a> Field<'a> {
         Some(duration)
     }
 
-    /// The items of a list. `None` was already noted.
-    pub fn list(&self, what: &str, faults: &mut Faults) -> Option<Vec<Field<'a>>> {
+    /// The items of a list of at most `most`. `None` was already noted.
+    pub fn list(&self, what: &str, most: usize, faults: &mut Faults) -> Option<Vec<Field<'a>>> {
         let Raw::List(items) = self.raw else {
             self.expected(what, faults);
             return None;
         };
+        if items.len() > most {
+            faults.add(self.path.as_str(), format!("{} entries are above {most}", items.len()));
+            return None;
+        }
         let item = |(index, raw)| Field { raw, path: format!("{}[{index}]", self.path) };
         Some(items.iter().enumerate().map(item).collect())
     }
@@ -234,11 +239,13 @@ impl<'a> Map<'a> {
 
     /// Notes the keys that nobody asked for, and those given twice.
     pub fn finish(self, faults: &mut Faults) {
-        for (index, (key, _)) in self.entries.iter().enumerate() {
-            let before = self.entries[..index].iter().filter(|(other, _)| other == key).count();
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for (key, _) in self.entries {
+            let before = seen.entry(key).or_default();
+            *before += 1;
             let path = self.path_of(key);
-            if before > 0 {
-                faults.add(path, "is given twice").at_key(before);
+            if *before > 1 {
+                faults.add(path, "is given twice").at_key(*before - 1);
             } else if !self.known.contains(&key.as_str()) {
                 let help = match nearest(key, self.known.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),

@@ -7,8 +7,8 @@ use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use super::{word, word_of};
 use crate::model::{
-    FlowHash, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PortRange, Ports, Protocol,
-    RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
+    FlowHash, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
+    Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
 };
 
 /// The service, unless something it cannot be without is missing or wrong.
@@ -74,7 +74,7 @@ fn ports(field: &Field<'_>, faults: &mut Faults) -> Option<Ports> {
     let items = match field.raw {
         Raw::Text(text) if text == "any" => return Some(Ports::Any),
         Raw::Integer(_) | Raw::Text(_) => vec![field.clone()],
-        _ => field.list("a list of ports and ranges like [80, 8000-8099], or any", faults)?,
+        _ => field.list("a list of ports and ranges like [80, 8000-8099], or any", PORTS_MAX, faults)?,
     };
     if items.is_empty() {
         faults.add(field.path.as_str(), "has no port").help("write `any` for every port");
@@ -136,12 +136,9 @@ fn port_range(field: &Field<'_>, faults: &mut Faults) -> Option<PortRange> {
 
 /// The real servers that could be read, each with its path.
 fn real_servers(field: &Field<'_>, faults: &mut Faults) -> Vec<(String, RealServer)> {
-    let Some(items) = field.list("a list of real servers", faults) else { return Vec::new() };
-    if items.len() > SERVICE_REAL_SERVERS_MAX {
-        let message = format!("{} real servers are above {SERVICE_REAL_SERVERS_MAX}", items.len());
-        faults.add(field.path.as_str(), message);
+    let Some(items) = field.list("a list of real servers", SERVICE_REAL_SERVERS_MAX, faults) else {
         return Vec::new();
-    }
+    };
     items.into_iter().filter_map(|item| Some((item.path.clone(), real_server(&item, faults)?))).collect()
 }
 

@@ -93,7 +93,7 @@ fn defaults_depend_on_scheduler_and_method() {
     let overridden = "realServers: [{address: 10.0.0.1, forwarding: tun}]";
     assert_eq!(only_service(&service("a", overridden)).mss_clamp, MssClamp::Auto);
     assert_eq!(only_service(&service("a", "mssClamp: 1400")).mss_clamp, MssClamp::To(1400));
-    assert!(only_service(&service("a", "realServers:")).real_servers.is_empty());
+    assert!(only_service(&service("a", "realServers: null")).real_servers.is_empty());
     assert_eq!(only_service(&service("a", "ports: any")).ports, Ports::Any);
     assert_eq!(
         only_service(&service("a", "ports: [443, 8000-8099, 80]")).ports.to_string(),
@@ -254,7 +254,7 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
         (director("d", "interfaces: []"), "spec.interfaces: has no interface"),
         (
             director("d", "interfaces: [{name: eth0, xdp: fast}]"),
-            "m.yaml:5:38: spec.interfaces[0].xdp: `fast` is not one of auto, native, generic",
+            "m.yaml:5:39: spec.interfaces[0].xdp: `fast` is not one of auto, native, generic",
         ),
         (
             director("d", "interfaces: [{name: eth0}, {name: eth0}]"),
@@ -409,6 +409,7 @@ fn hostile_texts_end_in_a_report() {
         ("billion laughs", laughs),
         ("too large", "#".repeat(SIZE_MAX + 1)),
         ("a tag", "!evil {a: b}".into()),
+        ("a thousand mistakes", (0..1000).map(|i| format!("field{i}: x\n")).collect()),
         ("NUL", "a: \0".into()),
         ("a map as a key", "{{a: b}: c}".into()),
     ] {

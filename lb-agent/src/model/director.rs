@@ -83,3 +83,5 @@ pub const CONNECTIONS_MAX: RangeInclusive<u32> = 16..=64 << 20;
 pub const SERVICES_MAX: RangeInclusive<u32> = 1..=262_144;
 /// Range of `capacity.realServers`: a connection names its destination with 21 bits, and 0 names none.
 pub const REAL_SERVERS_MAX: RangeInclusive<u32> = 1..=(1 << 21) - 1;
+/// The most interfaces.
+pub const INTERFACES_MAX: usize = 64;

@@ -10,14 +10,14 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use director::{
-    CONNECTIONS_MAX, Capacity, Director, Interface, OnShutdown, REAL_SERVERS_MAX, SERVICES_MAX, Shutdown,
-    XdpMode,
+    CONNECTIONS_MAX, Capacity, Director, INTERFACES_MAX, Interface, OnShutdown, REAL_SERVERS_MAX,
+    SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use service::{
-    FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PortRange, Ports, Protocol, RealServer,
-    SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
+    FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
+    RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
 };
 
 /// One object of any kind.

@@ -283,6 +283,8 @@ impl Default for Timeouts {
 
 /// The most real servers behind one service: at least four slots each in the largest Maglev table.
 pub const SERVICE_REAL_SERVERS_MAX: usize = 16_380;
+/// The most ports and ranges of one service.
+pub const PORTS_MAX: usize = 1024;
 /// The most port ranges (single ports and `any` not counted) on one address and protocol: the data plane
 /// looks through that many.
 pub const PORT_RANGES_MAX: usize = 16;
