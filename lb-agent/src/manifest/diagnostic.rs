@@ -85,6 +85,7 @@ impl std::error::Error for Report {}
 
 fn picture(renderer: &Renderer, diagnostic: &Diagnostic, text: &str) -> String {
     let line = text.lines().nth(diagnostic.line.saturating_sub(1) as usize).unwrap_or_default();
+    let line = line.trim_start_matches('\u{feff}');
     let byte_of = |column: usize| line.char_indices().nth(column).map_or(line.len(), |(byte, _)| byte);
     let start = diagnostic.column.saturating_sub(1) as usize;
     let span = byte_of(start)..byte_of(start + diagnostic.width.max(1) as usize);

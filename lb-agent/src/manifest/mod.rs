@@ -83,7 +83,9 @@ fn parse_source(source: &Source, parsed: &mut Parsed) {
         parsed.report.0.push(objects::diagnostic(&file, start, String::new(), message, None));
         return;
     }
-    let mut marks = match Marks::of(&source.text) {
+    // A byte order mark says nothing in UTF-8, and libyaml takes it for text.
+    let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
+    let mut marks = match Marks::of(text) {
         Ok(marks) => marks.into_iter(),
         Err(place) => {
             let message = format!("nested more than {DEPTH_MAX} deep");
@@ -91,7 +93,7 @@ fn parse_source(source: &Source, parsed: &mut Parsed) {
             return;
         }
     };
-    for document in serde_yaml::Deserializer::from_str(&source.text) {
+    for document in serde_yaml::Deserializer::from_str(text) {
         let marks = marks.next().unwrap_or_else(Marks::unknown);
         let raw = match Raw::deserialize(document) {
             Ok(Raw::Null) => continue,

@@ -420,6 +420,28 @@ fn hostile_texts_end_in_a_report() {
 }
 
 #[test]
+fn lines_count_from_the_beginning_of_the_file_in_every_document() {
+    let wrong = web("weight: 50", "weight: 70000");
+    for (before, lines) in [
+        ("", 0),
+        ("# a comment\n\n", 2),
+        ("---\n", 1),
+        ("# a comment\n---\n---\n# another\n---\n", 5),
+        ("\u{feff}---\n", 1),
+        ("%YAML 1.2\n---\n", 2),
+        (&format!("{}...\n---\n", service("first", "ports: 81")), 7),
+        ("# ünï\n---\n", 2),
+    ] {
+        for line_end in ["\n", "\r\n"] {
+            let text = format!("{before}{wrong}").replace('\n', line_end);
+            let expected =
+                format!("m.yaml:{}:15: spec.realServers[1].weight: 70000 is above 65535", 13 + lines);
+            assert_eq!(report(&text), expected, "after {before:?} with {line_end:?}");
+        }
+    }
+}
+
+#[test]
 fn json_is_a_manifest_too() {
     let service = only_service(WEB);
     let json = to_manifest(&Object::VirtualService(service.clone())).to_string();
