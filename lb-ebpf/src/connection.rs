@@ -8,7 +8,6 @@ use crate::{
     maps::{COLD_TUPLES, CONNECTIONS, config},
 };
 use lb_common::{
-    address::Address,
     connection::{Bucket, ColdTuple, Entry, Value, WAYS},
     state::State,
     verdict::Reason,
@@ -73,13 +72,31 @@ impl Hit {
 /// Looks an identity up: first bucket, then second. Expired means absent.
 #[inline(always)]
 pub fn find(place: &Place, now: u16) -> Option<Hit> {
-    if let Some(bucket) = CONNECTIONS.get_ptr_mut(place.first_bucket()) {
-        if let Some(hit) = scan(bucket, place, now) {
-            return Some(hit);
-        }
+    if let Some(hit) = scan(CONNECTIONS.get_ptr_mut(place.first_bucket())?, place, now) {
+        return Some(hit);
     }
-    let bucket = CONNECTIONS.get_ptr_mut(place.second_bucket())?;
-    scan(bucket, place, now)
+    // Out of line: most flows lie in their first bucket.
+    let word = find_second(place.identity, place.second_bucket(), now as u32);
+    if word.is_null() {
+        return None;
+    }
+    let value = Value(atomic::load(word));
+    // SAFETY: the identity lies before the value in an entry.
+    let identity = unsafe { word.sub(1) };
+    (is_live(value, now) && guards_hold(identity, value, place)).then_some(Hit { word, value })
+}
+
+/// The value word of an identity's entry in a bucket, or null.
+#[inline(never)]
+fn find_second(identity: u64, bucket: u32, now: u32) -> *mut u64 {
+    let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
+    match CONNECTIONS.get_ptr_mut(bucket) {
+        Some(bucket) => match scan(bucket, &place, now as u16) {
+            Some(hit) => hit.word,
+            None => core::ptr::null_mut(),
+        },
+        None => core::ptr::null_mut(),
+    }
 }
 
 #[inline(always)]
@@ -89,7 +106,7 @@ fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Option<Hit> {
             let entry = entry(bucket, $way);
             if atomic::load(identity_of(entry)) == place.identity {
                 let value = Value(atomic::load(value_of(entry)));
-                if is_live(value, now) && guards_hold(entry, value, place) {
+                if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
                     return Some(Hit { word: value_of(entry), value });
                 }
             }
@@ -111,14 +128,14 @@ fn is_live(value: Value, now: u16) -> bool {
 /// The value belongs to the identity: still the same identity after the value was read, and the tag fits
 /// (which also catches a slot that was replaced twice in between).
 #[inline(always)]
-fn guards_hold(entry: *mut Entry, value: Value, place: &Place) -> bool {
+fn guards_hold(identity: *mut u64, value: Value, place: &Place) -> bool {
     #[cfg(feature = "mutant-one-look")]
     {
         return true;
     }
     #[cfg(not(feature = "mutant-one-look"))]
     {
-        value.has_tag(place.first) && atomic::load(identity_of(entry)) == place.identity
+        value.has_tag(place.first) && atomic::load(identity) == place.identity
     }
 }
 
@@ -142,12 +159,18 @@ fn value_of(entry: *mut Entry) -> *mut u64 {
 
 /// What became of an insertion.
 pub enum Inserted {
-    /// Published. Under contention another entry of the same identity may win: then its value.
+    /// Published.
     Done,
     /// Another CPU took up the same flow at once; its entry stays, ours was withdrawn.
     Other(Value),
     /// Every entry in both buckets is established.
     Full,
+}
+
+impl Inserted {
+    // As one register; neither number is a value of an entry.
+    const DONE: u64 = 0;
+    const FULL: u64 = u64::MAX;
 }
 
 /// How good a victim a value is: lower is better, `NEVER` is none. Empty and expired, then unconfirmed,
@@ -185,7 +208,17 @@ const CLOSING: u32 = 3 << 16;
 /// Puts an entry in: into a free slot of its first bucket if there is one (so that hits stay on one line),
 /// then of its second, then in place of what is least worth keeping. `cold` is an IPv6 flow's tuple.
 #[inline(always)]
-pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: Option<(Address, u32)>) -> Inserted {
+pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: &ColdTuple) -> Inserted {
+    match insert_at(place, new.0, now as u32, V6 as u32, cold) {
+        Inserted::DONE => Inserted::Done,
+        Inserted::FULL => Inserted::Full,
+        other => Inserted::Other(Value(other)),
+    }
+}
+
+#[inline(never)]
+fn insert_at(place: &Place, new: u64, now: u32, v6: u32, cold: &ColdTuple) -> u64 {
+    let now = now as u16;
     // Another CPU may take the chosen victim first: choose again, a bounded number of times.
     for _ in 0..3 {
         let mut best = NEVER;
@@ -193,7 +226,7 @@ pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: Option<
         let mut best_value = 0u64;
         for second in 0..2u32 {
             let index = if second == 0 { place.first_bucket() } else { place.second_bucket() };
-            let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::Full };
+            let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::FULL };
             for way in 0..WAYS {
                 let value = Value(atomic::load(value_of(entry(bucket, way))));
                 let cost = cost(value, now);
@@ -208,9 +241,9 @@ pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: Option<
             }
         }
         if best == NEVER {
-            return Inserted::Full;
+            return Inserted::FULL;
         }
-        let Some(bucket) = CONNECTIONS.get_ptr_mut(best_slot / WAYS as u32) else { return Inserted::Full };
+        let Some(bucket) = CONNECTIONS.get_ptr_mut(best_slot / WAYS as u32) else { return Inserted::FULL };
         let entry = entry(bucket, (best_slot % WAYS as u32) as usize);
         if !atomic::exchange(value_of(entry), best_value, Value::BUSY.0) {
             continue;
@@ -224,41 +257,41 @@ pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: Option<
                 Reason::EvictedClosing
             });
         }
-        if V6 {
-            if let (Some(tuple), Some((source, ports))) = (COLD_TUPLES.get_ptr_mut(best_slot), cold) {
+        if v6 != 0 {
+            if let Some(tuple) = COLD_TUPLES.get_ptr_mut(best_slot) {
                 // SAFETY: the slot is ours (BUSY); readers of cold tuples check the value before and after.
-                unsafe { *tuple = ColdTuple { source, ports, reserved: [0; 3] } };
+                unsafe { *tuple = *cold };
             }
         }
         atomic::store(identity_of(entry), place.identity);
-        atomic::store(value_of(entry), new.0);
+        atomic::store(value_of(entry), new);
         return withdraw_if_duplicate(place, best_slot, new, now);
     }
-    Inserted::Full
+    Inserted::FULL
 }
 
 /// Two CPUs may insert one identity at once, into different slots. Each looks again after publishing, so at
 /// least one sees the other; the lower slot stays.
 #[inline(always)]
-fn withdraw_if_duplicate(place: &Place, slot: u32, new: Value, now: u16) -> Inserted {
+fn withdraw_if_duplicate(place: &Place, slot: u32, new: u64, now: u16) -> u64 {
     for second in 0..2u32 {
         let index = if second == 0 { place.first_bucket() } else { place.second_bucket() };
-        let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::Done };
+        let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::DONE };
         for way in 0..WAYS {
             let other = index * WAYS as u32 + way as u32;
             let entry = entry(bucket, way);
             if other < slot && atomic::load(identity_of(entry)) == place.identity {
                 let value = Value(atomic::load(value_of(entry)));
-                if is_live(value, now) && guards_hold(entry, value, place) {
+                if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
                     if let Some(mine) = CONNECTIONS.get_ptr_mut(slot / WAYS as u32) {
                         let mine = self::entry(mine, (slot % WAYS as u32) as usize);
-                        atomic::exchange(value_of(mine), new.0, 0);
+                        atomic::exchange(value_of(mine), new, 0);
                     }
                     crate::count::event(Reason::DuplicateWithdrawn);
-                    return Inserted::Other(value);
+                    return value.0;
                 }
             }
         }
     }
-    Inserted::Done
+    Inserted::DONE
 }

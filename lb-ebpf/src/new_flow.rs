@@ -2,23 +2,20 @@
 //! which server; then the entry, and the packet goes on its way.
 
 use crate::{
-    atomic,
     connection::{self, Hit, Inserted, Place},
     count,
-    flow::{self, Step, turned},
+    flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    ingress::key_of,
     lease, mss, nexthop,
-    maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX, keys},
+    maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     packet::{Frame, Packet, Words, ip_len, load8, load16},
     schedule, tail,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    connection::{HOP_ON_LINK, Kind, Value, slack},
+    connection::{ColdTuple, HOP_ON_LINK, Kind, Value, slack},
     destination::Forwarding,
     filter::{AddressKey, AddressRecord, role},
-    hash,
     header::{IPV4, IPV6, protocol},
     maps::{ClientNeighbour, ON_LINK, programs},
     service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey},
@@ -228,8 +225,8 @@ fn place_flow<const V6: bool>(
                 forward::fits(packet, &target)?;
                 let hop = client_hop(packet)?;
                 let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
-                let cold = V6.then(|| (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target)));
-                if let Inserted::Full = connection::insert::<V6>(&reply, word, now, cold) {
+                let cold = cold(target.address::<V6>(), nat::reply_ports(packet.ports(), &target));
+                if let Inserted::Full = connection::insert::<V6>(&reply, word, now, &cold) {
                     return Err(Reason::TableFull);
                 }
                 let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
@@ -246,8 +243,12 @@ fn place_flow<const V6: bool>(
 
 #[inline(always)]
 fn insert<const V6: bool>(packet: &Packet<V6>, place: &Place, word: Value, now: u16) -> Inserted {
-    let cold = V6.then(|| (nat::address(packet.source()), packet.ports()));
-    connection::insert::<V6>(place, word, now, cold)
+    connection::insert::<V6>(place, word, now, &cold(packet.source(), packet.ports()))
+}
+
+#[inline(always)]
+fn cold(source: Words, ports: u32) -> ColdTuple {
+    ColdTuple { source: nat::address(source), ports, reserved: [0; 3] }
 }
 
 /// DR and TUN: one entry. When there is no room, a hash service goes on without: its slot table gives the
@@ -346,6 +347,3 @@ fn client_hop<const V6: bool>(packet: &Packet<V6>) -> Result<u8, Reason> {
     CLIENT_NEIGHB.insert(&key, &neighbour, 0).map_err(|_| Reason::NoClientHop)?;
     Ok(HOP_ON_LINK)
 }
-
-#[allow(unused_imports)]
-use {atomic as _, hash as _, key_of as _, keys as _, turned as _};
