@@ -1,1 +1,3 @@
 //! skeleton
+pub mod dataplane;
+pub mod real_server;
