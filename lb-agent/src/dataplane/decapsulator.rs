@@ -60,7 +60,9 @@ pub struct Decapsulator {
 impl Decapsulator {
     /// Names the place of its pins; touches nothing.
     pub fn new(bpffs: &Path, interface: &str) -> Self {
-        let directory = bpffs.join(format!("real-server-v{LAYOUT}")).join(interface);
+        // A BPF file system refuses names with a dot, and VLAN interfaces have one (eth0.100).
+        let name = interface.replace('%', "%25").replace('.', "%2e");
+        let directory = bpffs.join(format!("real-server-v{LAYOUT}")).join(name);
         Self { bpffs: bpffs.into(), directory, interface: interface.into() }
     }
 
@@ -149,7 +151,9 @@ impl Decapsulator {
                 self.bpffs.display()
             );
         }
-        fs::create_dir_all(&self.directory).with_context(|| format!("make {}", self.directory.display()))
+        fs::create_dir_all(&self.directory).with_context(|| {
+            format!("make {} (a BPF file system takes no names with dots)", self.directory.display())
+        })
     }
 
     fn load_and_attach(&self, vips: &BTreeSet<IpAddr>, directors: &BTreeSet<IpNet>) -> Result<Attached> {
@@ -276,5 +280,17 @@ fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_of_a_vlan_interface_have_a_name_without_dots() {
+        let of = |interface| Decapsulator::new(Path::new("/sys/fs/bpf/lb"), interface).directory().to_owned();
+        assert_eq!(of("eth0.100"), Path::new("/sys/fs/bpf/lb/real-server-v1/eth0%2e100"));
+        assert_ne!(of("eth0.100"), of("eth0%2e100"));
     }
 }

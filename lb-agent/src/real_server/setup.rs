@@ -8,20 +8,21 @@ use anyhow::{Context, Result, bail};
 
 use crate::dataplane::decapsulator::{Attached, Decapsulator};
 
-use super::cli::{DownArgs, Method, Tunnel, UpArgs};
-use super::netlink::{Link, Netlink, TunnelKind, host_prefix};
+use super::cli::{DownArgs, Method, Places, Tunnel, UpArgs};
+use super::netlink::{HostAddress, Link, Netlink, TunnelKind, host_prefix};
 use super::record::{self, Record};
 use super::report;
 use super::sysctl::{self, Change, SETTINGS};
 
-/// Sets up what is missing.
+/// Sets up what is missing. When the first `up` fails, what it had done is undone again; a later one leaves what
+/// worked, and `up` or `down` goes on from there.
 ///
 /// # Errors
 /// The step that failed.
 pub async fn up(args: &UpArgs) -> Result<()> {
     let netlink = Netlink::open()?;
     let before = record::load(&args.places.state_dir)?;
-    let had_bpf = before.as_ref().is_some_and(|record| record.tunnel == Tunnel::Bpf);
+    let first = before.is_none();
     let mut record = Record::merge(before, &args.wanted, default_interface(&netlink).await?)?;
     if netlink.link(&record.interface).await?.is_none() {
         bail!("{}: no such interface; name the one towards the director with --interface", record.interface);
@@ -33,24 +34,30 @@ pub async fn up(args: &UpArgs) -> Result<()> {
         Vec::new()
     };
     sysctl::remember(&mut record.sysctls, &changes);
-    if record.tunnel == Tunnel::Kernel {
-        record.devices.extend(tunnels(&record).into_iter().map(|(name, ..)| name));
-    }
+    record.devices.extend(tunnels(&record).into_iter().map(|(name, ..)| name));
     record::save(&args.places.state_dir, &record)?;
 
+    let result = perform(&netlink, &args.places, &record, &changes).await;
+    if result.is_err() && first {
+        println!("a step failed; undoing those before it:");
+        remove_vips(&netlink, &record.vips).await?;
+        undo(&netlink, &args.places, &record).await?;
+    }
+    result
+}
+
+async fn perform(netlink: &Netlink, places: &Places, record: &Record, changes: &[Change]) -> Result<()> {
     // ARP first: not for a moment may this host answer for a VIP.
-    for change in &changes {
+    for change in changes {
         sysctl::write(&change.interface, &change.name, change.after)?;
         println!("{}: {} -> {}", change.key(), change.before, change.after);
     }
     match record.tunnel {
-        Tunnel::Bpf => {
-            attach(&Decapsulator::new(&args.places.bpffs_dir, &record.interface), &record, had_bpf)?
-        }
-        Tunnel::Kernel => make_devices(&netlink, &record).await?,
+        Tunnel::Bpf => attach(&Decapsulator::new(&places.bpffs_dir, &record.interface), record)?,
+        Tunnel::Kernel => make_devices(netlink, record).await?,
         Tunnel::None => {}
     }
-    add_vips(&netlink, &record).await?;
+    add_vips(netlink, record).await?;
     if record.methods.contains(&Method::Nat) {
         for v6 in [false, true] {
             if record.directors.iter().any(|director| director.addr().is_ipv6() == v6) {
@@ -87,15 +94,21 @@ pub async fn down(args: &DownArgs) -> Result<()> {
     let leaving: BTreeSet<IpAddr> = record.vips.difference(&remaining).copied().collect();
     remove_vips(&netlink, &leaving).await?;
 
-    let decapsulator = Decapsulator::new(&args.places.bpffs_dir, &record.interface);
-    if !remaining.is_empty() {
-        record.vips = remaining;
-        if record.tunnel == Tunnel::Bpf {
-            decapsulator.attach(&record.vips, &record.directors)?;
-        }
-        return record::save(&args.places.state_dir, &record);
+    if remaining.is_empty() {
+        return undo(&netlink, &args.places, &record).await;
     }
-    if decapsulator.detach()? {
+    record.vips = remaining;
+    match record.tunnel {
+        Tunnel::Bpf => attach(&Decapsulator::new(&args.places.bpffs_dir, &record.interface), &record)?,
+        Tunnel::Kernel => make_devices(&netlink, &record).await?,
+        Tunnel::None => {}
+    }
+    record::save(&args.places.state_dir, &record)
+}
+
+/// Everything but the addresses, the last change first, and then the record.
+async fn undo(netlink: &Netlink, places: &Places, record: &Record) -> Result<()> {
+    if Decapsulator::new(&places.bpffs_dir, &record.interface).detach()? {
         println!("{}: decapsulator removed", record.interface);
     }
     for name in &record.devices {
@@ -104,10 +117,10 @@ pub async fn down(args: &DownArgs) -> Result<()> {
             println!("{name}: removed");
         }
     }
-    for change in &record.sysctls {
+    for change in record.sysctls.iter().rev() {
         restore(change)?;
     }
-    record::forget(&args.places.state_dir)
+    record::forget(&places.state_dir)
 }
 
 /// The interface of the default route, IPv4's first.
@@ -157,7 +170,7 @@ fn device_name(kind: TunnelKind, remote: IpAddr) -> String {
     format!("{}{bits:08x}", kind.name())
 }
 
-fn attach(decapsulator: &Decapsulator, record: &Record, had: bool) -> Result<()> {
+fn attach(decapsulator: &Decapsulator, record: &Record) -> Result<()> {
     let before = decapsulator.contents().ok().flatten();
     let interface = &record.interface;
     let attached = decapsulator.attach(&record.vips, &record.directors)?;
@@ -166,12 +179,14 @@ fn attach(decapsulator: &Decapsulator, record: &Record, had: bool) -> Result<()>
         Attached::Generic => {
             println!("{interface}: decapsulator attached as generic XDP: the driver refuses native");
         }
-        Attached::Replaced if !had => println!("{interface}: decapsulator taken over"),
         Attached::Replaced => {}
     }
     let (vips, directors) = before.map(|before| (before.vips, before.directors)).unwrap_or_default();
     for vip in record.vips.difference(&vips) {
         println!("decapsulator: unpacks for {vip}");
+    }
+    for vip in vips.difference(&record.vips) {
+        println!("decapsulator: unpacks no longer for {vip}");
     }
     for director in record.directors.difference(&directors) {
         println!("decapsulator: accepts from {director}");
@@ -225,11 +240,10 @@ async fn add_vips(netlink: &Netlink, record: &Record) -> Result<()> {
     let addresses = netlink.addresses().await?;
     for vip in record.vips_on_lo() {
         let prefix = host_prefix(vip);
-        let there = |found: &&_| {
-            let found: &super::netlink::HostAddress = found;
+        let there = |found: &HostAddress| {
             found.address == vip && found.interface == lo.index && found.prefix == prefix
         };
-        if addresses.iter().find(there).is_none() {
+        if !addresses.iter().any(there) {
             netlink.add_vip(lo.index, vip).await?;
             println!("lo: added {vip}/{prefix}");
         }
