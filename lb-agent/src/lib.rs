@@ -1,3 +1,5 @@
-//! skeleton
+//! The agent of an lb director.
+
 pub mod dataplane;
+pub mod net;
 pub mod real_server;

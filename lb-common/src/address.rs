@@ -44,6 +44,13 @@ impl Address {
         ]
     }
 
+    /// The two 64-bit words as they lie in memory: what hashes take. For IPv4 the first holds the address in
+    /// its low half, the second is zero.
+    pub const fn halves(&self) -> [u64; 2] {
+        let w = self.words();
+        [w[0] as u64 | (w[1] as u64) << 32, w[2] as u64 | (w[3] as u64) << 32]
+    }
+
     /// The inverse of [`Address::words`].
     pub const fn from_words(words: [u32; 4]) -> Self {
         let (a, b, c, d) =

@@ -17,8 +17,10 @@ pub struct Scratch {
     pub icmp: u16,
     /// MTU to report.
     pub mtu: u32,
-    /// Reason to count for the answer, and for the drop when the limiter says no.
-    pub reason: u32,
+    /// Reason to count when the limiter forbids an answer.
+    pub limited: u32,
+    /// Source of the answer: the VIP, two words in memory order.
+    pub source: [u64; 2],
 }
 
 /// Read-only configuration of a program version.
@@ -76,6 +78,12 @@ pub const fn ticks(milliseconds: u64, hz: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_program() {
+        assert_eq!(core::mem::size_of::<Scratch>(), 32);
+        assert_eq!(core::mem::size_of::<Config>(), 32);
+    }
 
     #[test]
     fn a_tick_is_about_half_a_second_at_every_hz() {

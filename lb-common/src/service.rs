@@ -85,13 +85,13 @@ pub struct Service {
     pub mss: u16,
     /// Index of the first local address.
     pub pool_first: u16,
-    /// Timeouts in ticks by state number; 12 states.
-    pub timeouts: [u16; 14],
+    /// Timeouts in ticks by state number.
+    pub timeouts: [u16; 16],
     /// Which protocol and VRRP instance: for the reader of a dump.
     pub protocol: u8,
     pub vrrp: u8,
     /// Spare; zero.
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 6],
 }
 
 /// The service record is in use.

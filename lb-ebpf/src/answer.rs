@@ -1,0 +1,59 @@
+//! Answers given from XDP: ICMP errors and resets. They run in tails; here is what a caller asks for, and the
+//! limiter that all share.
+
+use crate::{
+    maps::{LIMITER, config},
+    packet::{Packet, Words},
+    tail,
+};
+use lb_common::{maps::programs, verdict::Reason};
+
+/// ICMP type and code as the scratch record holds them.
+const fn icmp(kind: u8, code: u8) -> u16 {
+    kind as u16 | (code as u16) << 8
+}
+
+/// The sender shall learn that only `mtu` bytes fit: ICMP fragmentation needed (RFC 1191) or packet too big
+/// (RFC 4443). Returns only when the tail could not be called.
+#[inline(always)]
+pub fn too_big<const V6: bool>(packet: &Packet<V6>, mtu: u32, source: Words) -> Reason {
+    if let Some(scratch) = tail::scratch() {
+        scratch.icmp = if V6 { icmp(2, 0) } else { icmp(3, 4) };
+        scratch.mtu = mtu;
+        scratch.limited = Reason::TooBigLimited as u32;
+        scratch.source = source;
+    }
+    tail::call_with(packet, programs::ICMP)
+}
+
+/// The sender shall learn that the packet's hops are used up (RFC 792, RFC 4443).
+#[inline(always)]
+pub fn time_exceeded<const V6: bool>(packet: &Packet<V6>, source: Words) -> Reason {
+    if let Some(scratch) = tail::scratch() {
+        scratch.icmp = if V6 { icmp(3, 0) } else { icmp(11, 0) };
+        scratch.mtu = 0;
+        scratch.limited = Reason::TtlExpired as u32;
+        scratch.source = source;
+    }
+    tail::call_with(packet, programs::ICMP)
+}
+
+/// Whether this CPU may give one more answer in this second.
+#[inline(always)]
+pub fn allowed() -> bool {
+    let Some(limiter) = LIMITER.get_ptr_mut(0) else { return false };
+    // SAFETY: reads one word.
+    let now = unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() };
+    // SAFETY: a per-CPU value; XDP programs do not interrupt each other on a CPU.
+    unsafe {
+        if now.wrapping_sub((*limiter).since) >= config!(hz) as u64 {
+            (*limiter).since = now;
+            (*limiter).left = config!(answers_per_second) as u64;
+        }
+        if (*limiter).left == 0 {
+            return false;
+        }
+        (*limiter).left -= 1;
+    }
+    true
+}

@@ -1,0 +1,147 @@
+//! What a packet does to its flow's entry: the state step and the deadline, and for a pair (NAT, FULLNAT) the
+//! same to its twin. An established flow writes only when its deadline has fallen behind.
+
+use crate::{
+    connection::{self, Hit, Place},
+    maps::{SERVICES, keys},
+    packet::{Packet, Words},
+};
+use lb_common::{
+    connection::{Value, slack},
+    hash,
+    service::Service,
+    state::{self, Direction, State},
+};
+
+/// What a packet means to its flow.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub direction: Direction,
+    pub udp: bool,
+    /// TCP flags; 0 for UDP.
+    pub flags: u8,
+    pub now: u16,
+}
+
+impl Step {
+    #[inline(always)]
+    pub fn of<const V6: bool>(packet: &Packet<V6>, direction: Direction, now: u16) -> Self {
+        Self { direction, udp: packet.udp, flags: if packet.udp { 0 } else { packet.tcp_flags() }, now }
+    }
+
+    fn is_pair(&self) -> bool {
+        !matches!(self.direction, Direction::InputOnly)
+    }
+
+    /// The value after this packet, or none when nothing need be written. `established` is the timeout of
+    /// the service's established (TCP) or confirmed (UDP) flows, `service` where the others are found.
+    #[inline(always)]
+    pub fn next(&self, value: Value, established: u16, service: u32) -> Option<Value> {
+        let state = value.state();
+        let settled = if self.udp {
+            state == State::Udp as u8
+        } else {
+            state == State::Established as u8 && self.flags & (state::SYN | state::FIN | state::RST) == 0
+        };
+        if settled {
+            return refreshed(value, state, established, self);
+        }
+        self.unsettled(value, service)
+    }
+
+    #[inline(always)]
+    fn unsettled(&self, value: Value, service: u32) -> Option<Value> {
+        let state = value.state();
+        let next = if self.udp {
+            // DR and TUN see no reply: the second packet is the proof. NAT and FULLNAT wait for the reply.
+            if matches!(self.direction, Direction::Input) { state } else { State::Udp as u8 }
+        } else {
+            state::step(self.direction, state, self.flags)
+        };
+        let timeout = timeout_of(service, next);
+        if next == state {
+            if next == State::Unconfirmed as u8 {
+                // Nothing was proven, so the short deadline stays as it is.
+                return None;
+            }
+            return refreshed(value, next, timeout, self);
+        }
+        let deadline = self.now.wrapping_add(timeout).wrapping_add(slack(timeout, self.is_pair()));
+        Some(value.with(next, deadline))
+    }
+}
+
+#[inline(always)]
+fn refreshed(value: Value, state: u8, timeout: u16, step: &Step) -> Option<Value> {
+    let target = step.now.wrapping_add(timeout);
+    if (target.wrapping_sub(value.deadline()) as i16) <= 0 {
+        return None;
+    }
+    Some(value.with(state, target.wrapping_add(slack(timeout, step.is_pair()))))
+}
+
+/// The timeout of (service, state), ticks.
+#[inline(always)]
+pub fn timeout_of(service: u32, state: u8) -> u16 {
+    match SERVICES.get_ptr(service) {
+        // SAFETY: a map value; the index is below 16, the length of the array.
+        Some(record) => unsafe {
+            let timeouts = (&raw const (*record).timeouts).cast::<u16>();
+            core::ptr::read_volatile(timeouts.add((opaque(state as u64) & 15) as usize))
+        },
+        None => 1,
+    }
+}
+
+/// The same number, unknown to the compiler: it then leaves the bound that follows for the verifier to see.
+#[inline(always)]
+pub fn opaque(mut number: u64) -> u64 {
+    // SAFETY: no instruction is emitted.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) number, options(nomem, nostack, preserves_flags)) };
+    number
+}
+
+/// The record of a service.
+#[inline(always)]
+pub fn service(index: u32) -> Option<*mut Service> {
+    SERVICES.get_ptr_mut(index)
+}
+
+/// The place of the flow from `source` to `destination` with `ports` (source port first).
+#[inline(always)]
+pub fn place<const V6: bool>(source: Words, destination: Words, ports: u32, udp: bool) -> Place {
+    let keys = keys();
+    let identity = if V6 {
+        keys.identity_v6(keys.sum_v6(destination), source, ports, udp)
+    } else {
+        keys.identity_v4(keys.key_v4(destination[0] as u32), hash::tuple_v4(source[0] as u32, ports), udp)
+    };
+    Place::of::<V6>(identity)
+}
+
+/// Ports of the other direction.
+#[inline(always)]
+pub fn turned(ports: u32) -> u32 {
+    ports.rotate_left(16)
+}
+
+/// Gives the twin of a pair the state and deadline of the entry just written.
+#[inline(always)]
+pub fn write_twin(twin: Option<Hit>, new: Value) {
+    if let Some(twin) = twin {
+        twin.replace(twin.value.with(new.state(), new.deadline()));
+    }
+}
+
+/// Looks the twin of a pair up.
+#[inline(always)]
+pub fn find_twin<const V6: bool>(source: Words, destination: Words, ports: u32, udp: bool, now: u16) -> Option<Hit> {
+    connection::find(&place::<V6>(source, destination, ports, udp), now)
+}
+
+/// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established.
+#[inline(always)]
+pub fn moves(hit: &Hit, udp: bool) -> bool {
+    let state = hit.value.state();
+    udp || state == State::SynReceived as u8 || state == State::Unconfirmed as u8
+}

@@ -1,0 +1,18 @@
+//! DR: the packet stays as it is but for its TTL; the frame goes to the real server's MAC.
+
+use super::Target;
+use crate::{
+    count,
+    nexthop,
+    packet::Packet,
+};
+use lb_common::verdict::Reason;
+
+#[inline(always)]
+pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
+    let (hop, _) = target.hop()?;
+    packet.decrement_ttl();
+    let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;
+    count::forwarded(target.index, packet.bytes, false);
+    Ok(action)
+}

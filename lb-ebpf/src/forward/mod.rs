@@ -1,0 +1,187 @@
+//! Forwarding an established packet, one file per method. Each checks size and TTL, lets the packet step its
+//! flow, rewrites, and sends.
+
+pub mod dr;
+pub mod fullnat;
+pub mod nat;
+pub mod tun;
+
+use crate::{
+    answer,
+    connection::{Hit, Place},
+    flow::Step,
+    maps::{DESTINATIONS, NEXT_HOPS, VRRP},
+    nexthop::Hop,
+    packet::{Packet, Words, words},
+};
+use lb_common::{
+    destination::{Destination, Forwarding, flags},
+    maps::{VRRP_FOREVER, VRRP_MASTER},
+    state::Direction,
+    verdict::Reason,
+};
+
+/// A destination's record and its word, read once.
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub index: u32,
+    pub record: *const Destination,
+    pub word: u64,
+}
+
+impl Target {
+    #[inline(always)]
+    pub fn of(index: u32) -> Option<Self> {
+        let record = DESTINATIONS.get_ptr(index)?;
+        // SAFETY: a map value.
+        let word = crate::atomic::load(unsafe { &raw const (*record).word });
+        Some(Self { index, record, word })
+    }
+
+    #[inline(always)]
+    pub fn flags(&self) -> u32 {
+        Destination::flags_of(self.word)
+    }
+
+    #[inline(always)]
+    pub fn forwarding(&self) -> Forwarding {
+        Destination::forwarding_of(self.flags())
+    }
+
+    #[inline(always)]
+    pub fn is_removed(&self) -> bool {
+        self.flags() & flags::REMOVED != 0
+    }
+
+    #[inline(always)]
+    pub fn mtu(&self) -> u32 {
+        Destination::mtu_of(self.word) as u32
+    }
+
+    /// The real server's port as in a packet, or 0.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        Destination::port_of(self.word)
+    }
+
+    #[inline(always)]
+    pub fn vip<const V6: bool>(&self) -> Words {
+        // SAFETY: projection inside a map value.
+        words::<V6>(unsafe { &raw const (*self.record).vip })
+    }
+
+    #[inline(always)]
+    pub fn address<const V6: bool>(&self) -> Words {
+        // SAFETY: projection inside a map value.
+        words::<V6>(unsafe { &raw const (*self.record).address })
+    }
+
+    #[inline(always)]
+    pub fn delta(&self) -> u32 {
+        // SAFETY: a map value.
+        unsafe { core::ptr::read_volatile(&raw const (*self.record).delta) }
+    }
+
+    #[inline(always)]
+    pub fn timeout(&self) -> u16 {
+        // SAFETY: a map value.
+        unsafe { core::ptr::read_volatile(&raw const (*self.record).timeout) }
+    }
+
+    #[inline(always)]
+    pub fn service(&self) -> u32 {
+        // SAFETY: a map value.
+        unsafe { core::ptr::read_volatile(&raw const (*self.record).service) }
+    }
+
+    #[inline(always)]
+    pub fn vip_port(&self) -> u16 {
+        // SAFETY: a map value.
+        unsafe { core::ptr::read_volatile(&raw const (*self.record).vip_port) }
+    }
+
+    /// The next hop towards the real server.
+    #[inline(always)]
+    pub fn hop(&self) -> Result<(Hop, *const lb_common::destination::NextHop), Reason> {
+        // SAFETY: a map value.
+        let index = unsafe { core::ptr::read_volatile(&raw const (*self.record).next_hop) };
+        let record = NEXT_HOPS.get_ptr(index).ok_or(Reason::Internal)?;
+        Ok((Hop::of(record).ok_or(Reason::NoNextHop)?, record))
+    }
+}
+
+/// Whether this director may serve a VIP of the VRRP instance: always without one.
+#[inline(always)]
+pub fn may_serve(instance: u32) -> Result<(), Reason> {
+    if instance == 0 {
+        return Ok(());
+    }
+    let Some(word) = VRRP.get_ptr(instance & 0xff) else { return Err(Reason::Internal) };
+    let word = crate::atomic::load(word);
+    if word & VRRP_MASTER == 0 {
+        return Err(Reason::VrrpBackup);
+    }
+    if word != VRRP_FOREVER {
+        // SAFETY: reads one word.
+        let jiffies = unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() };
+        // Modulo 2^63: ended when now is past until.
+        if ((jiffies.wrapping_sub(word) << 1) as i64) >= 0 {
+            return Err(Reason::LeaseExpired);
+        }
+    }
+    Ok(())
+}
+
+/// A packet of a known flow from a client, by the method of its destination.
+#[inline(always)]
+pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, target: Target, now: u16) -> Result<u32, Reason> {
+    may_serve(Destination::vrrp_of(target.flags()))?;
+    match target.forwarding() {
+        Forwarding::Dr => {
+            fits(packet, &target)?;
+            touch(packet, hit, &target, now);
+            dr::send(packet, &target)
+        }
+        Forwarding::Tun => {
+            fits(packet, &target)?;
+            touch(packet, hit, &target, now);
+            tun::send(packet, &target)
+        }
+        Forwarding::Nat => {
+            fits(packet, &target)?;
+            nat::touch(packet, hit, &target, now);
+            nat::send(packet, &target)
+        }
+        Forwarding::FullNat => fullnat::to_server(packet, hit, place, now),
+    }
+}
+
+/// The state step of a flow whose replies do not pass.
+#[inline(always)]
+pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now: u16) {
+    let step = Step::of(packet, Direction::InputOnly, now);
+    if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
+        hit.replace(new);
+    }
+}
+
+/// Size and TTL: both end in an answer to the sender, or in a drop with its reason.
+#[inline(always)]
+pub fn fits<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<(), Reason> {
+    fits_mtu(packet, target.mtu(), target)
+}
+
+/// As [`fits`], with the MTU of the packet's own way.
+#[inline(always)]
+pub fn fits_mtu<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) -> Result<(), Reason> {
+    if packet.ip_len() > mtu {
+        if packet.may_fragment() {
+            return Err(Reason::TooBig);
+        }
+        return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
+    }
+    if packet.ttl() <= 1 {
+        return Err(answer::time_exceeded(packet, target.vip::<V6>()));
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! The tail that answers with an ICMP error: the frame is cut to its quote, gets an ICMP and an IP header
+//! before it, and goes back to its sender. The source is the VIP.
+
+use crate::{
+    answer,
+    maps::config,
+    nexthop,
+    packet::{Frame, Words, ip_len, load16, source, store8, store16, store32, store64, sum},
+    tail,
+};
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use lb_common::{
+    checksum,
+    header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
+    verdict::Reason,
+};
+
+const ICMP: usize = 8;
+/// Bytes quoted at most: more than any transport's ports need, and few enough to sum.
+const QUOTE: usize = 128;
+const TTL: u8 = 64;
+
+/// What is said, copied from the scratch record before the frame changes.
+#[derive(Clone, Copy)]
+struct Say {
+    kind: u8,
+    code: u8,
+    mtu: u32,
+    source: Words,
+}
+
+/// The tail's path.
+#[inline(always)]
+pub fn handle(frame: Frame) -> Result<u32, Reason> {
+    let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
+    if !answer::allowed() {
+        return Err(if scratch.limited == Reason::TtlExpired as u32 { Reason::TtlExpired } else { Reason::TooBigLimited });
+    }
+    let l3 = scratch.l3 as usize & 0x1f;
+    let say = Say {
+        kind: scratch.icmp as u8,
+        code: (scratch.icmp >> 8) as u8,
+        mtu: scratch.mtu,
+        source: scratch.source,
+    };
+    if scratch.family == 6 { build::<true>(frame, l3, say) } else { build::<false>(frame, l3, say) }
+}
+
+#[inline(always)]
+fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reason> {
+    let header = if V6 { IPV6 } else { IPV4 };
+    let ip = frame.at_dynamic(l3, header).ok_or(Reason::Internal)?;
+    let to = source::<V6>(ip);
+    let back = nexthop::back(&frame, l3).ok_or(Reason::Internal)?;
+    let quote = core::cmp::min(ip_len::<V6>(ip) as usize, QUOTE) & !1;
+    // Cut behind the quote, then make room for an untagged frame; tags come back with the addresses.
+    let cut = (l3 + quote) as i32 - frame.len() as i32;
+    // SAFETY: the kernel's helper; pointers are taken anew below.
+    if cut > 0 || unsafe { bpf_xdp_adjust_tail(frame.ctx, cut) } != 0 {
+        return Err(Reason::Internal);
+    }
+    let delta = l3 as i32 - (ETHERNET + header + ICMP) as i32;
+    // SAFETY: as above.
+    if unsafe { bpf_xdp_adjust_head(frame.ctx, delta) } != 0 {
+        return Err(Reason::NoRoomInFrame);
+    }
+    let frame = Frame::new(frame.ctx);
+    let new = frame.at(0, ETHERNET + header + ICMP).ok_or(Reason::Internal)?;
+    store16(new, 12, if V6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be());
+    write_ip::<V6>(new, to, say.source, quote);
+    write_icmp::<V6>(&frame, new, to, say, quote);
+    let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
+    crate::count::reason(if say.mtu == 0 { Reason::TimeExceeded } else { Reason::PacketTooBig }, frame.len());
+    Ok(action)
+}
+
+#[inline(always)]
+fn write_ip<const V6: bool>(new: *mut u8, to: Words, from: Words, quote: usize) {
+    if V6 {
+        store32(new, ETHERNET, (6u32 << 28).to_be());
+        store16(new, ETHERNET + 4, ((ICMP + quote) as u16).to_be());
+        store8(new, ETHERNET + 6, protocol::ICMPV6);
+        store8(new, ETHERNET + 7, TTL);
+        store64(new, ETHERNET + 8, from[0]);
+        store64(new, ETHERNET + 16, from[1]);
+        store64(new, ETHERNET + 24, to[0]);
+        store64(new, ETHERNET + 32, to[1]);
+        return;
+    }
+    let first = 0x4500_u16.to_be();
+    let len = ((IPV4 + ICMP + quote) as u16).to_be();
+    let ttl = u16::from_ne_bytes([TTL, protocol::ICMP]);
+    let mut sum = first as u64 + len as u64 + ttl as u64;
+    sum = checksum::add(checksum::add(sum, from[0] as u32), to[0] as u32);
+    store16(new, ETHERNET, first);
+    store16(new, ETHERNET + 2, len);
+    store32(new, ETHERNET + 4, 0);
+    store16(new, ETHERNET + 8, ttl);
+    store16(new, ETHERNET + 10, !checksum::fold(sum));
+    store32(new, ETHERNET + 12, from[0] as u32);
+    store32(new, ETHERNET + 16, to[0] as u32);
+}
+
+#[inline(always)]
+fn write_icmp<const V6: bool>(frame: &Frame, new: *mut u8, to: Words, say: Say, quote: usize) {
+    let at = ETHERNET + if V6 { IPV6 } else { IPV4 };
+    let kind = u16::from_ne_bytes([say.kind, say.code]);
+    // IPv4 has the MTU in the lower half of the word (RFC 1191), IPv6 in all of it.
+    let rest = say.mtu.to_be();
+    store16(new, at, kind);
+    store16(new, at + 2, 0);
+    store32(new, at + 4, rest);
+    let mut total = checksum::add(kind as u64, rest);
+    if V6 {
+        // The pseudo-header (RFC 8200, section 8.1).
+        total = sum::<true>(to, sum::<true>(say.source, total));
+        total += (((ICMP + quote) as u16).to_be() as u64) + ((protocol::ICMPV6 as u16).to_be() as u64);
+    }
+    let first = at + ICMP;
+    for i in 0..QUOTE / 2 {
+        if i * 2 >= quote {
+            break;
+        }
+        let Some(word) = frame.at(first + i * 2, 2) else { break };
+        total += load16(word, 0) as u64;
+    }
+    store16(new, at + 2, !checksum::fold(total));
+}
+
+#[allow(unused_imports)]
+use config as _;

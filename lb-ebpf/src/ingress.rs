@@ -1,0 +1,226 @@
+//! The way of one packet, top to bottom: Ethernet, address filter, IP, transport, connection table; then the
+//! forwarding of its flow, or the tail for new flows. `HOT` is the straight line for untagged frames without
+//! IPv4 options or IPv6 extension headers, whose offsets are constants; the slow tail walks the rest.
+
+use crate::{
+    connection::{self, Place},
+    flow,
+    forward::{self, Target, fullnat, nat},
+    maps::{FILTER, config, keys},
+    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, source},
+    tail,
+};
+use lb_common::{
+    connection::Kind,
+    filter::{CELLS_PER_LINE, cell},
+    hash,
+    header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
+    maps::programs,
+    state,
+    verdict::Reason,
+};
+
+/// The entry point's path.
+#[inline(always)]
+pub fn handle(frame: Frame) -> Result<u32, Reason> {
+    let Some(ethernet) = frame.at(0, ETHERNET) else { return Err(Reason::BadHeader) };
+    match u16::from_be(load16(ethernet, 12)) {
+        ethertype::IPV4 => ip::<false, true>(frame, ETHERNET),
+        ethertype::IPV6 => ip::<true, true>(frame, ETHERNET),
+        ethertype::VLAN | ethertype::QINQ => Err(tail::call(&frame, programs::SLOW)),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+/// The slow tail's path: tags, options, extension headers.
+#[inline(always)]
+pub fn handle_slow(frame: Frame) -> Result<u32, Reason> {
+    let mut l3 = ETHERNET;
+    let Some(ethernet) = frame.at(0, ETHERNET) else { return Err(Reason::BadHeader) };
+    let mut kind = u16::from_be(load16(ethernet, 12));
+    for _ in 0..2 {
+        if kind != ethertype::VLAN && kind != ethertype::QINQ {
+            break;
+        }
+        let Some(tag) = frame.at_dynamic(l3, 4) else { return Err(Reason::BadHeader) };
+        kind = u16::from_be(load16(tag, 2));
+        l3 += 4;
+    }
+    match kind {
+        ethertype::IPV4 => ip::<false, false>(frame, l3),
+        ethertype::IPV6 => ip::<true, false>(frame, l3),
+        ethertype::VLAN | ethertype::QINQ => Err(Reason::TooManyHeaders),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+/// The cell of an address's key.
+#[inline(always)]
+pub fn filter_cell(key: u64) -> u16 {
+    let index = (key >> config!(cell_shift)) as u32;
+    match FILTER.get_ptr(index / CELLS_PER_LINE) {
+        // SAFETY: a map value; the index is below CELLS_PER_LINE.
+        Some(line) => unsafe {
+            let cells = (&raw const (*line).cells).cast::<u16>();
+            core::ptr::read_volatile(cells.add((index % CELLS_PER_LINE) as usize))
+        },
+        None => 0,
+    }
+}
+
+/// The key of an address for the filter, and where its identity starts.
+#[inline(always)]
+pub fn key_of<const V6: bool>(address: Words) -> (u64, u64) {
+    if V6 {
+        let sum = keys().sum_v6(address);
+        (keys().key_of_sum_v6(sum), sum)
+    } else {
+        let key = keys().key_v4(address[0] as u32);
+        (key, key)
+    }
+}
+
+#[inline(always)]
+fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
+    let header = if V6 { IPV6 } else { IPV4 };
+    let Some(ip) = at::<HOT>(&frame, l3, header) else { return Err(Reason::BadHeader) };
+    let (key, start) = key_of::<V6>(destination::<V6>(ip));
+    let cell = filter_cell(key);
+    if cell == 0 || cell & !cell::NAT_SOURCE == 0 {
+        let (key, _) = key_of::<V6>(source::<V6>(ip));
+        if filter_cell(key) & cell::NAT_SOURCE == 0 {
+            return Err(Reason::NotOurs);
+        }
+    }
+    let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip)? {
+        Some(found) => found,
+        None => return Err(tail::call(&frame, programs::SLOW)),
+    };
+    let udp = next == protocol::UDP;
+    let need = if udp { 8 } else { 20 };
+    if !udp && next != protocol::TCP {
+        let icmp = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
+        return Err(if next == icmp { Reason::Icmp } else { Reason::OtherProtocol });
+    }
+    let len = ip_len::<V6>(ip);
+    let Some(header) = at::<HOT>(&frame, l4, need) else {
+        return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));
+    };
+    if len > frame.len() - l3 as u32 || len < (l4 - l3 + need) as u32 {
+        return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));
+    }
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, bytes: frame.len() };
+    known(&packet, start, cell)
+}
+
+#[inline(always)]
+fn at<const HOT: bool>(frame: &Frame, offset: usize, len: usize) -> Option<*mut u8> {
+    if HOT { frame.at(offset, len) } else { frame.at_dynamic(offset, len) }
+}
+
+/// Offset and protocol of the transport header. None: not for the straight line.
+#[inline(always)]
+fn transport<const V6: bool, const HOT: bool>(
+    frame: &Frame,
+    l3: usize,
+    ip: *mut u8,
+) -> Result<Option<(usize, u8)>, Reason> {
+    if V6 {
+        let next = load8(ip, 6);
+        if load8(ip, 0) & 0xf0 != 0x60 {
+            return Err(Reason::BadHeader);
+        }
+        if next == protocol::TCP || next == protocol::UDP || next == protocol::ICMPV6 {
+            return Ok(Some((l3 + IPV6, next)));
+        }
+        if HOT {
+            return Ok(None);
+        }
+        return extension_headers(frame, l3, next).map(Some);
+    }
+    let first = load8(ip, 0);
+    if HOT && first != 0x45 {
+        return Ok(None);
+    }
+    if first & 0xf0 != 0x40 || first & 0x0f < 5 {
+        return Err(Reason::BadHeader);
+    }
+    // More fragments, or an offset.
+    if load16(ip, 6) & 0x3fff_u16.to_be() != 0 {
+        return Err(Reason::Fragment);
+    }
+    let length = if HOT { IPV4 } else { ((first & 0x0f) as usize) * 4 };
+    Ok(Some((l3 + length, load8(ip, 9))))
+}
+
+/// How many IPv6 extension headers are walked.
+const EXTENSION_HEADERS: usize = 6;
+
+/// Walks IPv6 extension headers (RFC 8200, section 4) to the transport header.
+#[inline(always)]
+fn extension_headers(frame: &Frame, l3: usize, first: u8) -> Result<(usize, u8), Reason> {
+    let mut next = first;
+    let mut offset = l3 + IPV6;
+    for _ in 0..EXTENSION_HEADERS {
+        match next {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                let Some(p) = frame.at_dynamic(offset, 8) else { return Err(Reason::BadHeader) };
+                next = load8(p, 0);
+                offset += (load8(p, 1) as usize + 1) * 8;
+            }
+            protocol::AH => {
+                let Some(p) = frame.at_dynamic(offset, 8) else { return Err(Reason::BadHeader) };
+                next = load8(p, 0);
+                offset += (load8(p, 1) as usize + 2) * 4;
+            }
+            protocol::FRAGMENT => return Err(Reason::Fragment),
+            _ => return Ok((offset, next)),
+        }
+        if offset > 1024 {
+            return Err(Reason::TooManyHeaders);
+        }
+    }
+    match next {
+        protocol::TCP | protocol::UDP | protocol::ICMPV6 => Ok((offset, next)),
+        _ => Err(Reason::TooManyHeaders),
+    }
+}
+
+/// A packet that may be ours: to the flow that it belongs to, or to the tail for new ones.
+#[inline(always)]
+fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
+    let now = connection::now();
+    let pool = (cell >> cell::POOL_SHIFT) as u32;
+    if pool != 0 && pool != cell::POOL_AMBIGUOUS as u32 && fullnat::is_pool_address::<V6>(pool - 1, packet.destination()) {
+        return fullnat::to_client(packet, pool - 1, now);
+    }
+    let ports = packet.ports();
+    let identity = if V6 {
+        keys().identity_v6(start, packet.source(), ports, packet.udp)
+    } else {
+        keys().identity_v4(start, hash::tuple_v4(load32(packet.ip, 12), ports), packet.udp)
+    };
+    let place = Place::of::<V6>(identity);
+    let Some(hit) = connection::find(&place, now) else {
+        return Err(tail::call_with(packet, programs::NEW));
+    };
+    let kind = hit.value.kind();
+    if let Kind::NatReply = kind {
+        let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+        return nat::to_client(packet, hit, target, now);
+    }
+    if !packet.udp && packet.tcp_flags() & state::SYN != 0 {
+        return Err(tail::call_with(packet, programs::NEW));
+    }
+    if let Kind::FullNat = kind {
+        return match fullnat::to_server(packet, hit, &place, now) {
+            Err(Reason::NoLease) => Err(tail::call_with(packet, programs::NEW)),
+            other => other,
+        };
+    }
+    let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+    if target.is_removed() && flow::moves(&hit, packet.udp) {
+        return Err(tail::call_with(packet, programs::NEW));
+    }
+    forward::to_server(packet, hit, &place, target, now)
+}

@@ -1,0 +1,92 @@
+//! Leasing a local port for a FULLNAT flow: a bounded number of probes from a place that depends on the flow
+//! and the CPU, each one compare-and-exchange. No free lists, no locks; an expired lease is free.
+
+use crate::{
+    atomic,
+    connection::Place,
+    forward::fullnat::word_of,
+    maps::{LEASES, POOL},
+    nexthop::Hop,
+};
+use lb_common::{
+    address::Address,
+    connection::Value,
+    lease::{PROBES, lease_index},
+    service::Service,
+};
+
+/// What a lease remembers of its client.
+pub struct Client {
+    pub address: Address,
+    /// Ports of the client's packets.
+    pub ports: u32,
+    /// Next hop towards the client; 0 for one on a directly attached segment.
+    pub hop: u32,
+    /// The sender of its frame.
+    pub back: Hop,
+}
+
+/// Takes a free (local address, port) and fills its line. Returns its index.
+#[inline(always)]
+pub fn take(service: *const Service, place: &Place, word: Value, client: &Client, now: u16) -> Option<u32> {
+    // SAFETY: a map value.
+    let (first, len) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*service).pool_first) as u32,
+            core::ptr::read_volatile(&raw const (*service).pool_len) as u32,
+        )
+    };
+    if len == 0 {
+        return None;
+    }
+    // SAFETY: takes no arguments.
+    let cpu = unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() };
+    let mut probe = (place.first >> 20) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
+    for _ in 0..PROBES {
+        probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
+        let address = first + (probe >> 24) % len;
+        let Some(pool) = POOL.get_ptr(address & 0xff) else { continue };
+        // SAFETY: a map value.
+        let (low, ports) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*pool).first_port),
+                core::ptr::read_volatile(&raw const (*pool).ports),
+            )
+        };
+        if ports == 0 {
+            continue;
+        }
+        let port = low.wrapping_add((((probe & 0xff_ffff) as u64 * ports as u64) >> 24) as u16);
+        let index = lease_index(address & 0xff, port);
+        let Some(line) = LEASES.get_ptr_mut(index) else { continue };
+        let old = Value(atomic::load(word_of(line)));
+        if old.is_busy() || (!old.is_empty() && !old.is_expired(now)) {
+            continue;
+        }
+        if !atomic::exchange(word_of(line), old.0, Value::BUSY.0) {
+            continue;
+        }
+        // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
+        unsafe {
+            atomic::store(&raw mut (*line).owner, place.identity);
+            core::ptr::write_volatile(&raw mut (*line).client, client.address);
+            core::ptr::write_volatile(&raw mut (*line).ports, client.ports);
+            core::ptr::write_volatile(&raw mut (*line).hop, client.hop);
+            atomic::store(&raw mut (*line).client_destination, client.back.destination);
+            atomic::store(&raw mut (*line).client_source, client.back.source);
+            core::ptr::write_volatile(&raw mut (*line).client_ifindex, client.back.ifindex);
+            core::ptr::write_volatile(&raw mut (*line).extension, 0);
+        }
+        atomic::store(word_of(line), word.0);
+        return Some(index);
+    }
+    None
+}
+
+/// Gives a lease back that no entry names.
+#[inline(always)]
+pub fn give_back(index: u32, word: Value) {
+    if let Some(line) = LEASES.get_ptr_mut(index) {
+        atomic::exchange(word_of(line), word.0, 0);
+    }
+}

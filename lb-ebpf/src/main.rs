@@ -1,0 +1,96 @@
+//! The lb data plane. `lb` is attached to an interface; the others are its tails. A path ends in an action or
+//! in a reason; here, and only here, a reason becomes an action and is counted.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch)]
+#![allow(internal_features)]
+
+mod answer;
+mod atomic;
+mod connection;
+mod count;
+mod flow;
+mod forward;
+mod icmp;
+mod ingress;
+mod lease;
+mod maps;
+mod mss;
+mod new_flow;
+mod nexthop;
+mod packet;
+mod reset;
+mod schedule;
+mod tail;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::verdict::{Class, Reason};
+use packet::Frame;
+
+/// Turns an outcome into an action. Forwarded frames were counted at their destination, answers where they
+/// were built; everything else is counted here.
+#[inline(always)]
+fn finish(frame: Frame, outcome: Result<u32, Reason>) -> u32 {
+    match outcome {
+        Ok(action) => action,
+        Err(reason) => {
+            count::reason(reason, frame.len());
+            match reason.class() {
+                Class::Pass => xdp_action::XDP_PASS,
+                _ => xdp_action::XDP_DROP,
+            }
+        }
+    }
+}
+
+/// The entry point.
+#[xdp]
+#[inline(always)]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, ingress::handle(frame))
+}
+
+/// Frames with VLAN tags, IPv4 options or IPv6 extension headers.
+#[xdp]
+#[inline(always)]
+pub fn lb_slow(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, ingress::handle_slow(frame))
+}
+
+/// New flows.
+#[xdp]
+#[inline(always)]
+pub fn lb_new(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, new_flow::handle(frame))
+}
+
+/// ICMP errors.
+#[xdp]
+#[inline(always)]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, icmp::handle(frame))
+}
+
+/// Resets.
+#[xdp]
+#[inline(always)]
+pub fn lb_reset(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, reset::handle(frame))
+}
+
+/// "Dual MIT/GPL": some helpers are only lent to GPL-compatible programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

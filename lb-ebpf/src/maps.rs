@@ -1,0 +1,116 @@
+//! The maps, and the read-only values of this program version. Sizes here are placeholders: the agent sets
+//! `max_entries` at load.
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    macros::btf_map,
+};
+use lb_common::{
+    connection::{Bucket, ColdTuple},
+    destination::{Destination, NextHop, Traffic},
+    filter::{AddressKey, AddressRecord, FilterLine},
+    hash::Secrets,
+    lease::{Lease, PoolAddress},
+    maps::{ClientNeighbour, VRRP_INSTANCES},
+    scratch::{Config, Limiter, Scratch},
+    service::{PortRanges, Service, ServiceKey, SlotLine},
+    verdict::{Count, REASONS as REASON_COUNT},
+};
+
+/// `BPF_F_MMAPABLE`: the agent reads the array without system calls, and its values begin on a cache line.
+const MMAP: usize = 1 << 10;
+
+#[btf_map]
+pub static CONNECTIONS: Array<Bucket, 1, MMAP> = Array::new();
+#[btf_map]
+pub static COLD_TUPLES: Array<ColdTuple, 1, MMAP> = Array::new();
+#[btf_map]
+pub static DESTINATIONS: Array<Destination, 1, MMAP> = Array::new();
+#[btf_map]
+pub static NEXT_HOPS: Array<NextHop, 1, MMAP> = Array::new();
+#[btf_map]
+pub static TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SERVICE_INDEX: HashMap<ServiceKey, u32, 1> = HashMap::new();
+#[btf_map]
+pub static SERVICES: Array<Service, 1, MMAP> = Array::new();
+#[btf_map]
+pub static PORT_RANGES: Array<PortRanges, 1> = Array::new();
+#[btf_map]
+pub static SLOTS: Array<SlotLine, 1, MMAP> = Array::new();
+#[btf_map]
+pub static LEASES: Array<Lease, 1, MMAP> = Array::new();
+#[btf_map]
+pub static POOL: Array<PoolAddress, 1> = Array::new();
+#[btf_map]
+pub static FILTER: Array<FilterLine, 1, MMAP> = Array::new();
+#[btf_map]
+pub static ADDRESSES: HashMap<AddressKey, AddressRecord, 1> = HashMap::new();
+#[btf_map]
+pub static CLIENT_ROUTES4: LpmTrie<[u8; 4], u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static CLIENT_ROUTES6: LpmTrie<[u8; 16], u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static CLIENT_NEIGHB: LruHashMap<AddressKey, ClientNeighbour, 65536> = LruHashMap::new();
+#[btf_map]
+pub static VRRP: Array<u64, { VRRP_INSTANCES as usize }, MMAP> = Array::new();
+#[btf_map]
+pub static EXTENSIONS: Array<[u64; 8], 1, MMAP> = Array::new();
+#[btf_map]
+pub static REASONS: PerCpuArray<Count, { REASON_COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static SECRETS: Array<Secrets, 1> = Array::new();
+#[btf_map]
+pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
+
+#[btf_map]
+pub static TAILS: ProgramArray<8> = ProgramArray::new();
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub static LIMITER: PerCpuArray<Limiter, 1> = PerCpuArray::new();
+
+#[unsafe(no_mangle)]
+static CONFIG: Global<Config> = Global::new(Config {
+    bucket_shift: 64,
+    bucket_shift_v6: 64,
+    cell_shift: 52,
+    tick_shift: 7,
+    answers_per_second: 1000,
+    hz: 250,
+    log: 0,
+    reserved: 0,
+});
+
+#[unsafe(no_mangle)]
+static KEYS: Global<Secrets> = Global::new(Secrets {
+    address_offset: 1,
+    address: 1,
+    spread: 1,
+    udp: 1,
+    bucket: 1,
+    second_bucket: 1,
+    nh: [1; 5],
+});
+
+/// One field of the configuration: a load from read-only data.
+macro_rules! config {
+    ($field:ident) => {
+        // SAFETY: the global is initialised; only one field is read, so that the copy stays in a register.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::config_ptr()).$field) }
+    };
+}
+pub(crate) use config;
+
+#[inline(always)]
+pub fn config_ptr() -> *const Config {
+    (&raw const CONFIG).cast()
+}
+
+/// The secrets. Fields are read where they are used.
+#[inline(always)]
+pub fn keys() -> &'static Secrets {
+    // SAFETY: the global is initialised by the loader before the program runs and is read-only.
+    unsafe { &*core::hint::black_box((&raw const KEYS).cast::<Secrets>()) }
+}

@@ -1,0 +1,351 @@
+//! The tail for packets without a flow, and for SYNs: is the address really ours, which service, which flow,
+//! which server; then the entry, and the packet goes on its way.
+
+use crate::{
+    atomic,
+    connection::{self, Hit, Inserted, Place},
+    count,
+    flow::{self, Step, turned},
+    forward::{self, Target, dr, fullnat, nat, tun},
+    ingress::key_of,
+    lease, mss, nexthop,
+    maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX, keys},
+    packet::{Frame, Packet, Words, ip_len, load8, load16},
+    schedule, tail,
+};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use lb_common::{
+    connection::{HOP_ON_LINK, Kind, Value, slack},
+    destination::Forwarding,
+    filter::{AddressKey, AddressRecord, role},
+    hash,
+    header::{IPV4, IPV6, protocol},
+    maps::{ClientNeighbour, ON_LINK, programs},
+    service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey},
+    state::{self, Direction, State},
+    verdict::Reason,
+};
+
+/// The tail's path.
+#[inline(always)]
+pub fn handle(frame: Frame) -> Result<u32, Reason> {
+    let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
+    let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
+    let udp = scratch.protocol == protocol::UDP;
+    if scratch.family == 6 { arrived::<true>(frame, l3, l4, udp) } else { arrived::<false>(frame, l3, l4, udp) }
+}
+
+#[inline(always)]
+fn exact<const V6: bool>(address: Words) -> Option<AddressRecord> {
+    let key = AddressKey { address: nat::address(address), family: if V6 { 6 } else { 4 } };
+    // SAFETY: the record is copied at once; at worst it is that of an address removed just now.
+    ADDRESSES.get_ptr(&key).map(|p| unsafe { *p })
+}
+
+#[inline(always)]
+fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Result<u32, Reason> {
+    let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Err(Reason::Internal) };
+    // The filter may have been wrong: from here on the address is known.
+    let to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
+    if to.roles & (role::VIP | role::POOL) == 0 {
+        let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
+        return Err(if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs });
+    }
+    forward::may_serve(to.vrrp)?;
+    let need = if udp { 8 } else { 20 };
+    let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };
+    let len = ip_len::<V6>(ip);
+    let header = (l4 - l3) as u32;
+    if len > frame.len() - l3 as u32 || len < header + need as u32 {
+        return Err(Reason::BadTransport);
+    }
+    // The transport's own length must lie in the packet.
+    let claimed = if udp { u16::from_be(load16(transport, 4)) as u32 } else { (load8(transport, 12) >> 4) as u32 * 4 };
+    if claimed < need as u32 || claimed > len - header {
+        return Err(Reason::BadTransport);
+    }
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, bytes: frame.len() };
+    let now = connection::now();
+    if to.roles & role::POOL != 0 {
+        return fullnat::to_client(&packet, to.pool as u32, now);
+    }
+    to_vip(&packet, now)
+}
+
+/// The service of a packet to a VIP.
+#[inline(always)]
+fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)> {
+    let port = (packet.ports() >> 16) as u16;
+    let mut key = ServiceKey {
+        address: nat::address(packet.destination()),
+        port,
+        protocol: if packet.udp { protocol::UDP } else { protocol::TCP },
+        family: if V6 { 6 } else { 4 },
+    };
+    let index = match SERVICE_INDEX.get_ptr(&key) {
+        // SAFETY: one word, read whole.
+        Some(index) => unsafe { core::ptr::read_volatile(index) },
+        None => {
+            key.port = 0;
+            let list = SERVICE_INDEX.get_ptr(&key)?;
+            // SAFETY: as above.
+            schedule::in_ranges(unsafe { core::ptr::read_volatile(list) }, u16::from_be(port))?
+        }
+    };
+    let record = flow::service(index)?;
+    // SAFETY: a map value.
+    if unsafe { core::ptr::read_volatile(&raw const (*record).flags) } & SERVICE_VALID == 0 {
+        return None;
+    }
+    Some((index, record))
+}
+
+#[inline(always)]
+fn to_vip<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Reason> {
+    let (index, service) = service_of(packet).ok_or(Reason::NoService)?;
+    let flags = if packet.udp { 0 } else { packet.tcp_flags() };
+    let syn = flags & state::SYN != 0;
+    if syn && flags & (state::RST | state::FIN) != 0 {
+        return Err(Reason::BadFlags);
+    }
+    if syn {
+        // SAFETY: a map value.
+        let mss = unsafe { core::ptr::read_volatile(&raw const (*service).mss) };
+        if mss != 0 {
+            mss::clamp(packet, mss);
+        }
+    }
+    let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.udp);
+    let mut event = Reason::FlowNew;
+    if let Some(hit) = connection::find(&place, now) {
+        match take_up(packet, hit, &place, syn, now)? {
+            Resumed::Sent(action) => return Ok(action),
+            Resumed::Anew(why) => event = why,
+        }
+    } else if !packet.udp && !syn {
+        // SAFETY: a map value.
+        let policy = unsafe { core::ptr::read_volatile(&raw const (*service).on_unknown_flow) };
+        if policy == OnUnknownFlow::Pass as u8 {
+            return Err(Reason::UnknownFlowPassed);
+        }
+        // A RST is never answered (RFC 9293, section 3.5.2), and opens nothing.
+        if policy == OnUnknownFlow::Drop as u8 || flags & state::RST != 0 {
+            return Err(Reason::UnknownFlowDropped);
+        }
+        if policy == OnUnknownFlow::Reset as u8 {
+            return Err(tail::call_with(packet, programs::RESET));
+        }
+        event = Reason::FlowAdopted;
+    }
+    place_flow(packet, &place, (index, service), event, now)
+}
+
+enum Resumed {
+    Sent(u32),
+    Anew(Reason),
+}
+
+/// A packet whose flow is known after all: a SYN sent again, a race, or one that must begin anew.
+#[inline(always)]
+fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bool, now: u16) -> Result<Resumed, Reason> {
+    let fullnat = matches!(hit.value.kind(), Kind::FullNat);
+    let destination = if fullnat {
+        match fullnat::Leased::of(hit.value.lease(), now) {
+            Some(lease) if lease.owner() == place.identity => lease.word.destination(),
+            _ => return Ok(give_back(hit, Reason::FlowReplaced)),
+        }
+    } else {
+        hit.value.destination()
+    };
+    let target = Target::of(destination).ok_or(Reason::Internal)?;
+    if target.is_removed() && (syn || flow::moves(&hit, packet.udp)) {
+        return Ok(give_back(hit, Reason::FlowMoved));
+    }
+    let direction = match target.forwarding() {
+        Forwarding::Dr | Forwarding::Tun => Direction::InputOnly,
+        Forwarding::Nat | Forwarding::FullNat => Direction::Input,
+    };
+    if syn && state::syn_starts_anew(hit.value.state(), direction) {
+        return Ok(give_back(hit, Reason::FlowReplaced));
+    }
+    forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
+}
+
+/// Frees the entry, so that the flow can be placed anew.
+#[inline(always)]
+fn give_back(hit: Hit, why: Reason) -> Resumed {
+    hit.replace(Value::EMPTY);
+    Resumed::Anew(why)
+}
+
+/// State and deadline of a new entry.
+#[inline(always)]
+fn beginning<const V6: bool>(packet: &Packet<V6>, service: u32, event: Reason, direction: Direction, now: u16) -> (State, u16) {
+    let state = if packet.udp || matches!(event, Reason::FlowAdopted) {
+        State::Unconfirmed
+    } else {
+        // A packet that is neither has SYN: the entry begins as SYN_RECV, or ESTABLISHED for a flow that moved.
+        let step = Step::of(packet, direction, now);
+        if state::step(direction, 0, step.flags) == State::SynReceived as u8 { State::SynReceived } else { State::Unconfirmed }
+    };
+    let timeout = flow::timeout_of(service, state as u8);
+    (state, now.wrapping_add(timeout).wrapping_add(slack(timeout, false)))
+}
+
+/// How many servers a NAT flow tries whose reply would be another flow's.
+const NAT_TRIES: u32 = 4;
+
+#[inline(always)]
+fn place_flow<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    service: (u32, *mut Service),
+    event: Reason,
+    now: u16,
+) -> Result<u32, Reason> {
+    let mut pick = schedule::pick::<V6>(packet, service.1).ok_or(Reason::NoServer)?;
+    for _ in 0..NAT_TRIES {
+        let target = Target::of(pick.destination().ok_or(Reason::NoServer)?).ok_or(Reason::Internal)?;
+        match target.forwarding() {
+            Forwarding::Dr | Forwarding::Tun => return direct(packet, place, service, &target, event, now),
+            Forwarding::FullNat => return leased(packet, place, service, &target, event, now),
+            Forwarding::Nat => {
+                let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
+                let reply = flow::place::<V6>(
+                    target.address::<V6>(),
+                    packet.source(),
+                    nat::reply_ports(packet.ports(), &target),
+                    packet.udp,
+                );
+                if let Some(other) = connection::find(&reply, now) {
+                    if other.value.kind() as u8 != Kind::NatReply as u8 || other.value.destination() != target.index {
+                        pick = pick.next();
+                        continue;
+                    }
+                    // The same flow's reply entry, from before: written anew below.
+                    other.replace(Value::EMPTY);
+                }
+                forward::fits(packet, &target)?;
+                let hop = client_hop(packet)?;
+                let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+                let cold = V6.then(|| (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target)));
+                if let Inserted::Full = connection::insert::<V6>(&reply, word, now, cold) {
+                    return Err(Reason::TableFull);
+                }
+                let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+                if let Inserted::Full = insert(packet, place, word, now) {
+                    return Err(Reason::TableFull);
+                }
+                count::event(event);
+                return nat::send(packet, &target);
+            }
+        }
+    }
+    Err(Reason::ReplyConflict)
+}
+
+#[inline(always)]
+fn insert<const V6: bool>(packet: &Packet<V6>, place: &Place, word: Value, now: u16) -> Inserted {
+    let cold = V6.then(|| (nat::address(packet.source()), packet.ports()));
+    connection::insert::<V6>(place, word, now, cold)
+}
+
+/// DR and TUN: one entry. When there is no room, a hash service goes on without: its slot table gives the
+/// same answer to the next packet.
+#[inline(always)]
+fn direct<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    service: (u32, *mut Service),
+    target: &Target,
+    event: Reason,
+    now: u16,
+) -> Result<u32, Reason> {
+    forward::fits(packet, target)?;
+    let (state, deadline) = beginning(packet, service.0, event, Direction::InputOnly, now);
+    let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+    let mut target = *target;
+    match insert(packet, place, word, now) {
+        Inserted::Done => count::event(event),
+        Inserted::Other(value) => target = Target::of(value.destination()).ok_or(Reason::Internal)?,
+        Inserted::Full => {
+            // SAFETY: a map value.
+            let pick = unsafe { core::ptr::read_volatile(&raw const (*service.1).pick) };
+            if pick == Pick::Cursor as u8 {
+                return Err(Reason::TableFull);
+            }
+            count::event(Reason::Stateless);
+        }
+    }
+    if let Forwarding::Tun = target.forwarding() { tun::send(packet, &target) } else { dr::send(packet, &target) }
+}
+
+/// FULLNAT: a lease, then the entry that names it.
+#[inline(always)]
+fn leased<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    service: (u32, *mut Service),
+    target: &Target,
+    event: Reason,
+    now: u16,
+) -> Result<u32, Reason> {
+    forward::fits(packet, target)?;
+    let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
+    let route = route_of::<V6>(packet.source());
+    let back = nexthop::back(&packet.frame, packet.l3).ok_or(Reason::Internal)?;
+    let client = lease::Client {
+        address: nat::address(packet.source()),
+        ports: packet.ports(),
+        hop: if route == ON_LINK { 0 } else { route },
+        back,
+    };
+    let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
+    let index = lease::take(service.1, place, word, &client, now).ok_or(Reason::NoLocalPort)?;
+    let entry = Value::full_nat(index, place.first, state, deadline);
+    if let Inserted::Full = insert(packet, place, entry, now) {
+        lease::give_back(index, word);
+        return Err(Reason::TableFull);
+    }
+    count::event(event);
+    fullnat::send(packet, target, index)
+}
+
+/// The next hop towards a client by the routes the agent keeps, or [`ON_LINK`]. Without a route the sender of
+/// the frame is as good as any.
+#[inline(always)]
+fn route_of<const V6: bool>(client: Words) -> u32 {
+    let address = nat::address(client);
+    let found = if V6 {
+        CLIENT_ROUTES6.get(&Key::new(128, address.v6()))
+    } else {
+        CLIENT_ROUTES4.get(&Key::new(32, address.v4()))
+    };
+    found.copied().unwrap_or(ON_LINK)
+}
+
+/// The hop of a NAT reply entry. A client on a directly attached segment (or behind more gateways than a hop can
+/// number) is remembered as its frame shows it.
+#[inline(always)]
+fn client_hop<const V6: bool>(packet: &Packet<V6>) -> Result<u8, Reason> {
+    let route = route_of::<V6>(packet.source());
+    if route != 0 && route < HOP_ON_LINK as u32 {
+        return Ok(route as u8);
+    }
+    let back = nexthop::back(&packet.frame, packet.l3).ok_or(Reason::Internal)?;
+    let key = AddressKey { address: nat::address(packet.source()), family: if V6 { 6 } else { 4 } };
+    let neighbour =
+        ClientNeighbour { destination: back.destination, source: back.source, ifindex: back.ifindex, reserved: 0 };
+    if let Some(known) = CLIENT_NEIGHB.get_ptr(&key) {
+        // SAFETY: an element of a hash map; only compared.
+        let known = unsafe { *known };
+        if known == neighbour {
+            return Ok(HOP_ON_LINK);
+        }
+    }
+    CLIENT_NEIGHB.insert(&key, &neighbour, 0).map_err(|_| Reason::NoClientHop)?;
+    Ok(HOP_ON_LINK)
+}
+
+#[allow(unused_imports)]
+use {atomic as _, hash as _, key_of as _, keys as _, turned as _};

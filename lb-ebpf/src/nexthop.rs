@@ -1,0 +1,123 @@
+//! The last step of a frame: MAC addresses, VLAN tags, output interface.
+
+use crate::{
+    maps::OUTPUTS,
+    packet::{Frame, load16, load32, store16, store32},
+};
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head};
+use lb_common::{
+    destination::NextHop,
+    header::{ETHERNET, ethertype},
+    verdict::Reason,
+};
+
+/// The words of a next hop that a frame needs, read once each.
+#[derive(Clone, Copy)]
+pub struct Hop {
+    pub destination: u64,
+    pub source: u64,
+    pub ifindex: u32,
+}
+
+impl Hop {
+    /// Reads a record; none when the hop is unresolved.
+    #[inline(always)]
+    pub fn of(record: *const NextHop) -> Option<Self> {
+        // SAFETY: `record` is a map value; each word is read whole.
+        let hop = unsafe {
+            Self {
+                destination: crate::atomic::load(&raw const (*record).destination),
+                source: crate::atomic::load(&raw const (*record).source),
+                ifindex: core::ptr::read_volatile(&raw const (*record).ifindex),
+            }
+        };
+        if hop.ifindex == 0 { None } else { Some(hop) }
+    }
+
+    /// TCIs, network order: outer, inner.
+    #[inline(always)]
+    fn tags(&self) -> (u16, u16) {
+        ((self.destination >> 48) as u16, (self.source >> 48) as u16)
+    }
+}
+
+/// Writes the Ethernet header of the frame whose IP header lies at `l3`, with as many tags as the hop wants,
+/// and sends it. `frame` must be fresh.
+#[inline(always)]
+pub fn send<const V6: bool>(frame: Frame, l3: usize, hop: Hop) -> Result<u32, Reason> {
+    let (outer, inner) = hop.tags();
+    if l3 == ETHERNET && (outer | inner) == 0 {
+        let Some(ethernet) = frame.at(0, ETHERNET) else { return Err(Reason::Internal) };
+        write_macs(ethernet, hop);
+        return output(frame, hop.ifindex);
+    }
+    retag::<V6>(frame, l3, hop, outer, inner)
+}
+
+#[inline(always)]
+fn write_macs(ethernet: *mut u8, hop: Hop) {
+    store32(ethernet, 0, hop.destination as u32);
+    store16(ethernet, 4, (hop.destination >> 32) as u16);
+    store32(ethernet, 6, hop.source as u32);
+    store16(ethernet, 10, (hop.source >> 32) as u16);
+}
+
+/// Pushes, swaps or pops tags: the header is written anew at its new length.
+#[inline(always)]
+fn retag<const V6: bool>(frame: Frame, l3: usize, hop: Hop, outer: u16, inner: u16) -> Result<u32, Reason> {
+    let tags = (outer != 0) as usize + (inner != 0) as usize;
+    let want = ETHERNET + 4 * tags;
+    if want != l3 {
+        // SAFETY: the kernel's helper; pointers are taken anew below.
+        if unsafe { bpf_xdp_adjust_head(frame.ctx, l3 as i32 - want as i32) } != 0 {
+            return Err(Reason::NoRoomInFrame);
+        }
+    }
+    let frame = Frame::new(frame.ctx);
+    let ip_type = if V6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be();
+    let Some(p) = frame.at(0, ETHERNET) else { return Err(Reason::Internal) };
+    write_macs(p, hop);
+    if tags == 0 {
+        store16(p, 12, ip_type);
+    } else if tags == 1 {
+        let Some(p) = frame.at(0, ETHERNET + 4) else { return Err(Reason::Internal) };
+        store16(p, 12, ethertype::VLAN.to_be());
+        store16(p, 14, outer | inner);
+        store16(p, 16, ip_type);
+    } else {
+        let Some(p) = frame.at(0, ETHERNET + 8) else { return Err(Reason::Internal) };
+        store16(p, 12, ethertype::QINQ.to_be());
+        store16(p, 14, outer);
+        store16(p, 16, ethertype::VLAN.to_be());
+        store16(p, 18, inner);
+        store16(p, 20, ip_type);
+    }
+    output(frame, hop.ifindex)
+}
+
+/// Sends the frame out of an interface: the one it came in by, or another.
+#[inline(always)]
+pub fn output(frame: Frame, ifindex: u32) -> Result<u32, Reason> {
+    if ifindex == frame.ingress_ifindex() {
+        return Ok(xdp_action::XDP_TX);
+    }
+    OUTPUTS.redirect(ifindex, 0).map_err(|_| Reason::NoNextHop)
+}
+
+/// How the sender of this frame is reached: its addresses, turned round, with its tags.
+#[inline(always)]
+pub fn back(frame: &Frame, l3: usize) -> Option<Hop> {
+    let p = frame.at(0, ETHERNET)?;
+    let mut destination = load32(p, 6) as u64 | (load16(p, 10) as u64) << 32;
+    let mut source = load32(p, 0) as u64 | (load16(p, 4) as u64) << 32;
+    if l3 > ETHERNET {
+        let p = frame.at(0, ETHERNET + 4)?;
+        // Only the VLAN id: priority is the sender's.
+        destination |= ((load16(p, 14) & 0x0fff_u16.to_be()) as u64) << 48;
+    }
+    if l3 > ETHERNET + 4 {
+        let p = frame.at(0, ETHERNET + 8)?;
+        source |= ((load16(p, 18) & 0x0fff_u16.to_be()) as u64) << 48;
+    }
+    Some(Hop { destination, source, ifindex: frame.ingress_ifindex() })
+}

@@ -1,0 +1,255 @@
+//! The only pointer arithmetic on frames. A [`Frame`] is what the driver gave us; a [`Packet`] is an IP packet
+//! in it whose headers were found to lie inside. Multi-byte fields are read and written as they lie in
+//! memory.
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::checksum;
+
+/// Two words of an address in memory order; IPv4 in the low half of the first.
+pub type Words = [u64; 2];
+
+#[inline(always)]
+pub fn load8(p: *const u8, offset: usize) -> u8 {
+    // SAFETY: callers hold a pointer whose range was checked against the frame's end; the verifier proves it.
+    unsafe { *p.add(offset) }
+}
+
+#[inline(always)]
+pub fn load16(p: *const u8, offset: usize) -> u16 {
+    // SAFETY: as for `load8`; BPF loads need no alignment where packets are concerned.
+    unsafe { *p.add(offset).cast::<u16>() }
+}
+
+#[inline(always)]
+pub fn load32(p: *const u8, offset: usize) -> u32 {
+    // SAFETY: as for `load16`.
+    unsafe { *p.add(offset).cast::<u32>() }
+}
+
+#[inline(always)]
+pub fn load64(p: *const u8, offset: usize) -> u64 {
+    // SAFETY: as for `load16`.
+    unsafe { *p.add(offset).cast::<u64>() }
+}
+
+#[inline(always)]
+pub fn store8(p: *mut u8, offset: usize, value: u8) {
+    // SAFETY: as for `load8`.
+    unsafe { *p.add(offset) = value }
+}
+
+#[inline(always)]
+pub fn store16(p: *mut u8, offset: usize, value: u16) {
+    // SAFETY: as for `load16`.
+    unsafe { *p.add(offset).cast::<u16>() = value }
+}
+
+#[inline(always)]
+pub fn store32(p: *mut u8, offset: usize, value: u32) {
+    // SAFETY: as for `load16`.
+    unsafe { *p.add(offset).cast::<u32>() = value }
+}
+
+#[inline(always)]
+pub fn store64(p: *mut u8, offset: usize, value: u64) {
+    // SAFETY: as for `load16`.
+    unsafe { *p.add(offset).cast::<u64>() = value }
+}
+
+/// The frame: where it begins and ends now. Stale after the head or tail moved.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    pub ctx: *mut xdp_md,
+    data: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: *mut xdp_md) -> Self {
+        // SAFETY: the context is the kernel's; these two words are rewritten to pointers by the verifier.
+        unsafe { Self { ctx, data: (*ctx).data as usize, end: (*ctx).data_end as usize } }
+    }
+
+    /// Bytes in the frame.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        (self.end - self.data) as u32
+    }
+
+    /// A pointer to `len` bytes at a constant `offset`.
+    #[inline(always)]
+    pub fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        if self.data + offset + len > self.end { None } else { Some((self.data + offset) as *mut u8) }
+    }
+
+    /// A pointer to `len` bytes at an `offset` known only at run time. The barrier keeps the compiler from
+    /// testing one pointer and using another, which the verifier would not follow.
+    #[inline(always)]
+    pub fn at_dynamic(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let mut p = self.data + (offset & 0xfff);
+        // SAFETY: no instruction is emitted; the value only becomes opaque.
+        unsafe { core::arch::asm!("/* {0} */", inout(reg) p, options(nomem, nostack, preserves_flags)) };
+        if p + len > self.end { None } else { Some(p as *mut u8) }
+    }
+
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as in `new`.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+}
+
+/// An IP packet with a TCP or UDP header, both inside the frame.
+#[derive(Clone, Copy)]
+pub struct Packet<const V6: bool> {
+    pub frame: Frame,
+    /// Offset of the IP header: 14, 18 or 22.
+    pub l3: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    pub ip: *mut u8,
+    pub transport: *mut u8,
+    pub udp: bool,
+    /// Frame length as it came, for counters.
+    pub bytes: u32,
+}
+
+impl<const V6: bool> Packet<V6> {
+    #[inline(always)]
+    pub fn source(&self) -> Words {
+        source::<V6>(self.ip)
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> Words {
+        destination::<V6>(self.ip)
+    }
+
+    /// Length of the IP packet by its own word, host order.
+    #[inline(always)]
+    pub fn ip_len(&self) -> u32 {
+        ip_len::<V6>(self.ip)
+    }
+
+    /// Source and destination port as one word.
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        load32(self.transport, 0)
+    }
+
+    /// TCP flags. Only for TCP.
+    #[inline(always)]
+    pub fn tcp_flags(&self) -> u8 {
+        load8(self.transport, 13)
+    }
+
+    /// Whether routers may fragment it: IPv4 without DF.
+    #[inline(always)]
+    pub fn may_fragment(&self) -> bool {
+        !V6 && load8(self.ip, 6) & 0x40 == 0
+    }
+
+    /// TTL or hop limit.
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        load8(self.ip, if V6 { 7 } else { 8 })
+    }
+
+    /// Lowers TTL or hop limit by one, and the header checksum with it.
+    #[inline(always)]
+    pub fn decrement_ttl(&self) {
+        if V6 {
+            store8(self.ip, 7, load8(self.ip, 7).wrapping_sub(1));
+        } else {
+            store8(self.ip, 8, load8(self.ip, 8).wrapping_sub(1));
+            store16(self.ip, 10, checksum::after_ttl_decrement(load16(self.ip, 10)));
+        }
+    }
+
+    /// As [`Packet::decrement_ttl`], for a header whose addresses changed by `delta` too.
+    #[inline(always)]
+    pub fn decrement_ttl_with(&self, delta: u64) {
+        if V6 {
+            self.decrement_ttl();
+        } else {
+            store8(self.ip, 8, load8(self.ip, 8).wrapping_sub(1));
+            let delta = checksum::sub(delta, u16::from_be(0x0100) as u32);
+            // A piece of 32 bits was complemented: its upper half is all ones, which is a zero.
+            store16(self.ip, 10, checksum::update(load16(self.ip, 10), delta));
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_source(&self, address: Words) {
+        if V6 {
+            store64(self.ip, 8, address[0]);
+            store64(self.ip, 16, address[1]);
+        } else {
+            store32(self.ip, 12, address[0] as u32);
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_destination(&self, address: Words) {
+        if V6 {
+            store64(self.ip, 24, address[0]);
+            store64(self.ip, 32, address[1]);
+        } else {
+            store32(self.ip, 16, address[0] as u32);
+        }
+    }
+
+    /// Writes the ports and updates the transport checksum by `delta`, to which the ports are added here.
+    #[inline(always)]
+    pub fn set_ports(&self, old: u32, new: u32, delta: u64) {
+        store32(self.transport, 0, new);
+        let delta = checksum::sub(checksum::add(delta, new), old);
+        if self.udp {
+            store16(self.transport, 6, checksum::update_udp(load16(self.transport, 6), delta));
+        } else {
+            store16(self.transport, 16, checksum::update(load16(self.transport, 16), delta));
+        }
+    }
+}
+
+#[inline(always)]
+pub fn source<const V6: bool>(ip: *const u8) -> Words {
+    if V6 { [load64(ip, 8), load64(ip, 16)] } else { [load32(ip, 12) as u64, 0] }
+}
+
+#[inline(always)]
+pub fn destination<const V6: bool>(ip: *const u8) -> Words {
+    if V6 { [load64(ip, 24), load64(ip, 32)] } else { [load32(ip, 16) as u64, 0] }
+}
+
+#[inline(always)]
+pub fn ip_len<const V6: bool>(ip: *const u8) -> u32 {
+    if V6 { u16::from_be(load16(ip, 4)) as u32 + 40 } else { u16::from_be(load16(ip, 2)) as u32 }
+}
+
+/// The sum of an address, for checksums.
+#[inline(always)]
+pub fn sum<const V6: bool>(words: Words, start: u64) -> u64 {
+    if V6 {
+        start + (words[0] & 0xffff_ffff) + (words[0] >> 32) + (words[1] & 0xffff_ffff) + (words[1] >> 32)
+    } else {
+        start + words[0]
+    }
+}
+
+/// Takes an address away from a sum.
+#[inline(always)]
+pub fn unsum<const V6: bool>(words: Words, start: u64) -> u64 {
+    if V6 { sum::<true>([!words[0], !words[1]], start) } else { start + (!words[0] & 0xffff_ffff) }
+}
+
+/// The words of an address in a record.
+#[inline(always)]
+pub fn words<const V6: bool>(address: *const lb_common::address::Address) -> Words {
+    if V6 {
+        [load64(address.cast(), 0), load64(address.cast(), 8)]
+    } else {
+        [load32(address.cast(), 0) as u64, 0]
+    }
+}

@@ -1,0 +1,3 @@
+//! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
+
+mod lab;

@@ -1,0 +1,75 @@
+//! The agent's real-server helper in a real server's namespace, with pins of its own.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Output;
+
+use crate::agent::{self, PinDirectory};
+use crate::namespace::Namespace;
+
+/// A real server made ready by `lb-agent real-server up`. What it pinned goes when this is dropped; addresses
+/// and sysctls go with the namespace.
+pub struct RealServer<'a> {
+    namespace: &'a Namespace,
+    pins: PinDirectory,
+    vips: Vec<IpAddr>,
+    directors: Vec<IpAddr>,
+}
+
+impl<'a> RealServer<'a> {
+    /// Puts the VIPs on the loopback and, if there are directors, unpacks tunnelled packets that come from
+    /// them. Panics with the helper's words if it fails.
+    #[track_caller]
+    pub fn up(namespace: &'a Namespace, vips: &[IpAddr], directors: &[IpAddr]) -> RealServer<'a> {
+        let server = RealServer {
+            namespace,
+            pins: PinDirectory::new(),
+            vips: vips.to_vec(),
+            directors: directors.to_vec(),
+        };
+        server.must("up");
+        server
+    }
+
+    /// Whether `lb-agent real-server check` is content, and what it wrote.
+    #[track_caller]
+    pub fn check(&self) -> (bool, String) {
+        let output = self.run("check");
+        (output.status.success(), text(&output))
+    }
+
+    /// Takes everything back. Panics with the helper's words if it fails.
+    #[track_caller]
+    pub fn down(&self) {
+        self.must("down");
+    }
+
+    /// Where it pins.
+    pub fn pins(&self) -> &Path {
+        self.pins.path()
+    }
+
+    #[track_caller]
+    fn must(&self, verb: &str) {
+        let output = self.run(verb);
+        let name = self.namespace.role();
+        assert!(output.status.success(), "`real-server {verb}` failed in {name}:\n{}", text(&output));
+    }
+
+    #[track_caller]
+    fn run(&self, verb: &str) -> Output {
+        let mut command = agent::command(self.namespace, &["real-server", verb, "--interface", "eth0"]);
+        for vip in &self.vips {
+            command.arg("--vip").arg(vip.to_string());
+        }
+        for director in &self.directors {
+            command.arg("--from").arg(director.to_string());
+        }
+        command.env("LB_BPFFS_DIR", self.pins.path());
+        command.output().unwrap_or_else(|error| panic!("start {}: {error}", agent::binary().display()))
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask bench`: builds the benchmark (release profile), then becomes it.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::process::{become_program, built, cargo, need_root, run as run_command, step};
+use crate::setup;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Further arguments of the benchmark
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    need_root("the benchmark")?;
+    setup::ensure(setup::TOOLCHAIN)?;
+    step("building the benchmark (release profile)");
+    run_command(cargo().args(["build", "--release", "--package", "lb-tests", "--bin", "bench"]))?;
+    step("measuring");
+    let mut bench = Command::new(built("release", "bench"));
+    if args.json {
+        bench.arg("--json");
+    }
+    become_program(bench.args(&args.args))
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask test`: the three tiers. A tier that cannot run fails and says why.
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::process::{build_dev_agent, cargo, need_root, run as run_command, step};
+use crate::setup;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The tier to run [default: all, in this order]
+    tier: Option<Tier>,
+    /// Arguments of the test programs: a name to filter by, --nocapture, ...
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// Pure logic: no root, no kernel
+    Unit,
+    /// The loaded data plane, frame by frame, with BPF_PROG_TEST_RUN (needs root)
+    Packet,
+    /// Agents and real programs in network namespaces (needs root)
+    Netns,
+}
+
+impl Args {
+    /// Every tier, every test.
+    pub fn all() -> Self {
+        Args { tier: None, args: Vec::new() }
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let tiers = match args.tier {
+        Some(tier) => vec![tier],
+        None => vec![Tier::Unit, Tier::Packet, Tier::Netns],
+    };
+    // Before the first build, not after it.
+    if tiers.iter().any(|&tier| tier != Tier::Unit) {
+        need_root("the tiers packet and netns")?;
+    }
+    setup::ensure(if tiers == [Tier::Unit] { setup::TOOLCHAIN } else { setup::TESTS })?;
+    for tier in tiers {
+        match tier {
+            Tier::Unit => unit(&args.args).context("tier unit")?,
+            Tier::Packet => program("packet", &args.args).context("tier packet")?,
+            Tier::Netns => program("netns", &args.args).context("tier netns")?,
+        }
+    }
+    step("passed");
+    Ok(())
+}
+
+fn unit(args: &[OsString]) -> Result<()> {
+    step("unit tests");
+    run_command(cargo().arg("test").arg("--").args(args))?;
+    step("unit tests of the test helpers");
+    run_command(cargo().args(["test", "--package", "lb-tests", "--lib", "--"]).args(args))
+}
+
+fn program(name: &str, args: &[OsString]) -> Result<()> {
+    let agent = build_dev_agent()?;
+    step(format!("{name} tests"));
+    run_command(
+        cargo()
+            .args(["test", "--package", "lb-tests", "--test", name, "--"])
+            .args(args)
+            .env("LB_AGENT", agent),
+    )
+}
