@@ -50,7 +50,7 @@ pub struct Wanted {
     /// Who unpacks tunnelled packets [default: bpf for tun, else none]
     #[arg(long, value_enum)]
     pub tunnel: Option<Tunnel>,
-    /// Forwarding method of the virtual services [default: tun where --tunnel asks for one, else dr]
+    /// Forwarding method of the virtual services [default: tun with --tunnel or --from, else dr]
     #[arg(long, value_enum)]
     pub method: Option<Method>,
 }

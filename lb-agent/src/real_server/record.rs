@@ -37,9 +37,14 @@ impl Record {
     /// What cannot go together, in a sentence with the way out.
     pub fn merge(before: Option<Record>, wanted: &Wanted, default_interface: Option<String>) -> Result<Self> {
         let tunnelling = matches!(wanted.tunnel, Some(Tunnel::Bpf | Tunnel::Kernel));
+        // Under dr nobody asks who the directors are.
+        let only_tun = tunnelling || !wanted.from.is_empty();
         let method = match (wanted.method, &before) {
             (Some(method), _) => Some(method),
-            (None, _) if tunnelling => Some(Method::Tun),
+            (None, None) if only_tun => Some(Method::Tun),
+            (None, Some(before)) if tunnelling || only_tun && before.methods == [Method::Dr].into() => {
+                Some(Method::Tun)
+            }
             (None, Some(_)) => None,
             (None, None) => Some(Method::Dr),
         };
@@ -216,6 +221,8 @@ mod tests {
         assert_eq!((dr.methods, dr.tunnel), ([Method::Dr].into(), Tunnel::None));
         let tun = fresh(&wanted(&["203.0.113.10"], Some(Method::Tun), None, &["10.0.0.1/32"])).unwrap();
         assert_eq!(tun.tunnel, Tunnel::Bpf);
+        let listed = fresh(&wanted(&["203.0.113.10"], None, None, &["10.0.0.1/32"])).unwrap();
+        assert_eq!((listed.methods, listed.tunnel), ([Method::Tun].into(), Tunnel::Bpf));
         let kernel = fresh(&wanted(&["203.0.113.10"], None, Some(Tunnel::Kernel), &["10.0.0.1/32"])).unwrap();
         assert_eq!(kernel.methods, [Method::Tun].into());
         let nat = fresh(&wanted(&[], Some(Method::Nat), None, &["10.0.0.1/32"])).unwrap();
