@@ -1,0 +1,3 @@
+//! The edge to the kernel through aya: loads programs, reads and writes maps.
+
+pub mod decapsulator;
