@@ -13,7 +13,7 @@ use crate::{
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    connection::{ColdTuple, HOP_ON_LINK, Kind, Value, slack},
+    connection::{HOP_ON_LINK, Kind, Value, slack},
     destination::Forwarding,
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
@@ -225,8 +225,13 @@ fn place_flow<const V6: bool>(
                 forward::fits(packet, &target)?;
                 let hop = client_hop(packet)?;
                 let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
-                let cold = cold(target.address::<V6>(), nat::reply_ports(packet.ports(), &target));
-                if let Inserted::Full = connection::insert::<V6>(&reply, word, now, &cold) {
+                if let Inserted::Full = connection::insert::<V6>(
+                    &reply,
+                    word,
+                    now,
+                    nat::address(target.address::<V6>()),
+                    nat::reply_ports(packet.ports(), &target),
+                ) {
                     return Err(Reason::TableFull);
                 }
                 let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
@@ -243,12 +248,7 @@ fn place_flow<const V6: bool>(
 
 #[inline(always)]
 fn insert<const V6: bool>(packet: &Packet<V6>, place: &Place, word: Value, now: u16) -> Inserted {
-    connection::insert::<V6>(place, word, now, &cold(packet.source(), packet.ports()))
-}
-
-#[inline(always)]
-fn cold(source: Words, ports: u32) -> ColdTuple {
-    ColdTuple { source: nat::address(source), ports, reserved: [0; 3] }
+    connection::insert::<V6>(place, word, now, nat::address(packet.source()), packet.ports())
 }
 
 /// DR and TUN: one entry. When there is no room, a hash service goes on without: its slot table gives the
@@ -295,14 +295,15 @@ fn leased<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let route = route_of::<V6>(packet.source());
     let back = nexthop::back(&packet.frame, packet.l3).ok_or(Reason::Internal)?;
-    let client = lease::Client {
-        address: nat::address(packet.source()),
-        ports: packet.ports(),
-        hop: if route == ON_LINK { 0 } else { route },
-        back,
-    };
+    let scratch = tail::scratch().ok_or(Reason::Internal)?;
+    scratch.client = nat::address(packet.source());
+    scratch.ports = packet.ports();
+    scratch.hop = if route == ON_LINK { 0 } else { route };
+    scratch.client_destination = back.destination;
+    scratch.client_source = back.source;
+    scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.1, place, word, &client, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);
