@@ -1,3 +1,4 @@
 //! The agent of an lb director.
 
+pub mod dataplane;
 pub mod net;
