@@ -145,6 +145,11 @@ enum Resumed {
 /// A packet whose flow is known after all: a SYN sent again, a race, or one that must begin anew.
 #[inline(always)]
 fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bool, now: u16) -> Result<Resumed, Reason> {
+    if let Kind::NatReply = hit.value.kind() {
+        // A real server's packet to an address that is a VIP too.
+        let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+        return nat::to_client(packet, hit, target, now).map(Resumed::Sent);
+    }
     let fullnat = matches!(hit.value.kind(), Kind::FullNat);
     let destination = if fullnat {
         match fullnat::Leased::of(hit.value.lease(), now) {
