@@ -1,4 +1,8 @@
-//! The agent of an lb director.
+//! The lb agent as a library: the pure cores (objects, manifests, schedulers) and the edges around them.
 
 pub mod dataplane;
+pub mod manifest;
+pub mod model;
 pub mod net;
+pub mod real_server;
+pub mod scheduler;

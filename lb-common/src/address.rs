@@ -53,9 +53,8 @@ impl Address {
 
     /// The inverse of [`Address::words`].
     pub const fn from_words(words: [u32; 4]) -> Self {
-        let (a, b, c, d) =
-            (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-        Self([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+        // SAFETY: both are sixteen bytes without padding. Byte by byte, the program would write sixteen times.
+        Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 }
 

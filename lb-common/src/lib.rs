@@ -6,6 +6,7 @@
 pub mod address;
 pub mod checksum;
 pub mod connection;
+pub mod decapsulator;
 pub mod destination;
 pub mod filter;
 pub mod hash;

@@ -4,7 +4,7 @@
 use crate::{
     connection::{self, Hit, Place},
     maps::{SERVICES, keys},
-    packet::{Packet, Words},
+    packet::{Packet, Words, opaque},
 };
 use lb_common::{
     connection::{Value, slack},
@@ -46,29 +46,54 @@ impl Step {
         if settled {
             return refreshed(value, state, established, self);
         }
-        self.unsettled(value, service)
+        let new = lb_unsettled(value.0, service, self.pack());
+        if new == 0 { None } else { Some(Value(new)) }
+    }
+
+    /// All of it in one register: functions of BPF take five.
+    #[inline(always)]
+    fn pack(&self) -> u64 {
+        self.now as u64 | (self.flags as u64) << 16 | (self.udp as u64) << 24 | (self.direction as u64) << 32
     }
 
     #[inline(always)]
-    fn unsettled(&self, value: Value, service: u32) -> Option<Value> {
-        let state = value.state();
-        let next = if self.udp {
-            // DR and TUN see no reply: the second packet is the proof. NAT and FULLNAT wait for the reply.
-            if matches!(self.direction, Direction::Input) { state } else { State::Udp as u8 }
-        } else {
-            state::step(self.direction, state, self.flags)
+    fn unpack(packed: u64) -> Self {
+        let direction = match (packed >> 32) as u8 {
+            0 => Direction::Input,
+            1 => Direction::Output,
+            _ => Direction::InputOnly,
         };
-        let timeout = timeout_of(service, next);
-        if next == state {
-            if next == State::Unconfirmed as u8 {
-                // Nothing was proven, so the short deadline stays as it is.
-                return None;
-            }
-            return refreshed(value, next, timeout, self);
-        }
-        let deadline = self.now.wrapping_add(timeout).wrapping_add(slack(timeout, self.is_pair()));
-        Some(value.with(next, deadline))
+        Self { direction, udp: packed & 1 << 24 != 0, flags: (packed >> 16) as u8, now: packed as u16 }
     }
+}
+
+/// [`Step::next`] of a flow that is not settled, or of a packet that unsettles it: out of line, since it is
+/// rare. 0 when nothing need be written.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_unsettled(value: u64, service: u32, packed: u64) -> u64 {
+    let step = Step::unpack(packed);
+    let value = Value(value);
+    let state = value.state();
+    let next = if step.udp {
+        // DR and TUN see no reply: the second packet is the proof. NAT and FULLNAT wait for the reply.
+        if matches!(step.direction, Direction::Input) { state } else { State::Udp as u8 }
+    } else {
+        state::step(step.direction, state, step.flags)
+    };
+    let timeout = timeout_of(service, next);
+    if next == state {
+        if next == State::Unconfirmed as u8 {
+            // Nothing was proven, so the short deadline stays as it is.
+            return 0;
+        }
+        return match refreshed(value, next, timeout, &step) {
+            Some(new) => new.0,
+            None => 0,
+        };
+    }
+    let deadline = step.now.wrapping_add(timeout).wrapping_add(slack(timeout, step.is_pair()));
+    value.with(next, deadline).0
 }
 
 #[inline(always)]
@@ -91,14 +116,6 @@ pub fn timeout_of(service: u32, state: u8) -> u16 {
         },
         None => 1,
     }
-}
-
-/// The same number, unknown to the compiler: it then leaves the bound that follows for the verifier to see.
-#[inline(always)]
-pub fn opaque(mut number: u64) -> u64 {
-    // SAFETY: no instruction is emitted.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) number, options(nomem, nostack, preserves_flags)) };
-    number
 }
 
 /// The record of a service.
@@ -125,18 +142,22 @@ pub fn turned(ports: u32) -> u32 {
     ports.rotate_left(16)
 }
 
-/// Gives the twin of a pair the state and deadline of the entry just written.
+/// Gives the twin of a pair the state and deadline of the entry just written. Out of line: once a quarter of
+/// the timeout, and at changes of state.
 #[inline(always)]
-pub fn write_twin(twin: Option<Hit>, new: Value) {
-    if let Some(twin) = twin {
-        twin.replace(twin.value.with(new.state(), new.deadline()));
-    }
+pub fn write_twin<const V6: bool>(twin: &Place, new: Value, now: u16) {
+    lb_write_twin(twin.identity, V6 as u32, new.0, now as u32);
 }
 
-/// Looks the twin of a pair up.
-#[inline(always)]
-pub fn find_twin<const V6: bool>(source: Words, destination: Words, ports: u32, udp: bool, now: u16) -> Option<Hit> {
-    connection::find(&place::<V6>(source, destination, ports, udp), now)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32) -> u64 {
+    let new = Value(new);
+    let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
+    if let Some(twin) = connection::find(&place, now as u16) {
+        twin.replace(twin.value.with(new.state(), new.deadline()));
+    }
+    0
 }
 
 /// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established.

@@ -3,7 +3,6 @@
 
 use crate::{
     answer,
-    maps::config,
     nexthop,
     packet::{Frame, Words, ip_len, load16, source, store8, store16, store32, store64, sum},
     tail,
@@ -126,6 +125,3 @@ fn write_icmp<const V6: bool>(frame: &Frame, new: *mut u8, to: Words, say: Say, 
     }
     store16(new, at + 2, !checksum::fold(total));
 }
-
-#[allow(unused_imports)]
-use config as _;

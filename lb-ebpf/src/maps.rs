@@ -97,20 +97,22 @@ static KEYS: Global<Secrets> = Global::new(Secrets {
 /// One field of the configuration: a load from read-only data.
 macro_rules! config {
     ($field:ident) => {
-        // SAFETY: the global is initialised; only one field is read, so that the copy stays in a register.
-        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::config_ptr()).$field) }
+        $crate::maps::config_field(|config| {
+            // SAFETY: the global is initialised, and the pointer its address.
+            unsafe { core::ptr::read_volatile(&raw const (*config).$field) }
+        })
     };
 }
 pub(crate) use config;
 
 #[inline(always)]
-pub fn config_ptr() -> *const Config {
-    (&raw const CONFIG).cast()
+pub fn config_field(read: impl FnOnce(*const Config) -> u32) -> u32 {
+    read((&raw const CONFIG).cast())
 }
 
 /// The secrets. Fields are read where they are used.
 #[inline(always)]
 pub fn keys() -> &'static Secrets {
     // SAFETY: the global is initialised by the loader before the program runs and is read-only.
-    unsafe { &*core::hint::black_box((&raw const KEYS).cast::<Secrets>()) }
+    unsafe { &*(crate::packet::opaque((&raw const KEYS) as u64) as *const Secrets) }
 }

@@ -2,14 +2,12 @@
 //! which server; then the entry, and the packet goes on its way.
 
 use crate::{
-    atomic,
     connection::{self, Hit, Inserted, Place},
     count,
-    flow::{self, Step, turned},
+    flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    ingress::key_of,
     lease, mss, nexthop,
-    maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX, keys},
+    maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     packet::{Frame, Packet, Words, ip_len, load8, load16},
     schedule, tail,
 };
@@ -18,7 +16,6 @@ use lb_common::{
     connection::{HOP_ON_LINK, Kind, Value, slack},
     destination::Forwarding,
     filter::{AddressKey, AddressRecord, role},
-    hash,
     header::{IPV4, IPV6, protocol},
     maps::{ClientNeighbour, ON_LINK, programs},
     service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey},
@@ -228,8 +225,13 @@ fn place_flow<const V6: bool>(
                 forward::fits(packet, &target)?;
                 let hop = client_hop(packet)?;
                 let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
-                let cold = V6.then(|| (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target)));
-                if let Inserted::Full = connection::insert::<V6>(&reply, word, now, cold) {
+                if let Inserted::Full = connection::insert::<V6>(
+                    &reply,
+                    word,
+                    now,
+                    nat::address(target.address::<V6>()),
+                    nat::reply_ports(packet.ports(), &target),
+                ) {
                     return Err(Reason::TableFull);
                 }
                 let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
@@ -246,8 +248,7 @@ fn place_flow<const V6: bool>(
 
 #[inline(always)]
 fn insert<const V6: bool>(packet: &Packet<V6>, place: &Place, word: Value, now: u16) -> Inserted {
-    let cold = V6.then(|| (nat::address(packet.source()), packet.ports()));
-    connection::insert::<V6>(place, word, now, cold)
+    connection::insert::<V6>(place, word, now, nat::address(packet.source()), packet.ports())
 }
 
 /// DR and TUN: one entry. When there is no room, a hash service goes on without: its slot table gives the
@@ -294,14 +295,15 @@ fn leased<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let route = route_of::<V6>(packet.source());
     let back = nexthop::back(&packet.frame, packet.l3).ok_or(Reason::Internal)?;
-    let client = lease::Client {
-        address: nat::address(packet.source()),
-        ports: packet.ports(),
-        hop: if route == ON_LINK { 0 } else { route },
-        back,
-    };
+    let scratch = tail::scratch().ok_or(Reason::Internal)?;
+    scratch.client = nat::address(packet.source());
+    scratch.ports = packet.ports();
+    scratch.hop = if route == ON_LINK { 0 } else { route };
+    scratch.client_destination = back.destination;
+    scratch.client_source = back.source;
+    scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.1, place, word, &client, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);
@@ -346,6 +348,3 @@ fn client_hop<const V6: bool>(packet: &Packet<V6>) -> Result<u8, Reason> {
     CLIENT_NEIGHB.insert(&key, &neighbour, 0).map_err(|_| Reason::NoClientHop)?;
     Ok(HOP_ON_LINK)
 }
-
-#[allow(unused_imports)]
-use {atomic as _, hash as _, key_of as _, keys as _, turned as _};

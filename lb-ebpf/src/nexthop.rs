@@ -4,7 +4,10 @@ use crate::{
     maps::OUTPUTS,
     packet::{Frame, load16, load32, store16, store32},
 };
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::generated::bpf_xdp_adjust_head,
+};
 use lb_common::{
     destination::NextHop,
     header::{ETHERNET, ethertype},
@@ -51,8 +54,17 @@ pub fn send<const V6: bool>(frame: Frame, l3: usize, hop: Hop) -> Result<u32, Re
         write_macs(ethernet, hop);
         return output(frame, hop.ifindex);
     }
-    retag::<V6>(frame, l3, hop, outer, inner)
+    let l3_and_family = l3 as u32 | if V6 { V6_BIT } else { 0 };
+    match retag(frame.ctx, l3_and_family, hop.destination, hop.source) {
+        0 => output(Frame::new(frame.ctx), hop.ifindex),
+        NO_ROOM => Err(Reason::NoRoomInFrame),
+        _ => Err(Reason::Internal),
+    }
 }
+
+const V6_BIT: u32 = 1 << 16;
+const NO_ROOM: u32 = 1;
+const LOST: u32 = 2;
 
 #[inline(always)]
 fn write_macs(ethernet: *mut u8, hop: Hop) {
@@ -62,37 +74,40 @@ fn write_macs(ethernet: *mut u8, hop: Hop) {
     store16(ethernet, 10, (hop.source >> 32) as u16);
 }
 
-/// Pushes, swaps or pops tags: the header is written anew at its new length.
-#[inline(always)]
-fn retag<const V6: bool>(frame: Frame, l3: usize, hop: Hop, outer: u16, inner: u16) -> Result<u32, Reason> {
+/// Pushes, swaps or pops tags: the header is written anew at its new length. Out of line: rare.
+#[inline(never)]
+fn retag(ctx: *mut xdp_md, l3_and_family: u32, destination: u64, source: u64) -> u32 {
+    let hop = Hop { destination, source, ifindex: 0 };
+    let (outer, inner) = hop.tags();
+    let l3 = (l3_and_family & 0x1f) as usize;
     let tags = (outer != 0) as usize + (inner != 0) as usize;
     let want = ETHERNET + 4 * tags;
     if want != l3 {
         // SAFETY: the kernel's helper; pointers are taken anew below.
-        if unsafe { bpf_xdp_adjust_head(frame.ctx, l3 as i32 - want as i32) } != 0 {
-            return Err(Reason::NoRoomInFrame);
+        if unsafe { bpf_xdp_adjust_head(ctx, l3 as i32 - want as i32) } != 0 {
+            return NO_ROOM;
         }
     }
-    let frame = Frame::new(frame.ctx);
-    let ip_type = if V6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be();
-    let Some(p) = frame.at(0, ETHERNET) else { return Err(Reason::Internal) };
+    let frame = Frame::new(ctx);
+    let ip_type = if l3_and_family & V6_BIT != 0 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be();
+    let Some(p) = frame.at(0, ETHERNET) else { return LOST };
     write_macs(p, hop);
     if tags == 0 {
         store16(p, 12, ip_type);
     } else if tags == 1 {
-        let Some(p) = frame.at(0, ETHERNET + 4) else { return Err(Reason::Internal) };
+        let Some(p) = frame.at(0, ETHERNET + 4) else { return LOST };
         store16(p, 12, ethertype::VLAN.to_be());
         store16(p, 14, outer | inner);
         store16(p, 16, ip_type);
     } else {
-        let Some(p) = frame.at(0, ETHERNET + 8) else { return Err(Reason::Internal) };
+        let Some(p) = frame.at(0, ETHERNET + 8) else { return LOST };
         store16(p, 12, ethertype::QINQ.to_be());
         store16(p, 14, outer);
         store16(p, 16, ethertype::VLAN.to_be());
         store16(p, 18, inner);
         store16(p, 20, ip_type);
     }
-    output(frame, hop.ifindex)
+    0
 }
 
 /// Sends the frame out of an interface: the one it came in by, or another.

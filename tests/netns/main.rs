@@ -1,3 +1,4 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
 mod lab;
+mod real_server;

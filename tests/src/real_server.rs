@@ -31,6 +31,12 @@ impl<'a> RealServer<'a> {
         server
     }
 
+    /// Repairs what is missing. Panics with the helper's words if it fails.
+    #[track_caller]
+    pub fn up_again(&self) {
+        self.must("up");
+    }
+
     /// Whether `lb-agent real-server check` is content, and what it wrote.
     #[track_caller]
     pub fn check(&self) -> (bool, String) {
@@ -58,14 +64,18 @@ impl<'a> RealServer<'a> {
 
     #[track_caller]
     fn run(&self, verb: &str) -> Output {
-        let mut command = agent::command(self.namespace, &["real-server", verb, "--interface", "eth0"]);
+        let mut command = agent::command(self.namespace, &["real-server", verb]);
         for vip in &self.vips {
             command.arg("--vip").arg(vip.to_string());
         }
-        for director in &self.directors {
-            command.arg("--from").arg(director.to_string());
+        // What was set up where is in its own record; `down` asks no more.
+        if verb != "down" {
+            command.args(["--interface", "eth0"]);
+            for director in &self.directors {
+                command.arg("--from").arg(director.to_string());
+            }
         }
-        command.env("LB_BPFFS_DIR", self.pins.path());
+        command.env("LB_BPFFS_DIR", self.pins.path()).env("LB_STATE_DIR", self.namespace.directory());
         command.output().unwrap_or_else(|error| panic!("start {}: {error}", agent::binary().display()))
     }
 }

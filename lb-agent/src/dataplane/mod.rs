@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The edge to the data plane: the only place that knows aya, BPF objects and their pins. `load` makes the
 //! tables and switches the program, `tables` is what a plan's steps are run against, `sweeper` frees expired
 //! flows and counts the live ones, `dump` and `counters` read for the operator.
@@ -33,3 +34,8 @@ pub use sweeper::{Scan, Sweeper};
 pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
+=======
+//! The edge to the kernel through aya: loads programs, reads and writes maps.
+
+pub mod decapsulator;
+>>>>>>> main

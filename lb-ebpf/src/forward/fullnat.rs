@@ -75,7 +75,8 @@ pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, n
     let step = Step::of(packet, Direction::Input, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
-            write_twin(Some(lease.hit()), new);
+            let twin = lease.hit();
+            twin.replace(twin.value.with(new.state(), new.deadline()));
         }
     }
     send(packet, &target, index)
@@ -147,7 +148,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {
         if lease.hit().replace(new) {
             let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.udp);
-            write_twin(crate::connection::find(&flow, now), new);
+            write_twin::<V6>(&flow, new, now);
         }
     }
     let vip = target.vip::<V6>();

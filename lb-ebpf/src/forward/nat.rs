@@ -5,7 +5,7 @@ use super::{Target, fits_mtu, may_serve};
 use crate::{
     connection::Hit,
     count,
-    flow::{Step, find_twin, turned, write_twin},
+    flow::{Step, place, turned, write_twin},
     maps::{CLIENT_NEIGHB, NEXT_HOPS},
     nexthop::{self, Hop},
     packet::{Packet, Words},
@@ -27,7 +27,7 @@ pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
             let ports = reply_ports(packet.ports(), target);
-            write_twin(find_twin::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp, now), new);
+            write_twin::<V6>(&place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp), new, now);
         }
     }
 }
@@ -68,9 +68,8 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: Target, 
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
-            let twin =
-                find_twin::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp, now);
-            write_twin(twin, new);
+            let flow = place::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp);
+            write_twin::<V6>(&flow, new, now);
         }
     }
     let delta = !target.delta() as u16 as u64;

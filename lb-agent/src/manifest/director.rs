@@ -1,0 +1,104 @@
+//! `kind: Director` as the operator writes it.
+
+use std::time::Duration;
+
+use super::raw::Raw;
+use super::reader::{Faults, Field, Map, duration_text};
+use crate::model::{
+    CONNECTIONS_MAX, Capacity, Director, INTERFACES_MAX, Interface, Name, OnShutdown, REAL_SERVERS_MAX,
+    SERVICES_MAX, Shutdown, XdpMode,
+};
+
+pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
+    let interfaces = interfaces(&mut spec, faults);
+    let connections_max = spec.get("connections").and_then(|field| {
+        let mut map = field.map("a map like {max: 1000000}", faults)?;
+        let max = map.get("max").and_then(|max| max.integer(CONNECTIONS_MAX, faults));
+        map.finish(faults);
+        max
+    });
+    let capacity = spec.get("capacity").and_then(|field| capacity(&field, faults));
+    let shutdown = spec.get("shutdown").and_then(|field| shutdown(&field, faults));
+    spec.finish(faults);
+    Director {
+        name,
+        interfaces,
+        connections_max: connections_max.unwrap_or(Director::DEFAULT_CONNECTIONS_MAX),
+        capacity: capacity.unwrap_or_default(),
+        shutdown: shutdown.unwrap_or_default(),
+    }
+}
+
+fn interfaces(spec: &mut Map<'_>, faults: &mut Faults) -> Vec<Interface> {
+    let Some(field) = spec.require("interfaces", faults) else { return Vec::new() };
+    let mut interfaces: Vec<Interface> = Vec::new();
+    let Some(items) = field.list("a list of interfaces", INTERFACES_MAX, faults) else { return interfaces };
+    if items.is_empty() {
+        faults.add(field.path, "has no interface; the director would see no packet");
+    }
+    for item in items {
+        let Some(mut map) = item.map("an interface like {name: eth0}", faults) else { continue };
+        let name = map.require("name", faults).and_then(|name| name.interface_name(faults));
+        let xdp = map.get("xdp").and_then(|xdp| xdp.one_of(&XDP_MODES, faults)).unwrap_or_default();
+        map.finish(faults);
+        let Some(name) = name else { continue };
+        if interfaces.iter().any(|other| other.name == name) {
+            faults.add(format!("{}.name", item.path), format!("`{name}` is listed twice"));
+        }
+        interfaces.push(Interface { name, xdp });
+    }
+    interfaces
+}
+
+fn capacity(field: &Field<'_>, faults: &mut Faults) -> Option<Capacity> {
+    let mut map = field.map("a map like {services: 16384, realServers: 65536}", faults)?;
+    let default = Capacity::default();
+    let services = map.get("services").and_then(|field| field.integer(SERVICES_MAX, faults));
+    let real_servers = map.get("realServers").and_then(|field| field.integer(REAL_SERVERS_MAX, faults));
+    map.finish(faults);
+    Some(Capacity {
+        services: services.unwrap_or(default.services),
+        real_servers: real_servers.unwrap_or(default.real_servers),
+    })
+}
+
+fn shutdown(field: &Field<'_>, faults: &mut Faults) -> Option<Shutdown> {
+    let mut map = field.map("a map like {traffic: release, wait: 5s}", faults)?;
+    let default = Shutdown::default();
+    let traffic = map.get("traffic").and_then(|field| field.one_of(&ON_SHUTDOWN, faults));
+    let wait = map.get("wait").and_then(|field| field.duration(WAIT, faults));
+    map.finish(faults);
+    Some(Shutdown { traffic: traffic.unwrap_or(default.traffic), wait: wait.unwrap_or(default.wait) })
+}
+
+pub fn encode(director: &Director) -> Raw {
+    let interface = |interface: &Interface| {
+        Raw::map([
+            ("name", Some(Raw::text(&interface.name))),
+            ("xdp", Some(super::word(&XDP_MODES, interface.xdp))),
+        ])
+    };
+    Raw::map([
+        ("interfaces", Some(Raw::List(director.interfaces.iter().map(interface).collect()))),
+        ("connections", Some(Raw::map([("max", Some(Raw::integer(director.connections_max)))]))),
+        (
+            "capacity",
+            Some(Raw::map([
+                ("services", Some(Raw::integer(director.capacity.services))),
+                ("realServers", Some(Raw::integer(director.capacity.real_servers))),
+            ])),
+        ),
+        (
+            "shutdown",
+            Some(Raw::map([
+                ("traffic", Some(super::word(&ON_SHUTDOWN, director.shutdown.traffic))),
+                ("wait", Some(Raw::Text(duration_text(director.shutdown.wait)))),
+            ])),
+        ),
+    ])
+}
+
+const XDP_MODES: [(&str, XdpMode); 3] =
+    [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+const ON_SHUTDOWN: [(&str, OnShutdown); 2] = [("keep", OnShutdown::Keep), ("release", OnShutdown::Release)];
+const WAIT: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);

@@ -1,0 +1,254 @@
+//! The decapsulator of a TUN real server: takes the outer header off packets that a listed director tunnelled
+//! to one of this server's VIPs and hands them to the kernel; everything else passes untouched. With it no
+//! kernel tunnel device is needed.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{
+    address::Address,
+    decapsulator::Outcome,
+    filter::AddressKey,
+    header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
+};
+
+/// Length of a VLAN tag.
+const TAG: usize = 4;
+
+#[btf_map]
+static DIRECTORS4: LpmTrie<[u8; 4], u32, 1024> = LpmTrie::new();
+
+#[btf_map]
+static DIRECTORS6: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
+
+#[btf_map]
+static VIPS: HashMap<AddressKey, u32, 4096> = HashMap::new();
+
+#[btf_map]
+static OUTCOMES: PerCpuArray<u64, { Outcome::ALL.len() }> = PerCpuArray::new();
+
+/// `frags`: drivers with a large MTU refuse native programs that cannot do without one linear buffer; only
+/// headers are touched here, and they lie in the first.
+#[xdp(frags)]
+pub fn real_server(ctx: XdpContext) -> u32 {
+    let (outcome, action) = match inspect(&ctx) {
+        Ok(tunnelled) => match strip(&ctx, &tunnelled) {
+            Ok(()) => (tunnelled.outcome, xdp_action::XDP_PASS),
+            Err(action) => (Outcome::Malformed, action),
+        },
+        Err(outcome) => (outcome, xdp_action::XDP_PASS),
+    };
+    if let Some(count) = OUTCOMES.get_ptr_mut(outcome as u32) {
+        // SAFETY: this CPU's own slot, and XDP programs do not nest on a CPU.
+        unsafe { *count += 1 };
+    }
+    action
+}
+
+/// A frame whose outer header is to be taken off.
+struct Tunnelled {
+    /// Ethernet header with its tags: 14, 18 or 22 bytes.
+    link: usize,
+    /// Outer IP header with its options: 20 to 60 bytes.
+    outer: usize,
+    /// EtherType of the inner packet, host order.
+    inner: u16,
+    outcome: Outcome,
+}
+
+/// What is known after the outer header.
+struct Outer {
+    length: usize,
+    /// Bytes behind the outer header, as that header says; the frame has at least as many.
+    payload: usize,
+    /// IPIP or IPV6.
+    protocol: u8,
+    v6: bool,
+}
+
+#[inline(always)]
+fn inspect(ctx: &XdpContext) -> Result<Tunnelled, Outcome> {
+    let (link, kind) = link_header(ctx)?;
+    // SAFETY: the context is the one the kernel called us with.
+    let frame = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    let available = frame.wrapping_sub(link);
+    let outer = match kind {
+        ethertype::IPV4 => outer_ipv4(ctx, link, available)?,
+        ethertype::IPV6 => outer_ipv6(ctx, link, available)?,
+        _ => return Err(Outcome::NotTunnelled),
+    };
+    let at = link + outer.length;
+    let (vip, inner, outcome) = if outer.protocol == protocol::IPIP {
+        let outcome = if outer.v6 { Outcome::Ip4InIp6 } else { Outcome::Ip4InIp4 };
+        (inner_ipv4(ctx, at, outer.payload)?, ethertype::IPV4, outcome)
+    } else {
+        let outcome = if outer.v6 { Outcome::Ip6InIp6 } else { Outcome::Ip6InIp4 };
+        (inner_ipv6(ctx, at, outer.payload)?, ethertype::IPV6, outcome)
+    };
+    // Only the presence of the key counts, so a recycled element does no harm.
+    if VIPS.get_ptr(vip).is_none() {
+        return Err(Outcome::NotAVip);
+    }
+    Ok(Tunnelled { link, outer: outer.length, inner, outcome })
+}
+
+/// Length of the Ethernet header with up to two VLAN tags, and the EtherType behind them in host order.
+#[inline(always)]
+fn link_header(ctx: &XdpContext) -> Result<(usize, u16), Outcome> {
+    let mut link = ETHERNET;
+    let mut kind = read_u16(ctx, link - 2).ok_or(Outcome::NotTunnelled)?;
+    for _ in 0..2 {
+        if kind != ethertype::VLAN && kind != ethertype::QINQ {
+            break;
+        }
+        link += TAG;
+        kind = read_u16(ctx, link - 2).ok_or(Outcome::NotTunnelled)?;
+    }
+    Ok((link, kind))
+}
+
+#[inline(always)]
+fn outer_ipv4(ctx: &XdpContext, at: usize, available: usize) -> Result<Outer, Outcome> {
+    let header: [u8; IPV4] = read(ctx, at).ok_or(Outcome::Malformed)?;
+    let protocol = header[9];
+    if protocol != protocol::IPIP && protocol != protocol::IPV6 {
+        return Err(Outcome::NotTunnelled);
+    }
+    let length = (header[0] & 0x0f) as usize * 4;
+    let total = u16::from_be_bytes([header[2], header[3]]) as usize;
+    if header[0] >> 4 != 4 || length < IPV4 || total < length || total > available {
+        return Err(Outcome::Malformed);
+    }
+    // More fragments, or an offset: only the whole packet has an inner header where we look for it.
+    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+        return Err(Outcome::Fragment);
+    }
+    let source = [header[12], header[13], header[14], header[15]];
+    if DIRECTORS4.get(&Key::new(32, source)).is_none() {
+        return Err(Outcome::NotFromDirector);
+    }
+    Ok(Outer { length, payload: total - length, protocol, v6: false })
+}
+
+#[inline(always)]
+fn outer_ipv6(ctx: &XdpContext, at: usize, available: usize) -> Result<Outer, Outcome> {
+    let header: [u8; IPV6] = read(ctx, at).ok_or(Outcome::Malformed)?;
+    let mut protocol = header[6];
+    let mut length = IPV6;
+    // Senders after RFC 2473 (section 4.1.1) may put the tunnel encapsulation limit before the inner packet;
+    // it fills the smallest options header. Longer ones are nothing a tunnel puts there.
+    if protocol == protocol::DESTINATION_OPTIONS {
+        let options: [u8; 2] = read(ctx, at + IPV6).ok_or(Outcome::Malformed)?;
+        if options[1] != 0 {
+            return Err(Outcome::NotTunnelled);
+        }
+        protocol = options[0];
+        length += 8;
+    }
+    if protocol == protocol::FRAGMENT {
+        let inner: [u8; 1] = read(ctx, at + length).ok_or(Outcome::Malformed)?;
+        let tunnelled = inner[0] == protocol::IPIP || inner[0] == protocol::IPV6;
+        return Err(if tunnelled { Outcome::Fragment } else { Outcome::NotTunnelled });
+    }
+    if protocol != protocol::IPIP && protocol != protocol::IPV6 {
+        return Err(Outcome::NotTunnelled);
+    }
+    let total = IPV6 + u16::from_be_bytes([header[4], header[5]]) as usize;
+    if header[0] >> 4 != 6 || total < length || total > available {
+        return Err(Outcome::Malformed);
+    }
+    let mut source = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    if DIRECTORS6.get(&Key::new(128, source)).is_none() {
+        return Err(Outcome::NotFromDirector);
+    }
+    Ok(Outer { length, payload: total - length, protocol, v6: true })
+}
+
+/// The inner packet's destination, if its header says nothing that cannot be.
+#[inline(always)]
+fn inner_ipv4(ctx: &XdpContext, at: usize, payload: usize) -> Result<AddressKey, Outcome> {
+    let header: [u8; IPV4] = read(ctx, at).ok_or(Outcome::Malformed)?;
+    let length = (header[0] & 0x0f) as usize * 4;
+    let total = u16::from_be_bytes([header[2], header[3]]) as usize;
+    if header[0] >> 4 != 4 || length < IPV4 || total < length || total > payload {
+        return Err(Outcome::Malformed);
+    }
+    let vip = [header[16], header[17], header[18], header[19]];
+    Ok(AddressKey { address: Address::from_v4(vip), family: 4 })
+}
+
+#[inline(always)]
+fn inner_ipv6(ctx: &XdpContext, at: usize, payload: usize) -> Result<AddressKey, Outcome> {
+    let header: [u8; IPV6] = read(ctx, at).ok_or(Outcome::Malformed)?;
+    let total = IPV6 + u16::from_be_bytes([header[4], header[5]]) as usize;
+    if header[0] >> 4 != 6 || total > payload {
+        return Err(Outcome::Malformed);
+    }
+    let mut vip = [0; 16];
+    vip.copy_from_slice(&header[24..40]);
+    Ok(AddressKey { address: Address::from_v6(vip), family: 6 })
+}
+
+/// Takes the outer header out from between the Ethernet header and the inner packet. An error is the action
+/// for the frame.
+#[inline(always)]
+fn strip(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<(), u32> {
+    // One copy per length of the Ethernet header: lengths known to the compiler need no loop.
+    match tunnelled.link {
+        ETHERNET => strip_behind::<ETHERNET>(ctx, tunnelled),
+        18 => strip_behind::<18>(ctx, tunnelled),
+        _ => strip_behind::<22>(ctx, tunnelled),
+    }
+}
+
+#[inline(always)]
+fn strip_behind<const LINK: usize>(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<(), u32> {
+    let mut link: [u8; LINK] = read(ctx, 0).ok_or(xdp_action::XDP_PASS)?;
+    let kind = tunnelled.inner.to_be_bytes();
+    link[LINK - 2] = kind[0];
+    link[LINK - 1] = kind[1];
+    // SAFETY: the context is the one the kernel called us with; no pointer into the frame is held over this.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, tunnelled.outer as i32) } != 0 {
+        return Err(xdp_action::XDP_PASS);
+    }
+    let start = ctx.data();
+    if start + LINK > ctx.data_end() {
+        // The verifier asks; `inspect` saw an inner header behind this. The frame is no longer whole.
+        return Err(xdp_action::XDP_ABORTED);
+    }
+    // SAFETY: bounds checked above; the type has no alignment.
+    unsafe { (start as *mut [u8; LINK]).write_unaligned(link) };
+    Ok(())
+}
+
+#[inline(always)]
+fn read_u16(ctx: &XdpContext, at: usize) -> Option<u16> {
+    read(ctx, at).map(u16::from_be_bytes)
+}
+
+/// `N` bytes of the frame at an offset, if they lie in its linear part.
+#[inline(always)]
+fn read<const N: usize>(ctx: &XdpContext, at: usize) -> Option<[u8; N]> {
+    let start = ctx.data() + at;
+    if start + N > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: bounds checked above; bytes have no alignment and any value.
+    Some(unsafe { (start as *const [u8; N]).read_unaligned() })
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
