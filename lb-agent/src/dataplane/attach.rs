@@ -119,7 +119,7 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
             interface: interface.name.clone(),
             mode: mode.name(),
             hint: hint(&source, mode),
-            source,
+            reason: source,
         })
     };
     let (link, mode, refused) = match interface.mode {
@@ -138,8 +138,8 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
 }
 
 fn is_busy(error: &Error) -> bool {
-    let Error::Attach { source, .. } = error else { return false };
-    matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM))
+    let Error::Attach { reason, .. } = error else { return false };
+    matches!(reason.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM))
 }
 
 /// What to try. The kernel's own words (its extended ack) do not come with a link's errno.

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The edge to the data plane: the only place that knows aya, BPF objects and their pins. `load` makes the
 //! tables and switches the program, `tables` is what a plan's steps are run against, `sweeper` frees expired
 //! flows and counts the live ones, `dump` and `counters` read for the operator.
@@ -8,6 +7,7 @@ mod bpf;
 mod cells;
 pub mod clock;
 pub mod counters;
+pub mod decapsulator;
 pub mod dump;
 mod error;
 mod indices;
@@ -34,8 +34,3 @@ pub use sweeper::{Scan, Sweeper};
 pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
-=======
-//! The edge to the kernel through aya: loads programs, reads and writes maps.
-
-pub mod decapsulator;
->>>>>>> main

@@ -99,9 +99,10 @@ impl Tables {
             }
         }
         let grown = len + missing.len() as u32;
-        let grows_in_place = (first + len..first + grown)
-            .all(|at| at < self.pools.limit && !self.pools.places.contains_key(&at));
-        if !missing.is_empty() && !(len > 0 && grows_in_place) {
+        let stays = len > 0
+            && (first + len..first + grown)
+                .all(|at| at < self.pools.limit && !self.pools.places.contains_key(&at));
+        if !stays && !missing.is_empty() {
             self.retire_places(first, len, now)?;
             missing = records.clone();
             (first, len) = (self.allocate_places(records.len() as u32)?, 0);
