@@ -115,11 +115,12 @@ pub fn attach(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Res
 fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Result<Attached, Error> {
     let create = |mode: Mode| {
         let flags = if mode == Mode::Native { bpf::XDP_NATIVE } else { bpf::XDP_GENERIC };
-        bpf::create_xdp_link(program, interface.ifindex, flags).map_err(|source| Error::Attach {
+        let created = bpf::create_xdp_link(program, interface.ifindex, flags);
+        created.map_err(|reason| absent_or(interface.ifindex, reason)).map_err(|reason| Error::Attach {
             interface: interface.name.clone(),
             mode: mode.name(),
-            hint: hint(&source, mode),
-            reason: source,
+            hint: hint(&reason, mode),
+            reason,
         })
     };
     let (link, mode, refused) = match interface.mode {
@@ -135,6 +136,14 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
     let path = dir.join(format!("link-{}-{}", interface.ifindex, mode.name()));
     bpf::pin(link.as_fd(), &path).map_err(Error::os(format!("pin {}", path.display())))?;
     Ok(Attached { name: interface.name.clone(), ifindex: interface.ifindex, mode, replaced: false, refused })
+}
+
+/// For an interface that is not there the kernel says EINVAL, as for many other things.
+fn absent_or(ifindex: u32, reason: io::Error) -> io::Error {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the IF_NAMESIZE bytes that the call may write.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() { io::Error::from_raw_os_error(libc::ENODEV) } else { reason }
 }
 
 fn is_busy(error: &Error) -> bool {

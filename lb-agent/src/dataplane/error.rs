@@ -31,8 +31,8 @@ pub enum Error {
     #[error("attach XDP to {interface} in {mode} mode: {reason}; {hint}")]
     Attach { interface: String, mode: &'static str, reason: io::Error, hint: &'static str },
     /// A table has no room.
-    #[error("no room for another {what}: all {limit} are in use (spec.{field} of the Director)")]
-    Full { what: &'static str, limit: u32, field: &'static str },
+    #[error("no room for another {what}: all {limit} are in use; {hint}")]
+    Full { what: &'static str, limit: u32, hint: &'static str },
     /// The caller asked for something that the tables cannot hold.
     #[error("{0}")]
     Refused(String),

@@ -103,9 +103,10 @@ impl Tables {
             && (first + len..first + grown)
                 .all(|at| at < self.pools.limit && !self.pools.places.contains_key(&at));
         if !stays && !missing.is_empty() {
+            let elsewhere = self.allocate_places(records.len() as u32)?;
             self.retire_places(first, len, now)?;
             missing = records.clone();
-            (first, len) = (self.allocate_places(records.len() as u32)?, 0);
+            (first, len) = (elsewhere, 0);
         }
         for record in missing {
             self.write_place(first + len, record, None, pool)?;
@@ -147,7 +148,7 @@ impl Tables {
             self.maintain()?;
         }
         let limit = self.pools.limit;
-        let full = Error::Full { what: "local address", limit, field: "localAddresses.max" };
+        let full = Error::Full { what: "local address", limit, hint: super::MORE_LOCAL_ADDRESSES };
         self.pools.room_for(len).ok_or(full)
     }
 

@@ -454,3 +454,30 @@ fn client_routes_are_replaced_as_a_whole() {
     assert!(kernel.routes4.0.lock().unwrap().is_empty());
     assert_eq!(kernel.routes6.0.lock().unwrap().get(&(0, [0; 16])), Some(&2));
 }
+
+#[test]
+fn a_restarted_agent_that_knows_no_neighbour_yet_breaks_no_path() {
+    let kernel = Kernel::new();
+    apply(&mut kernel.tables());
+    let mut tables = kernel.tables();
+    let unresolved = NextHop::default();
+    let index = tables.set_next_hop(&hop("10.0.0.11", false), &unresolved).unwrap();
+    assert_eq!(kernel.views.next_hops.get(index).ifindex, 2, "the table knew better");
+    tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
+    let no_way = DestinationSpec { next_hop: 0, ..PATH };
+    let destination = tables.ensure_destination(&real("web", "10.0.0.11"), &no_way).unwrap();
+    assert_eq!(kernel.views.destinations.get(destination).next_hop, index);
+    tables.set_next_hop(&hop("10.0.0.11", false), &unresolved).unwrap();
+    assert_eq!(kernel.views.next_hops.get(index).ifindex, 0, "said twice, it is meant");
+}
+
+#[test]
+fn the_handles_can_go_to_other_threads() {
+    fn sends<T: Send>() {}
+    fn shares<T: Send + Sync>() {}
+    sends::<Tables>();
+    sends::<crate::dataplane::Dataplane>();
+    shares::<crate::dataplane::Counters>();
+    shares::<Views>();
+    shares::<Board>();
+}
