@@ -363,6 +363,11 @@ impl World {
         }
     }
 
+    /// Frees every entry: the next case begins anew.
+    pub fn forget_all(&self) {
+        self.rewrite_entries(|_| Value::EMPTY);
+    }
+
     /// Lets the time of every flow be over, without waiting for it.
     pub fn expire_all(&self) {
         let past = self.plane.clock().tick().expect("tick").wrapping_sub(1);
