@@ -6,4 +6,6 @@ mod forwarding;
 mod frame;
 mod parsing;
 mod real_server;
+mod scheduling;
+mod unknown;
 mod world;
