@@ -1,9 +1,11 @@
 //! The lb agent as a library: the pure cores (objects, manifests, schedulers) and the edges around them.
 
+pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod manifest;
 pub mod model;
 pub mod net;
+pub mod places;
 pub mod real_server;
 pub mod scheduler;
