@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_agent::cli::{self, Cli, Command, terminal};
+use lb_agent::cli::{self, Cli, terminal};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            terminal::complain(&format!("error: {error:#}\n"));
+            terminal::complain(&format!("error: {}\n", cli::causes(&error)));
             ExitCode::FAILURE
         }
     }

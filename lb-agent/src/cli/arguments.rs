@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::control::CONNECTIONS_LIMIT;
 use crate::model::{Kind, Name, ObjectId};
@@ -44,13 +45,18 @@ pub enum Command {
     /// Everything about one object
     Describe(DescribeArgs),
     RealServer(RealServerArgs),
+    /// Print the completions of a shell: `source <(lb-agent completions bash)`
+    Completions {
+        /// Whose
+        shell: Shell,
+    },
 }
 
 impl Command {
     /// How the command answers; its errors are written the same way.
     pub fn format(&self) -> Format {
         match self {
-            Command::Run(_) | Command::RealServer(_) => Format::Table,
+            Command::Run(_) | Command::RealServer(_) | Command::Completions { .. } => Format::Table,
             Command::Validate(args) => args.output.output,
             Command::Plan(args) => args.output.output,
             Command::Apply(args) => args.output.output,
@@ -145,6 +151,7 @@ pub struct DeleteArgs {
     /// Kind of an object: VirtualService (service), LocalAddressPool (pool)
     #[arg(value_parser = parse_kind, requires = "name")]
     pub kind: Option<Kind>,
+    /// Its name
     #[arg(value_parser = parse_name)]
     pub name: Option<Name>,
     /// Change nothing, only say what would go
@@ -261,6 +268,7 @@ pub enum Described {
     /// A virtual service and its real servers
     #[command(visible_alias = "svc")]
     Service {
+        /// Its name
         #[arg(value_parser = parse_name)]
         name: Name,
         #[command(flatten)]

@@ -10,6 +10,7 @@ mod units;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::CommandFactory;
 
 pub use arguments::{Cli, Command, Format};
 
@@ -51,6 +52,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
             terminal::end_with_the_pipe();
             real_server::run(args, &places).await
         }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lb-agent", &mut script);
+            terminal::print(&String::from_utf8_lossy(&script));
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -80,7 +87,7 @@ fn explain(error: &anyhow::Error, format: Format, terminal: bool, colour: bool) 
         Some(Error::Refused(refusal)) => Some(refusal),
         _ => None,
     });
-    let body = || ErrorBody { error: format!("{error:#}"), refusal: refusal.cloned() };
+    let body = || ErrorBody { error: causes(error), refusal: refusal.cloned() };
     match format {
         Format::Json => terminal::json(&body()),
         Format::Yaml => terminal::yaml(&body()),
@@ -90,9 +97,22 @@ fn explain(error: &anyhow::Error, format: Format, terminal: bool, colour: bool) 
             }
             // Editors and scripts look for file:line:column at the beginning of a line.
             (Some(Refusal::Invalid { diagnostics }), _) => format!("{diagnostics}\n"),
-            _ => format!("error: {error:#}\n"),
+            _ => format!("error: {}\n", causes(error)),
         },
     }
+}
+
+/// An error and its causes in one line. Some errors already end with their cause; it is said once.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
 }
 
 #[cfg(test)]

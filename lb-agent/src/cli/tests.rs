@@ -1,6 +1,6 @@
 //! The arguments, and what people see: whole outputs at 80 columns.
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use super::table::{self, Look};
 use super::*;
@@ -357,6 +357,8 @@ fn a_mistake_is_a_picture_on_a_terminal_a_line_elsewhere_and_data_as_json() {
 fn any_other_error_is_one_line_with_its_causes() {
     let error = anyhow::anyhow!("no such device").context("attach eth0");
     assert_eq!(explain(&error, Format::Table, true, false), "error: attach eth0: no such device\n");
+    let missing = crate::manifest::read_path("missing.yaml".as_ref()).unwrap_err();
+    assert_eq!(causes(&missing.into()), "read missing.yaml: No such file or directory (os error 2)");
     let owned = Refusal::Owned { object: "VirtualService/web".into(), file: "web.yaml".into() };
     let error = Refused::or_other(Error::Refused(owned), vec![]);
     assert_eq!(
