@@ -1,9 +1,12 @@
-//! The program as a shell sees it: exit codes, what goes to which output, pipes. No agent is running here, and
-//! no privilege is needed.
+//! The program as a shell sees it: exit codes, what goes to which output, pipes. Where a command needs an agent,
+//! the API's real server answers for a stand-in, so that no privilege is needed.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use lb_agent::control::{self, Change, Effect, Outcome, Refusal, Request, Verb, views};
+use lb_agent::manifest;
 
 const WEB: &str = "\
 apiVersion: lb/v1
@@ -120,4 +123,85 @@ fn every_shell_gets_its_completions() {
         let (code, script, _) = run(directory.path(), &["completions", shell]);
         assert!(code == 0 && script.contains("real-servers"), "{shell}");
     }
+}
+
+/// The API's server in `directory`, with `answer` behind it, for as long as the value lives.
+fn agent(directory: &Path, answer: impl Fn(Request) + Send + 'static) -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (sender, mut requests) = tokio::sync::mpsc::channel(1);
+    runtime.block_on(control::server::serve(&control::socket_path(directory), sender)).unwrap();
+    runtime.spawn(async move {
+        while let Some(request) = requests.recv().await {
+            answer(request);
+        }
+    });
+    runtime
+}
+
+#[test]
+fn apply_sends_what_it_reads_and_prints_what_was_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let _agent = agent(directory.path(), |request| {
+        let Request::Apply { sources, prune: false, dry_run: false, reply } = request else {
+            panic!("{request:?}")
+        };
+        assert_eq!((sources[0].file.as_str(), sources[0].text.as_str()), ("<stdin>", WEB));
+        let add = Change {
+            verb: Verb::Add,
+            object: "VirtualService/web".into(),
+            fields: vec![],
+            effect: Effect::Live,
+        };
+        let steps = vec!["write slots".into()];
+        reply
+            .send(Ok(Outcome { plan: vec![add], steps, map_writes: 7, applied: true, warnings: vec![] }))
+            .unwrap();
+    });
+    let mut child = command(directory.path(), &["apply", "-v", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(WEB.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "+ VirtualService/web\n    write slots\ndone: 1 added, 0 changed, 0 removed; 7 map writes\n"
+    );
+    assert!(output.status.success());
+}
+
+#[test]
+fn an_order_that_is_refused_ends_with_1_and_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let _agent = agent(directory.path(), |request| {
+        let Request::Delete { ids, reply, .. } = request else { panic!("{request:?}") };
+        let owned = Refusal::Owned { object: ids[0].to_string(), file: "/etc/lb/web.yaml".into() };
+        reply.send(Err(owned)).unwrap();
+    });
+    let (code, out, err) = run(directory.path(), &["delete", "service", "web"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.starts_with("error: VirtualService/web belongs to the file /etc/lb/web.yaml: "), "{err}");
+}
+
+#[test]
+fn objects_as_yaml_are_manifests_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = manifest::load_text("web.yaml", WEB).unwrap();
+    let views: Vec<views::ObjectView> = objects
+        .iter()
+        .map(|(_, entry)| views::ObjectView {
+            manifest: manifest::to_manifest(&entry.object),
+            origin: views::Origin::File("web.yaml".into()),
+        })
+        .collect();
+    let _agent = agent(directory.path(), move |request| {
+        let Request::Objects { reply } = request else { panic!("{request:?}") };
+        reply.send(views.clone()).unwrap();
+    });
+    let (code, yaml, _) = run(directory.path(), &["get", "objects", "-o", "yaml"]);
+    assert_eq!(code, 0);
+    let again = manifest::load_text("again.yaml", &yaml).unwrap();
+    assert!(objects.iter().map(|(_, entry)| &entry.object).eq(again.iter().map(|(_, entry)| &entry.object)));
+    assert!(yaml.contains("web.yaml"), "the origin is a comment: {yaml}");
 }

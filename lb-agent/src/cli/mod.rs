@@ -2,7 +2,9 @@
 
 mod arguments;
 mod get;
+mod grid;
 mod order;
+mod outcome;
 mod table;
 pub mod terminal;
 mod units;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::arguments::{ApplyArgs, DeleteArgs, Format, PlanArgs, ValidateArgs};
-use super::{Refused, table, terminal};
+use super::{Refused, outcome, terminal};
 use crate::control::Refusal;
 use crate::control::client::Client;
 use crate::manifest::{self, HostFacts, HostInterface, Source};
@@ -64,26 +64,26 @@ async fn host_facts() -> Result<HostFacts> {
 
 pub async fn plan(client: &Client, args: PlanArgs) -> Result<()> {
     let sources = read(&args.files.files)?;
-    let outcome = client.apply(&sources, args.prune, true).await;
-    let outcome = outcome.map_err(|error| Refused::or_other(error, sources))?;
-    print(&outcome, args.output.output, |outcome| table::outcome(outcome, args.verbose));
+    let done = client.apply(&sources, args.prune, true).await;
+    let done = done.map_err(|error| Refused::or_other(error, sources))?;
+    print(&done, args.output.output, |done| outcome::lines(done, args.verbose));
     Ok(())
 }
 
 pub async fn apply(client: &Client, args: ApplyArgs) -> Result<()> {
     let sources = read(&args.files.files)?;
-    let outcome = client.apply(&sources, args.prune, args.dry_run).await;
-    let outcome = outcome.map_err(|error| Refused::or_other(error, sources))?;
-    print(&outcome, args.output.output, |outcome| table::outcome(outcome, args.verbose));
+    let done = client.apply(&sources, args.prune, args.dry_run).await;
+    let done = done.map_err(|error| Refused::or_other(error, sources))?;
+    print(&done, args.output.output, |done| outcome::lines(done, args.verbose));
     Ok(())
 }
 
 pub async fn delete(client: &Client, args: DeleteArgs) -> Result<()> {
     let sources = read(&args.files)?;
     let ids: Vec<_> = args.id().into_iter().collect();
-    let outcome = client.delete(&ids, &sources, args.dry_run).await;
-    let outcome = outcome.map_err(|error| Refused::or_other(error, sources))?;
-    print(&outcome, args.output.output, |outcome| table::outcome(outcome, args.verbose));
+    let done = client.delete(&ids, &sources, args.dry_run).await;
+    let done = done.map_err(|error| Refused::or_other(error, sources))?;
+    print(&done, args.output.output, |done| outcome::lines(done, args.verbose));
     Ok(())
 }
 

@@ -4,23 +4,15 @@
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
+use comfy_table::{Cell, Color};
 
+pub use super::grid::Look;
+use super::grid::{Grid, Pairs, or_dash, paint};
 use super::units::{clock, duration, short};
 use crate::control::views::{
     ConnectionsView, CountersView, ObjectView, Origin, RealServerState, RealServerView, ServiceState,
     ServiceView, StatusView,
 };
-use crate::control::{Change, Effect, Outcome, Verb};
-
-/// How to print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Look {
-    /// All columns, exact numbers.
-    pub wide: bool,
-    pub colour: bool,
-}
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
     if services.is_empty() {
@@ -234,7 +226,7 @@ pub fn status(view: &StatusView, look: Look) -> String {
     for (index, field) in view.restart_needed.iter().enumerate() {
         lines.add(if index == 0 { "next start" } else { "" }, field);
     }
-    let mut text = lines.0;
+    let mut text = lines.finish();
     for problem in &view.problems {
         let _ = writeln!(text, "{}", paint(&format!("! {problem}"), Color::Yellow, look.colour));
     }
@@ -264,60 +256,7 @@ pub fn service(service: &ServiceView, servers: &[RealServerView], look: Look) ->
     let traffic = &service.traffic;
     lines.add("in", &format!("{} packets, {} bytes", traffic.packets_in, traffic.bytes_in));
     lines.add("out", &format!("{} packets, {} bytes", traffic.packets_out, traffic.bytes_out));
-    lines.0 + "\n" + &real_servers(servers, look)
-}
-
-/// What an order did or would do.
-pub fn outcome(outcome: &Outcome, verbose: bool) -> String {
-    let mut text = String::new();
-    for Change { verb, object, fields, effect } in &outcome.plan {
-        let sign = match verb {
-            Verb::Add => '+',
-            Verb::Change => '~',
-            Verb::Remove => '-',
-        };
-        let _ = write!(text, "{sign} {object}");
-        if !fields.is_empty() {
-            let _ = write!(text, "  {}", fields.join(", "));
-        }
-        let _ = match (verb, effect) {
-            (_, Effect::Restart) => writeln!(text, " (at the agent's next start)"),
-            (Verb::Change, Effect::Live) => writeln!(text, " (live)"),
-            _ => writeln!(text),
-        };
-    }
-    if verbose {
-        for step in &outcome.steps {
-            let _ = writeln!(text, "    {step}");
-        }
-    }
-    for warning in &outcome.warnings {
-        let _ = writeln!(text, "warning: {warning}");
-    }
-    let of = |verb| outcome.plan.iter().filter(|change| change.verb == verb).count();
-    let _ = match (outcome.plan.is_empty(), outcome.applied) {
-        // The tables may have been repaired all the same.
-        (true, true) if outcome.map_writes > 0 => {
-            writeln!(text, "nothing to change; {} repaired", plural(outcome.map_writes, "map element"))
-        }
-        (true, _) => writeln!(text, "nothing to change"),
-        (false, true) => writeln!(
-            text,
-            "done: {} added, {} changed, {} removed; {}",
-            of(Verb::Add),
-            of(Verb::Change),
-            of(Verb::Remove),
-            plural(outcome.map_writes, "map write"),
-        ),
-        (false, false) => writeln!(
-            text,
-            "would be: {} added, {} changed, {} removed",
-            of(Verb::Add),
-            of(Verb::Change),
-            of(Verb::Remove)
-        ),
-    };
-    text
+    lines.finish() + "\n" + &real_servers(servers, look)
 }
 
 /// `203.0.113.10:80,443/tcp`.
@@ -377,95 +316,15 @@ fn origin(origin: &Origin) -> String {
     }
 }
 
-fn or_dash(text: &str) -> &str {
-    if text.is_empty() { "-" } else { text }
-}
-
 fn unless_zero(number: u32) -> String {
     if number == 0 { "-".into() } else { number.to_string() }
-}
-
-fn plural(count: u64, noun: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{s}")
 }
 
 /// What is behind a table: why something is not as it should be, one line each.
 fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
     let mut text = String::new();
     for (who, reason) in notes.filter(|(_, reason)| !reason.is_empty()) {
-        let _ = write!(text, "{}{who}: {reason}\n", if text.is_empty() { "\n" } else { "" });
+        let _ = writeln!(text, "{}{who}: {reason}", if text.is_empty() { "\n" } else { "" });
     }
     text
-}
-
-fn paint(text: &str, colour: Color, coloured: bool) -> String {
-    if !coloured {
-        return text.to_owned();
-    }
-    let colour = match colour {
-        Color::Yellow => anstyle::AnsiColor::Yellow,
-        _ => anstyle::AnsiColor::Red,
-    };
-    let style = colour.on_default();
-    format!("{style}{text}{style:#}")
-}
-
-/// Lines `name:  value` with the values below one another.
-#[derive(Default)]
-struct Pairs(String);
-
-impl Pairs {
-    fn add(&mut self, name: &str, value: &str) {
-        let name = if name.is_empty() { String::new() } else { format!("{name}:") };
-        let _ = writeln!(self.0, "{name:14}{}", or_dash(value));
-    }
-}
-
-/// A table without lines, two spaces between columns, never wrapped.
-struct Grid {
-    table: Table,
-    look: Look,
-    header: Vec<Cell>,
-    right: Vec<bool>,
-}
-
-impl Grid {
-    fn new(look: Look) -> Grid {
-        let mut table = Table::new();
-        table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        if look.colour {
-            table.enforce_styling();
-        } else {
-            table.force_no_tty();
-        }
-        Grid { table, look, header: Vec::new(), right: Vec::new() }
-    }
-
-    fn columns<const N: usize>(&mut self, names: [&str; N]) {
-        self.header.extend(names.map(Cell::new));
-        self.right.extend([false; N]);
-    }
-
-    fn numbers<const N: usize>(&mut self, names: [&str; N]) {
-        self.header.extend(names.map(Cell::new));
-        self.right.extend([true; N]);
-    }
-
-    fn count(&self, number: u64) -> Cell {
-        Cell::new(if self.look.wide { number.to_string() } else { short(number) })
-    }
-
-    fn row(&mut self, cells: Vec<Cell>) {
-        self.table.add_row(cells);
-    }
-
-    fn finish(mut self) -> String {
-        self.table.set_header(self.header);
-        for (column, right) in self.table.column_iter_mut().zip(self.right) {
-            column.set_padding((0, 2));
-            column.set_cell_alignment(if right { CellAlignment::Right } else { CellAlignment::Left });
-        }
-        self.table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
-    }
 }

@@ -324,17 +324,17 @@ fn a_plan_says_what_changes_and_when_it_counts() {
 ";
     let warning = "warning: pool-a has room for 4000 connections only\n";
     let end = "would be: 1 added, 2 changed, 1 removed\n";
-    assert_eq!(table::outcome(&outcome, false), format!("{lines}{warning}{end}"));
+    assert_eq!(outcome::lines(&outcome, false), format!("{lines}{warning}{end}"));
     let step = "    write destination 3\n";
-    assert_eq!(table::outcome(&outcome, true), format!("{lines}{step}{warning}{end}"));
+    assert_eq!(outcome::lines(&outcome, true), format!("{lines}{step}{warning}{end}"));
     (outcome.applied, outcome.map_writes) = (true, 1);
     let end = "done: 1 added, 2 changed, 1 removed; 1 map write\n";
-    assert_eq!(table::outcome(&outcome, false), format!("{lines}{warning}{end}"));
+    assert_eq!(outcome::lines(&outcome, false), format!("{lines}{warning}{end}"));
 
     let nothing = Outcome { applied: true, ..Outcome::default() };
-    assert_eq!(table::outcome(&nothing, false), "nothing to change\n");
+    assert_eq!(outcome::lines(&nothing, false), "nothing to change\n");
     let repaired = Outcome { map_writes: 2, ..nothing };
-    assert_eq!(table::outcome(&repaired, false), "nothing to change; 2 map elements repaired\n");
+    assert_eq!(outcome::lines(&repaired, false), "nothing to change; 2 map elements repaired\n");
 }
 
 #[test]
