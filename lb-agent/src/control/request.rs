@@ -49,18 +49,13 @@ pub enum Request {
 }
 
 /// Which connections are wanted; a field that is None lets all pass.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConnectionFilter {
     /// The name of a virtual service.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub real_server: Option<IpAddr>,
     /// As `ipvsadm -Lc` names it: ESTABLISHED, SYN_RECV, …
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
 
