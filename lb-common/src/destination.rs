@@ -114,13 +114,17 @@ pub struct NextHop {
     pub mtu: u32,
     /// Source of tunnel packets, IPv4, memory order; 0 is none.
     pub source_v4: u32,
-    /// Spare; zero.
-    pub reserved: u32,
+    /// Whose hop it is, for an agent that finds the record after its restart: 4 or 6, plus
+    /// [`HOP_FOR_CLIENTS`].
+    pub family: u32,
     /// Source of tunnel packets, IPv6; all zero is none.
     pub source_v6: Address,
-    /// Spare; zero.
-    pub reserved2: [u64; 2],
+    /// The neighbour, as `family` says.
+    pub neighbour: Address,
 }
+
+/// Added to [`NextHop::family`] of a hop towards clients.
+pub const HOP_FOR_CLIENTS: u32 = 1 << 8;
 
 impl NextHop {
     /// A MAC and a TCI (host order) as one word.

@@ -1,3 +1,36 @@
-//! The edge to the kernel through aya: loads programs, reads and writes maps.
+//! The edge to the data plane: the only place that knows aya, BPF objects and their pins. `load` makes the
+//! tables and switches the program, `tables` is what a plan's steps are run against, `sweeper` frees expired
+//! flows and counts the live ones, `dump` and `counters` read for the operator.
 
+mod attach;
+mod bpf;
+mod cells;
+pub mod clock;
+pub mod counters;
 pub mod decapsulator;
+pub mod dump;
+mod error;
+mod indices;
+pub mod layout;
+mod load;
+mod mapped;
+mod ports;
+mod ranges;
+mod store;
+pub mod sweeper;
+pub mod tables;
+mod test_run;
+mod views;
+
+pub use attach::{Attached, Interface, Mode, XdpMode};
+pub use clock::Clock;
+pub use counters::Counters;
+pub use error::Error;
+pub use layout::Sizes;
+pub use load::{Dataplane, Options};
+pub use mapped::Mapped;
+pub use ports::Ports;
+pub use sweeper::{Scan, Sweeper};
+pub use tables::Tables;
+pub use test_run::{Action, Outcome};
+pub use views::Views;

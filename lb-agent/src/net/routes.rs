@@ -2,27 +2,9 @@
 //! Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
-/// Where replies to the clients of one prefix go. The longest matching prefix wins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientRoute {
-    pub prefix: IpNet,
-    pub via: ClientHop,
-}
-
-/// The first hop towards a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ClientHop {
-    /// A router; resolved as `Event::Gateway`. The interface is part of it: fe80::1 may be on each of them.
-    Gateway { address: IpAddr, ifindex: u32 },
-    /// The client itself, on this interface.
-    OnLink { ifindex: u32 },
-    /// A blackhole, unreachable or prohibit route (or one that the kernel encapsulates): no reply leaves by XDP.
-    Unreachable,
-}
+use crate::model::{ClientHop, ClientRoute};
 
 /// Keeps the route with the lowest metric of each prefix, in the order of prefixes; of equals, the first.
 pub fn client_routes(routes: impl IntoIterator<Item = (u32, ClientRoute)>) -> Vec<ClientRoute> {
@@ -40,6 +22,7 @@ pub fn client_routes(routes: impl IntoIterator<Item = (u32, ClientRoute)>) -> Ve
 mod tests {
     use super::*;
     use crate::net::messages;
+    use std::net::IpAddr;
     use rtnetlink::packet_route::AddressFamily;
     use rtnetlink::packet_route::route::{
         RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,

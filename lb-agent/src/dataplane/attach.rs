@@ -1,0 +1,205 @@
+//! XDP links: attached once, pinned, and from then on only ever given a new program. The pin's name says
+//! what it is: `link-<ifindex>-<mode>` (bpffs refuses dots, so an interface's name cannot be used).
+
+use super::{Error, bpf};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+/// How the operator wants XDP on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpMode {
+    /// Native where the driver can, else generic.
+    Auto,
+    Native,
+    Generic,
+}
+
+/// How XDP is on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's receive path: works everywhere, several times slower.
+    Generic,
+}
+
+impl Mode {
+    /// As the operator reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+        }
+    }
+
+    fn suits(self, wanted: XdpMode) -> bool {
+        match wanted {
+            XdpMode::Auto => true,
+            XdpMode::Native => self == Mode::Native,
+            XdpMode::Generic => self == Mode::Generic,
+        }
+    }
+}
+
+/// An interface that is to have the program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    pub name: String,
+    pub ifindex: u32,
+    pub mode: XdpMode,
+}
+
+/// An interface that has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attached {
+    pub name: String,
+    pub ifindex: u32,
+    pub mode: Mode,
+    /// A link was there and got the new program without a gap.
+    pub replaced: bool,
+    /// Why it is not native, where native was tried first.
+    pub refused: Option<String>,
+}
+
+struct Pin {
+    path: PathBuf,
+    ifindex: u32,
+    mode: Mode,
+}
+
+/// The link pins of a directory. Files of other names are none of ours.
+fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
+    let mut pins = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::os(format!("read {}", dir.display())))? {
+        let entry = entry.map_err(Error::os(format!("read {}", dir.display())))?;
+        if let Some((ifindex, mode)) = entry.file_name().to_str().and_then(parse_pin) {
+            pins.push(Pin { path: entry.path(), ifindex, mode });
+        }
+    }
+    Ok(pins)
+}
+
+fn parse_pin(name: &str) -> Option<(u32, Mode)> {
+    let (ifindex, mode) = name.strip_prefix("link-")?.split_once('-')?;
+    let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.name() == mode)?;
+    Some((ifindex.parse().ok()?, mode))
+}
+
+/// Gives an interface the program: through its pinned link, without losing a frame, or by a new link.
+pub fn attach(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Result<Attached, Error> {
+    for pin in pins(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
+        let link = bpf::open_pin(&pin.path).map_err(Error::os(format!("open {}", pin.path.display())))?;
+        // An interface that went leaves a link without one; its number may since be another's.
+        let alive = bpf::link_interface(link.as_fd())
+            .map_err(Error::os(format!("look at {}", pin.path.display())))?
+            == interface.ifindex;
+        if alive && pin.mode.suits(interface.mode) {
+            bpf::update_link(link.as_fd(), program)
+                .map_err(Error::os(format!("replace the program on {}", interface.name)))?;
+            return Ok(Attached {
+                name: interface.name.clone(),
+                ifindex: interface.ifindex,
+                mode: pin.mode,
+                replaced: true,
+                refused: None,
+            });
+        }
+        remove(&pin, link.as_fd())?;
+    }
+    attach_anew(dir, program, interface)
+}
+
+fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Result<Attached, Error> {
+    let create = |mode: Mode| {
+        let flags = if mode == Mode::Native { bpf::XDP_NATIVE } else { bpf::XDP_GENERIC };
+        bpf::create_xdp_link(program, interface.ifindex, flags).map_err(|source| Error::Attach {
+            interface: interface.name.clone(),
+            mode: mode.name(),
+            hint: hint(&source, mode),
+            source,
+        })
+    };
+    let (link, mode, refused) = match interface.mode {
+        XdpMode::Native => (create(Mode::Native)?, Mode::Native, None),
+        XdpMode::Generic => (create(Mode::Generic)?, Mode::Generic, None),
+        XdpMode::Auto => match create(Mode::Native) {
+            Ok(link) => (link, Mode::Native, None),
+            // Another's program stands there in either mode.
+            Err(error @ Error::Attach { .. }) if is_busy(&error) => return Err(error),
+            Err(native) => (create(Mode::Generic)?, Mode::Generic, Some(native.to_string())),
+        },
+    };
+    let path = dir.join(format!("link-{}-{}", interface.ifindex, mode.name()));
+    bpf::pin(link.as_fd(), &path).map_err(Error::os(format!("pin {}", path.display())))?;
+    Ok(Attached { name: interface.name.clone(), ifindex: interface.ifindex, mode, replaced: false, refused })
+}
+
+fn is_busy(error: &Error) -> bool {
+    let Error::Attach { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM))
+}
+
+/// What to try. The kernel's own words (its extended ack) do not come with a link's errno.
+fn hint(error: &io::Error, mode: Mode) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is there: see `ip link show`, remove it by `ip link set dev … xdp off`"
+        }
+        Some(libc::ENODEV) => "there is no such interface in this network namespace",
+        Some(libc::EPERM | libc::EACCES) => "the agent needs CAP_NET_ADMIN and CAP_BPF",
+        Some(libc::ERANGE | libc::EMSGSIZE) => {
+            "the MTU is too large for XDP in this driver: lower it (`ip link set dev … mtu 1500`)"
+        }
+        Some(libc::EOPNOTSUPP | libc::EINVAL) if mode == Mode::Native => {
+            "the driver refuses native XDP: often LRO (`ethtool -K … lro off`), too large an MTU or too few \
+             queues (`ethtool -L …`); `xdp: generic` works with any driver, slower"
+        }
+        _ => "see `dmesg` for the driver's reason",
+    }
+}
+
+fn remove(pin: &Pin, link: BorrowedFd<'_>) -> Result<(), Error> {
+    // ENOLINK and its like: the interface is gone already.
+    let _ = bpf::detach_link(link);
+    fs::remove_file(&pin.path).map_err(Error::os(format!("remove {}", pin.path.display())))
+}
+
+/// Detaches from every interface whose link is pinned here and which `keep` does not list.
+pub fn detach_except(dir: &Path, keep: &[u32]) -> Result<(), Error> {
+    for pin in pins(dir)?.into_iter().filter(|pin| !keep.contains(&pin.ifindex)) {
+        let link = bpf::open_pin(&pin.path).map_err(Error::os(format!("open {}", pin.path.display())))?;
+        remove(&pin, link.as_fd())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pins_of_links_are_taken_for_links() {
+        assert_eq!(parse_pin("link-7-native"), Some((7, Mode::Native)));
+        assert_eq!(parse_pin("link-12-generic"), Some((12, Mode::Generic)));
+        for other in ["TAILS-1", "link-7", "link-x-native", "link-7-offload", "v1-1"] {
+            assert_eq!(parse_pin(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn auto_keeps_what_is_there_and_a_stated_mode_does_not() {
+        assert!(Mode::Generic.suits(XdpMode::Auto) && Mode::Native.suits(XdpMode::Auto));
+        assert!(!Mode::Generic.suits(XdpMode::Native) && !Mode::Native.suits(XdpMode::Generic));
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_try() {
+        let of = |errno| hint(&io::Error::from_raw_os_error(errno), Mode::Native);
+        assert!(of(libc::ERANGE).contains("MTU"));
+        assert!(of(libc::EBUSY).contains("xdp off"));
+        assert!(of(libc::EOPNOTSUPP).contains("lro off"));
+    }
+}

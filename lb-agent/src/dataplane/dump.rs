@@ -1,0 +1,266 @@
+//! Live flows as the operator reads them. IPv4 tuples are read back out of the identities, IPv6 ones out of
+//! the cold tuples. A dump is no snapshot: each flow is whole, but they are of different moments.
+
+use super::{Clock, Error, Views};
+use lb_common::{
+    connection::{Entry, Kind, Value, WAYS},
+    destination::{Destination, Forwarding, flags},
+    hash::{ports_of_word, tuple_of_identity_v4},
+    lease::PoolAddress,
+    state::State,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering::Acquire,
+    time::Duration,
+};
+
+/// One flow.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Connection {
+    pub udp: bool,
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub real_server: SocketAddr,
+    /// FULLNAT: our address and port towards the real server.
+    pub local: Option<SocketAddr>,
+    pub state: State,
+    pub expires_in: Duration,
+    pub forwarding: Forwarding,
+    /// Index of the service.
+    pub service: u32,
+    /// Index of the destination.
+    pub destination: u32,
+}
+
+/// Calls `each` with every live flow until it says false. `pool` are the local addresses by index. NAT's reply
+/// entries and persistence templates are no flows of their own.
+pub fn connections(
+    views: &Views,
+    clock: &Clock,
+    pool: &[PoolAddress],
+    mut each: impl FnMut(Connection) -> bool,
+) -> Result<(), Error> {
+    let now = clock.tick()?;
+    for bucket in 0..views.connections.len() {
+        for way in 0..WAYS as u32 {
+            let Some(entry) = stable(views, bucket, way) else { continue };
+            if Value(entry.value).is_expired(now) {
+                continue;
+            }
+            if let Some(connection) = read(views, clock, pool, now, bucket, way, entry)
+                && !each(connection)
+            {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An entry whose identity did not change while its value was read.
+fn stable(views: &Views, bucket: u32, way: u32) -> Option<Entry> {
+    let identity = views.identity(bucket, way).load(Acquire);
+    let value = Value(views.value(bucket, way).load(Acquire));
+    let first = views.secrets.first(identity);
+    let whole = !value.is_empty()
+        && !value.is_busy()
+        && value.has_tag(first)
+        && views.identity(bucket, way).load(Acquire) == identity;
+    whole.then_some(Entry { identity, value: value.0 })
+}
+
+fn read(
+    views: &Views,
+    clock: &Clock,
+    pool: &[PoolAddress],
+    now: u16,
+    bucket: u32,
+    way: u32,
+    entry: Entry,
+) -> Option<Connection> {
+    let value = Value(entry.value);
+    let (index, lease) = match value.kind() {
+        Kind::Flow => (value.destination(), None),
+        Kind::FullNat => {
+            let word = views.lease_word(value.lease());
+            (word.destination(), (!word.is_empty()).then_some(value.lease()))
+        }
+        Kind::NatReply | Kind::Template => return None,
+    };
+    if (value.kind() == Kind::FullNat && lease.is_none()) || index >= views.destinations.len() {
+        return None;
+    }
+    let destination = views.destinations.get(index);
+    let flags = Destination::flags_of(destination.word);
+    if flags & flags::VALID == 0 {
+        return None;
+    }
+    let (udp, v6) = (flags & flags::UDP != 0, flags & flags::VIP_V6 != 0);
+    let (client, ports) = if v6 {
+        let slot = bucket * WAYS as u32 + way;
+        if slot >= views.cold_tuples.len() {
+            return None;
+        }
+        let tuple = views.cold_tuples.get(slot);
+        (tuple.source.to_ip(true), tuple.ports)
+    } else {
+        let key = views.secrets.key_v4(destination.vip.words()[0]);
+        let (source, ports) = tuple_of_identity_v4(&views.secrets, entry.identity, key, udp);
+        (IpAddr::from(source.to_ne_bytes()), ports)
+    };
+    let (client_port, vip_port) = ports_of_word(ports);
+    let real_port = match u16::from_be(Destination::port_of(destination.word)) {
+        0 => vip_port,
+        port => port,
+    };
+    let local = lease.and_then(|lease| {
+        let address = pool.get((lease >> 16) as usize).filter(|address| address.family != 0)?;
+        Some(SocketAddr::new(address.address.to_ip(address.family == 6), lease as u16))
+    });
+    Some(Connection {
+        udp,
+        client: SocketAddr::new(client, client_port),
+        vip: SocketAddr::new(destination.vip.to_ip(v6), vip_port),
+        real_server: SocketAddr::new(destination.address.to_ip(flags & flags::REAL_V6 != 0), real_port),
+        local,
+        state: State::from_number(value.state())?,
+        expires_in: Duration::from_millis(clock.milliseconds(value.deadline().wrapping_sub(now))),
+        forwarding: Destination::forwarding_of(flags),
+        service: destination.service,
+        destination: index,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::Sizes;
+    use lb_common::{
+        address::Address,
+        connection::ColdTuple,
+        hash::{Secrets, ports_word, tuple_v4},
+        lease::lease_index,
+    };
+    use std::sync::atomic::Ordering::Relaxed;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn views() -> Views {
+        let sizes = Sizes {
+            connections: 14,
+            connections_v6: 14,
+            destinations: 8,
+            pool_addresses: 1,
+            ..Sizes::default()
+        };
+        let random = std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 3));
+        Views::in_memory(&sizes, Secrets::from_random(random), sizes.config(250, 1)).unwrap()
+    }
+
+    fn destination(views: &Views, index: u32, vip: &str, real: &str, port: u16, extra: u32) {
+        let v6 = if ip(vip).is_ipv6() { flags::VIP_V6 | flags::REAL_V6 } else { 0 };
+        let record = Destination {
+            word: Destination::make_word(port, 1500, flags::VALID | v6 | extra),
+            service: 3,
+            address: ip(real).into(),
+            vip: ip(vip).into(),
+            ..Destination::default()
+        };
+        views.destinations.update(index, &record, 0);
+    }
+
+    fn put_v4(
+        views: &Views,
+        way: u32,
+        vip: &str,
+        client: &str,
+        ports: (u16, u16),
+        value: impl Fn(u64) -> Value,
+    ) {
+        let word = |text: &str| Address::from(ip(text)).words()[0];
+        let tuple = tuple_v4(word(client), ports_word(ports.0, ports.1));
+        let identity = views.secrets.identity_v4(views.secrets.key_v4(word(vip)), tuple, false);
+        views.identity(0, way).store(identity, Relaxed);
+        views.value(0, way).store(value(views.secrets.first(identity)).0, Relaxed);
+    }
+
+    fn all(views: &Views, pool: &[PoolAddress]) -> Vec<Connection> {
+        let mut all = Vec::new();
+        let clock = Clock::fixed(0, 250);
+        connections(views, &clock, pool, |c| {
+            all.push(c);
+            true
+        })
+        .unwrap();
+        all
+    }
+
+    #[test]
+    fn an_ipv4_flow_is_read_back_with_its_ports() {
+        let views = views();
+        destination(&views, 2, "203.0.113.10", "10.0.0.11", 8080, Forwarding::Nat as u32);
+        put_v4(&views, 1, "203.0.113.10", "198.51.100.7", (40_000, 80), |first| {
+            Value::flow(Kind::Flow, 2, first, State::Established, 10)
+        });
+        put_v4(&views, 2, "203.0.113.10", "198.51.100.8", (1, 80), |first| {
+            Value::nat_reply(2, 1, first, State::Established, 10)
+        });
+        put_v4(&views, 3, "203.0.113.10", "198.51.100.9", (1, 80), |first| {
+            Value::flow(Kind::Flow, 2, first, State::Established, 0)
+        });
+        let found = all(&views, &[]);
+        assert_eq!(found.len(), 1, "neither the reply entry nor the expired one: {found:?}");
+        assert_eq!(found[0].client.to_string(), "198.51.100.7:40000");
+        assert_eq!(found[0].vip.to_string(), "203.0.113.10:80");
+        assert_eq!(found[0].real_server.to_string(), "10.0.0.11:8080");
+        assert_eq!((found[0].forwarding, found[0].service, found[0].local), (Forwarding::Nat, 3, None));
+        assert_eq!(found[0].expires_in, Duration::from_millis(10 * 128 * 4));
+    }
+
+    #[test]
+    fn an_ipv6_flow_is_read_from_its_cold_tuple() {
+        let views = views();
+        destination(&views, 1, "2001:db8::10", "fd00::11", 0, Forwarding::Dr as u32);
+        let identity = 0x1234_5678_9abc_def0;
+        views.identity(2, 3).store(identity, Relaxed);
+        let value = Value::flow(Kind::Flow, 1, views.secrets.first(identity), State::SynReceived, 3);
+        views.value(2, 3).store(value.0, Relaxed);
+        let tuple =
+            ColdTuple { source: ip("2001:db8:1::7").into(), ports: ports_word(5, 443), ..Default::default() };
+        views.cold_tuples.update(11, &tuple, 0);
+        let found = all(&views, &[]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].client.to_string(), "[2001:db8:1::7]:5");
+        assert_eq!(found[0].real_server.to_string(), "[fd00::11]:443", "the port is kept");
+    }
+
+    #[test]
+    fn a_fullnat_flow_shows_its_local_address() {
+        let views = views();
+        destination(&views, 4, "203.0.113.10", "10.0.1.21", 9443, Forwarding::FullNat as u32);
+        let lease = lease_index(0, 50_000);
+        put_v4(&views, 0, "203.0.113.10", "198.51.100.7", (7, 8443), |first| {
+            Value::full_nat(lease, first, State::Established, 10)
+        });
+        assert_eq!(all(&views, &[]), [], "without its lease it is no flow");
+        let word = Value::flow(Kind::FullNat, 4, 0, State::Established, 10);
+        views.leases.word(lease, 8).store(word.0, Relaxed);
+        let pool = [PoolAddress { address: ip("10.0.0.200").into(), family: 4, ..Default::default() }];
+        let found = all(&views, &pool);
+        assert_eq!(found[0].local.map(|l| l.to_string()), Some("10.0.0.200:50000".into()));
+        assert_eq!(found[0].real_server.to_string(), "10.0.1.21:9443");
+    }
+
+    #[test]
+    fn a_value_of_another_flow_is_not_shown() {
+        let views = views();
+        destination(&views, 2, "203.0.113.10", "10.0.0.11", 0, 0);
+        put_v4(&views, 1, "203.0.113.10", "198.51.100.7", (40_000, 80), |first| {
+            Value::flow(Kind::Flow, 2, first ^ 1 << 16, State::Established, 10)
+        });
+        assert_eq!(all(&views, &[]), []);
+    }
+}

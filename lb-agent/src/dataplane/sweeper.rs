@@ -1,0 +1,316 @@
+//! Walks the connection table: frees what has expired, counts what lives, and notes which destinations and
+//! hops are still named, so that an index is given out again only when nothing can mean its former owner.
+//! Has a thread of its own: nothing slow may delay it.
+
+use super::{Clock, Error, Views};
+use lb_common::{
+    connection::{Kind, Value, WAYS},
+    state::State,
+};
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::Ordering::{AcqRel, Acquire, Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// States that a count tells apart: by number, [`State`].
+pub const STATES: usize = 13;
+
+/// Live flows of one destination.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Count {
+    pub active: u32,
+    pub inactive: u32,
+    /// By the state's number.
+    pub states: [u32; STATES],
+}
+
+/// What one walk found.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    /// Counts walks; 0 is none yet.
+    pub number: u64,
+    pub began: Instant,
+    pub took: Duration,
+    /// Entries in the table after the walk, replies and templates included.
+    pub entries: u64,
+    /// How many the table has room for.
+    pub capacity: u64,
+    /// Entries that were freed because their time was over.
+    pub expired: u64,
+    /// Leases that were.
+    pub expired_leases: u64,
+    /// Entries of FULLNAT flows whose lease is gone.
+    pub without_lease: u64,
+    /// By destination.
+    pub counts: Vec<Count>,
+    /// Live leases by pool address.
+    pub leases: Vec<u32>,
+    destinations_seen: Vec<u64>,
+    hops_seen: Vec<u64>,
+}
+
+impl Scan {
+    fn empty(views: &Views) -> Self {
+        let bits = |len: u32| vec![0; len.div_ceil(64) as usize];
+        Self {
+            number: 0,
+            began: Instant::now(),
+            took: Duration::ZERO,
+            entries: 0,
+            capacity: views.connections.len() as u64 * WAYS as u64,
+            expired: 0,
+            expired_leases: 0,
+            without_lease: 0,
+            counts: vec![Count::default(); views.destinations.len() as usize],
+            leases: vec![0; (views.leases.len() >> 16) as usize],
+            destinations_seen: bits(views.destinations.len()),
+            hops_seen: bits(views.next_hops.len()),
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.entries, self.expired, self.expired_leases, self.without_lease) = (0, 0, 0, 0);
+        self.counts.fill(Count::default());
+        self.leases.fill(0);
+        self.destinations_seen.fill(0);
+        self.hops_seen.fill(0);
+    }
+
+    /// Whether an entry or a lease named the destination.
+    pub fn saw_destination(&self, index: u32) -> bool {
+        bit(&self.destinations_seen, index)
+    }
+
+    /// Whether an entry or a lease named the next hop as the way to its client.
+    pub fn saw_hop(&self, index: u32) -> bool {
+        bit(&self.hops_seen, index)
+    }
+
+    /// Live flows of a destination.
+    pub fn count(&self, destination: u32) -> Count {
+        self.counts.get(destination as usize).copied().unwrap_or_default()
+    }
+
+    /// One walk, at tick `now`. Allocates nothing. An entry that changes meanwhile is judged by one of its two
+    /// words, and freed only if it did not change (compare and exchange).
+    pub fn walk(&mut self, views: &Views, now: u16) {
+        self.clear();
+        self.began = Instant::now();
+        for bucket in 0..views.connections.len() {
+            for way in 0..WAYS as u32 {
+                let word = views.value(bucket, way);
+                let value = Value(word.load(Acquire));
+                if value.is_empty() || value.is_busy() {
+                    continue;
+                }
+                if value.is_expired(now)
+                    && word.compare_exchange(value.0, Value::EMPTY.0, AcqRel, Relaxed).is_ok()
+                {
+                    self.expired += 1;
+                    continue;
+                }
+                self.note(views, value);
+            }
+        }
+        self.walk_leases(views, now);
+        self.took = self.began.elapsed();
+        self.number += 1;
+    }
+
+    fn note(&mut self, views: &Views, value: Value) {
+        self.entries += 1;
+        let destination = match value.kind() {
+            Kind::FullNat => {
+                let lease = views.lease_word(value.lease());
+                if lease.is_empty() {
+                    self.without_lease += 1;
+                    return;
+                }
+                lease.destination()
+            }
+            Kind::Flow | Kind::NatReply | Kind::Template => value.destination(),
+        };
+        set(&mut self.destinations_seen, destination);
+        match value.kind() {
+            // The flow's own entry is counted, not its twin's.
+            Kind::NatReply => return set(&mut self.hops_seen, value.hop() as u32),
+            Kind::Template => return,
+            Kind::Flow | Kind::FullNat => {}
+        }
+        let state = value.state();
+        if let Some(count) = self.counts.get_mut(destination as usize)
+            && let Some(of_state) = count.states.get_mut(state as usize)
+        {
+            *of_state += 1;
+            match State::from_number(state) {
+                Some(state) if state.is_active() => count.active += 1,
+                _ => count.inactive += 1,
+            }
+        }
+    }
+
+    fn walk_leases(&mut self, views: &Views, now: u16) {
+        let end = (views.pool_end.load(Relaxed) << 16).min(views.leases.len() & !0xffff);
+        for lease in 0..end {
+            let word = views.leases.word(lease, 8);
+            let value = Value(word.load(Acquire));
+            if value.is_empty() {
+                continue;
+            }
+            if !value.is_busy()
+                && value.is_expired(now)
+                && word.compare_exchange(value.0, Value::EMPTY.0, AcqRel, Relaxed).is_ok()
+            {
+                self.expired_leases += 1;
+                continue;
+            }
+            self.leases[(lease >> 16) as usize] += 1;
+            if !value.is_busy() {
+                set(&mut self.destinations_seen, value.destination());
+            }
+            // `hop` is beside `ports`: offset 36 of the line.
+            set(&mut self.hops_seen, views.leases.half(lease, HOP).load(Relaxed));
+        }
+    }
+}
+
+const HOP: usize = std::mem::offset_of!(lb_common::lease::Lease, hop);
+
+fn bit(bits: &[u64], index: u32) -> bool {
+    bits.get(index as usize / 64).is_some_and(|word| word & 1 << (index % 64) != 0)
+}
+
+fn set(bits: &mut [u64], index: u32) {
+    if let Some(word) = bits.get_mut(index as usize / 64) {
+        *word |= 1 << (index % 64);
+    }
+}
+
+/// Where the last finished walk hangs for others to read.
+#[derive(Debug, Default)]
+pub struct Board {
+    state: Mutex<Posted>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Posted {
+    scan: Option<Arc<Scan>>,
+    wanted: bool,
+    stop: bool,
+}
+
+impl Board {
+    /// The last finished walk.
+    pub fn latest(&self) -> Option<Arc<Scan>> {
+        self.lock().scan.clone()
+    }
+
+    /// Asks for a walk now and waits until one that began after this call is finished. None after `timeout`.
+    pub fn sweep_now(&self, timeout: Duration) -> Option<Arc<Scan>> {
+        let asked = Instant::now();
+        let mut posted = self.lock();
+        posted.wanted = true;
+        self.changed.notify_all();
+        loop {
+            if let Some(scan) = posted.scan.as_ref().filter(|scan| scan.began >= asked) {
+                return Some(scan.clone());
+            }
+            let left = timeout.checked_sub(asked.elapsed())?;
+            posted = self.changed.wait_timeout(posted, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Hangs up a walk, and gives back the one before if nobody holds it, for its memory.
+    pub fn post(&self, scan: Scan) -> Option<Scan> {
+        let before = self.lock().scan.replace(Arc::new(scan));
+        self.changed.notify_all();
+        before.and_then(|scan| Arc::try_unwrap(scan).ok())
+    }
+
+    /// Waits for the next walk's time. False when it is to end.
+    fn wait(&self, interval: Duration) -> bool {
+        let deadline = Instant::now() + interval;
+        let mut posted = self.lock();
+        while !posted.stop && !posted.wanted {
+            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) else {
+                break;
+            };
+            posted = self.changed.wait_timeout(posted, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        posted.wanted = false;
+        !posted.stop
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Posted> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The running sweeper; dropping it stops and joins the thread.
+#[derive(Debug)]
+pub struct Sweeper {
+    board: Arc<Board>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sweeper {
+    /// Starts walking every `interval`.
+    pub fn spawn(
+        views: Arc<Views>,
+        clock: Arc<Clock>,
+        board: Arc<Board>,
+        interval: Duration,
+    ) -> Result<Self, Error> {
+        board.lock().stop = false;
+        let posted = board.clone();
+        let thread = std::thread::Builder::new()
+            .name("lb-sweeper".into())
+            .spawn(move || sweep(&views, &clock, &posted, interval))
+            .map_err(Error::os("start the sweeper"))?;
+        Ok(Self { board, thread: Some(thread) })
+    }
+
+    /// What it saw last.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.board.lock().stop = true;
+        self.board.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn sweep(views: &Views, clock: &Clock, board: &Board, interval: Duration) {
+    let mut number = 0;
+    let mut spare = None;
+    loop {
+        let mut scan = spare.take().unwrap_or_else(|| Scan::empty(views));
+        scan.number = number;
+        match clock.tick() {
+            Ok(now) => {
+                scan.walk(views, now);
+                number = scan.number;
+                spare = board.post(scan);
+            }
+            // Without the time nothing may be freed. Said each round: flows pile up until it is repaired.
+            Err(error) => tracing::error!(%error, "the sweeper does not know the time"),
+        }
+        if !board.wait(interval) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! The walk over tables in ordinary memory.
+
+use super::*;
+use crate::dataplane::Sizes;
+use lb_common::{hash::Secrets, lease::lease_index};
+
+fn views() -> Views {
+    let sizes = Sizes {
+        connections: 14,
+        connections_v6: 0,
+        destinations: 128,
+        next_hops: 64,
+        pool_addresses: 2,
+        ..Sizes::default()
+    };
+    Views::in_memory(&sizes, Secrets::from_random([3; 11]), sizes.config(250, 1)).unwrap()
+}
+
+fn put(views: &Views, slot: u32, value: Value) {
+    views.value(slot / 4, slot % 4).store(value.0, Relaxed);
+}
+
+#[test]
+fn expired_entries_are_freed_and_live_ones_counted() {
+    let views = views();
+    let now = 1000;
+    put(&views, 0, Value::flow(Kind::Flow, 5, 0, State::Established, now + 1));
+    put(&views, 1, Value::flow(Kind::Flow, 5, 0, State::TimeWait, now + 9));
+    put(&views, 2, Value::flow(Kind::Flow, 6, 0, State::Established, now));
+    put(&views, 3, Value::flow(Kind::Flow, 0, 0, State::Udp, now - 1));
+    put(&views, 4, Value::BUSY);
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, now);
+    assert_eq!((scan.entries, scan.expired, scan.capacity), (2, 2, 16));
+    assert_eq!((scan.count(5).active, scan.count(5).inactive), (1, 1));
+    assert_eq!(scan.count(5).states[State::TimeWait as usize], 1);
+    assert_eq!(scan.count(6), Count::default());
+    assert!(scan.saw_destination(5) && !scan.saw_destination(6) && !scan.saw_destination(0));
+    assert_eq!(views.value(0, 2).load(Relaxed), 0, "the expired slot is empty");
+    assert_eq!(views.value(1, 0).load(Relaxed), Value::BUSY.0, "a slot being written is left alone");
+    scan.walk(&views, now);
+    assert_eq!((scan.entries, scan.expired), (2, 0), "counts do not add up over walks");
+}
+
+#[test]
+fn a_nat_reply_names_its_destination_and_hop_but_is_not_counted() {
+    let views = views();
+    put(&views, 0, Value::nat_reply(7, 9, 0, State::Established, 10));
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, 0);
+    assert!(scan.saw_destination(7) && scan.saw_hop(9) && !scan.saw_hop(8));
+    assert_eq!((scan.count(7), scan.entries), (Count::default(), 1));
+}
+
+#[test]
+fn a_fullnat_flow_is_counted_at_the_destination_of_its_lease() {
+    let views = views();
+    let lease = lease_index(1, 40_000);
+    put(&views, 0, Value::full_nat(lease, 0, State::Established, 10));
+    put(&views, 1, Value::full_nat(lease_index(0, 1), 0, State::Established, 10));
+    views.leases.word(lease, 8).store(Value::flow(Kind::FullNat, 12, 0, State::Established, 10).0, Relaxed);
+    views.leases.half(lease, HOP).store(33, Relaxed);
+    let old = lease_index(0, 2000);
+    views.leases.word(old, 8).store(Value::flow(Kind::FullNat, 13, 0, State::Established, 0).0, Relaxed);
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, 5);
+    assert_eq!((scan.count(12).active, scan.without_lease), (1, 1));
+    assert!(scan.saw_destination(12) && scan.saw_hop(33));
+    assert!(!scan.saw_destination(13), "its lease expired");
+    assert_eq!((scan.leases.as_slice(), scan.expired_leases), ([0, 1].as_slice(), 1));
+    assert_eq!(views.lease_word(old), Value::EMPTY);
+}
+
+#[test]
+fn a_sweep_that_was_asked_for_began_after_the_question() {
+    let views = Arc::new(views());
+    let board = Arc::new(Board::default());
+    let hour = Duration::from_secs(3600);
+    let sweeper =
+        Sweeper::spawn(views.clone(), Arc::new(Clock::fixed(4096, 250)), board.clone(), hour).unwrap();
+    let first = board.sweep_now(Duration::from_secs(10)).expect("a walk without waiting an hour");
+    let asked = Instant::now();
+    let second = board.sweep_now(Duration::from_secs(10)).expect("and another");
+    assert!(second.began >= asked && second.number > first.number);
+    drop(sweeper);
+    assert!(board.sweep_now(Duration::from_millis(20)).is_none(), "nobody walks any more");
+}

@@ -1,0 +1,161 @@
+//! The addresses that are ours in some way: the exact table and the filter's cells.
+
+use super::{super::Error, Tables};
+use crate::dataplane::cells;
+use lb_common::{
+    address::Address,
+    filter::{AddressKey, AddressRecord, CELLS_PER_LINE, role},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::atomic::Ordering::{Relaxed, Release},
+};
+
+/// What an address is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// The address of a service.
+    Vip,
+    /// A real server whose replies pass us (NAT).
+    NatSource,
+    /// A local address of FULLNAT, with its index in the pool.
+    Pool(u16),
+}
+
+impl Role {
+    fn bit(self) -> u16 {
+        match self {
+            Role::Vip => role::VIP,
+            Role::NatSource => role::NAT_SOURCE,
+            Role::Pool(_) => role::POOL,
+        }
+    }
+}
+
+/// Found in the tables after a restart: nobody's until somebody binds it.
+const NOBODY: &str = "";
+
+#[derive(Debug, Default)]
+pub struct State {
+    owners: BTreeSet<(Role, String)>,
+    /// As written.
+    record: AddressRecord,
+}
+
+#[derive(Debug, Default)]
+pub struct Addresses {
+    by_address: BTreeMap<IpAddr, State>,
+    by_cell: BTreeMap<u32, BTreeSet<IpAddr>>,
+}
+
+pub fn key(address: IpAddr) -> AddressKey {
+    AddressKey { address: Address::from(address), family: if address.is_ipv6() { 6 } else { 4 } }
+}
+
+impl Tables {
+    /// Says that an address has a role for `owner` (a service's or a pool's name). It keeps the role until the
+    /// last owner gives it up. `vrrp` is the instance that it follows; 0 is none.
+    pub fn bind_address(&mut self, owner: &str, role: Role, address: IpAddr, vrrp: u32) -> Result<(), Error> {
+        let state = self.addresses.by_address.entry(address).or_default();
+        // An owner's earlier index in the pool, and what the restart left, give way.
+        state.owners.retain(|(other, who)| other.bit() != role.bit() || (who != owner && who != NOBODY));
+        state.owners.insert((role, owner.to_owned()));
+        let record = record_of(state, vrrp);
+        self.write_address(address, record)
+    }
+
+    /// Gives a role up. The address goes when nobody has a role for it any more.
+    pub fn unbind_address(&mut self, owner: &str, role: Role, address: IpAddr) -> Result<(), Error> {
+        let Some(state) = self.addresses.by_address.get_mut(&address) else { return Ok(()) };
+        state.owners.retain(|(other, who)| other.bit() != role.bit() || who != owner);
+        let record = record_of(state, state.record.vrrp);
+        self.write_address(address, record)
+    }
+
+    /// The owners of an address in a role.
+    pub fn address_owners(&self, role: Role, address: IpAddr) -> Vec<&str> {
+        let state = self.addresses.by_address.get(&address);
+        let owners = state.into_iter().flat_map(|state| &state.owners);
+        owners.filter(|(other, _)| other.bit() == role.bit()).map(|(_, who)| who.as_str()).collect()
+    }
+
+    /// What an owner has bound.
+    pub fn addresses_of(&self, owner: &str) -> Vec<(Role, IpAddr)> {
+        let all = self.addresses.by_address.iter();
+        all.flat_map(|(address, state)| state.owners.iter().map(|(role, who)| (*role, *address, who)))
+            .filter(|(_, _, who)| *who == owner)
+            .map(|(role, address, _)| (role, address))
+            .collect()
+    }
+
+    fn write_address(&mut self, address: IpAddr, record: AddressRecord) -> Result<(), Error> {
+        let Some(state) = self.addresses.by_address.get_mut(&address) else { return Ok(()) };
+        if state.record == record {
+            return Ok(());
+        }
+        let cell = self.views.cell_of(&Address::from(address), address.is_ipv6());
+        state.record = record;
+        if record.roles != 0 {
+            // The exact answer first, then the cell that makes packets ask for it.
+            self.stores.addresses.insert(key(address), record)?;
+            self.addresses.by_cell.entry(cell).or_default().insert(address);
+            self.write_cell(cell);
+        } else {
+            self.addresses.by_address.remove(&address);
+            if let Some(addresses) = self.addresses.by_cell.get_mut(&cell) {
+                addresses.remove(&address);
+            }
+            self.write_cell(cell);
+            self.stores.addresses.remove(&key(address))?;
+        }
+        self.writes += 1;
+        Ok(())
+    }
+
+    fn write_cell(&mut self, cell: u32) {
+        let addresses = self.addresses.by_cell.get(&cell).into_iter().flatten();
+        let value = cells::join(addresses.map(|address| &self.addresses.by_address[address].record));
+        let at = self.views.filter.quarter(cell / CELLS_PER_LINE, (cell % CELLS_PER_LINE) as usize * 2);
+        if at.load(Relaxed) != value {
+            at.store(value, Release);
+            self.writes += 1;
+        }
+    }
+
+    pub(super) fn recover_addresses(&mut self) -> Result<(), Error> {
+        for (key, record) in self.stores.addresses.entries()? {
+            let address = key.address.to_ip(key.family == 6);
+            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool)];
+            let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
+            let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
+            self.addresses.by_address.insert(address, State { owners, record });
+            let cell = self.views.cell_of(&key.address, key.family == 6);
+            self.addresses.by_cell.entry(cell).or_default().insert(address);
+        }
+        // A kill between the writes of an address and its cell leaves a cell that says too much or too little.
+        for cell in 0..self.views.filter.len() * CELLS_PER_LINE {
+            self.write_cell(cell);
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_nobodys_addresses(&mut self) -> Result<(), Error> {
+        for (role, address) in self.addresses_of(NOBODY) {
+            self.unbind_address(NOBODY, role, address)?;
+        }
+        Ok(())
+    }
+}
+
+fn record_of(state: &State, vrrp: u32) -> AddressRecord {
+    let mut record = AddressRecord::default();
+    for (role, _) in &state.owners {
+        record.roles |= role.bit();
+        if let Role::Pool(index) = role {
+            record.pool = *index;
+        }
+    }
+    record.vrrp = if record.roles == 0 { 0 } else { vrrp };
+    record
+}

@@ -1,0 +1,265 @@
+//! Destinations: one real server behind one service.
+
+use super::{super::Error, Tables};
+use crate::dataplane::indices::Indices;
+use lb_common::{
+    address::Address,
+    checksum,
+    destination::{Destination, Forwarding, flags},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::atomic::Ordering::{Relaxed, Release},
+    time::Instant,
+};
+
+/// Which real server of which service, and how it is reached: a flow cannot change its forwarding method, so
+/// another method is another destination.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DestinationKey {
+    /// The service's name.
+    pub service: String,
+    pub address: IpAddr,
+    /// Host order; 0 keeps the packet's.
+    pub port: u16,
+    /// [`Forwarding`] as its number.
+    pub forwarding: u8,
+}
+
+impl DestinationKey {
+    pub fn new(service: impl Into<String>, address: IpAddr, port: u16, forwarding: Forwarding) -> Self {
+        Self { service: service.into(), address, port, forwarding: forwarding as u8 }
+    }
+}
+
+/// What may change while flows go there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DestinationSpec {
+    /// Index of the next hop; 0 is none yet: packets are dropped and counted.
+    pub next_hop: u32,
+    /// The largest IP packet that may be forwarded: the path's MTU, less what a tunnel adds.
+    pub mtu: u16,
+    /// Of an established (TCP) or confirmed (UDP) flow, in ticks.
+    pub timeout: u16,
+    /// The VIP's port, host order, when the real server's differs; else 0.
+    pub vip_port: u16,
+}
+
+type Key = (u32, IpAddr, u16, u8);
+
+#[derive(Debug)]
+struct State {
+    index: u32,
+    removed: bool,
+    claimed: bool,
+}
+
+/// The destinations in use and in quarantine.
+#[derive(Debug)]
+pub struct Destinations {
+    pub indices: Indices,
+    by_key: BTreeMap<Key, State>,
+    by_index: BTreeMap<u32, Key>,
+}
+
+impl Destinations {
+    pub fn new(len: u32) -> Self {
+        Self { indices: Tables::indices(len), by_key: BTreeMap::new(), by_index: BTreeMap::new() }
+    }
+
+    /// Takes over a record found in the table.
+    pub fn recover(&mut self, index: u32, record: &Destination, now: Instant) {
+        let flags = Destination::flags_of(record.word);
+        if flags & flags::VALID == 0 {
+            return;
+        }
+        let key = (
+            record.service,
+            record.address.to_ip(flags & flags::REAL_V6 != 0),
+            u16::from_be(Destination::port_of(record.word)),
+            Destination::forwarding_of(flags) as u8,
+        );
+        self.indices.claim(index);
+        // Two of one key can only be when its removal was not written to the end: one of them is enough.
+        let removed = flags & flags::REMOVED != 0 || self.by_key.contains_key(&key);
+        if removed {
+            self.indices.retire(index, now);
+        }
+        self.by_index.insert(index, key);
+        self.by_key.entry(key).or_insert(State { index, removed, claimed: false });
+    }
+
+    pub fn forget(&mut self, index: u32) {
+        if let Some(key) = self.by_index.remove(&index)
+            && self.by_key.get(&key).is_some_and(|state| state.index == index)
+        {
+            self.by_key.remove(&key);
+        }
+    }
+
+    /// Whether any destination, quarantined ones included, is of the service.
+    pub fn has_service(&self, service: u32) -> bool {
+        let first = (service, IpAddr::from([0; 4]), 0, 0);
+        self.by_key.range(first..).next().is_some_and(|(key, _)| key.0 == service)
+    }
+
+    fn of_service(&self, service: u32) -> Vec<Key> {
+        let first = (service, IpAddr::from([0; 4]), 0, 0);
+        self.by_key.range(first..).take_while(|(key, _)| key.0 == service).map(|(key, _)| *key).collect()
+    }
+
+    pub fn indices_in_use(&self) -> impl Iterator<Item = u32> {
+        self.by_index.keys().copied()
+    }
+
+    pub fn unclaimed(&self) -> Vec<(u32, IpAddr, u16, u8)> {
+        self.by_key.iter().filter(|(_, s)| !s.claimed && !s.removed).map(|(key, _)| *key).collect()
+    }
+}
+
+impl Tables {
+    /// Makes a destination what is asked and returns its index. One that was removed and still waits in
+    /// quarantine gets its old index back, and with it its flows. The service must be there.
+    pub fn ensure_destination(&mut self, key: &DestinationKey, spec: &DestinationSpec) -> Result<u32, Error> {
+        let service = self.service_of(&key.service)?;
+        let inner = (service, key.address, key.port, key.forwarding);
+        let index = match self.destinations.by_key.get_mut(&inner) {
+            Some(state) => {
+                state.claimed = true;
+                if std::mem::take(&mut state.removed) {
+                    self.destinations.indices.revive(state.index);
+                }
+                state.index
+            }
+            None => self.allocate_destination(inner)?,
+        };
+        let record = self.destination_record(key, service, spec);
+        self.writes += self.views.destinations.update(index, &record, 0) as u64;
+        Ok(index)
+    }
+
+    fn allocate_destination(&mut self, key: Key) -> Result<u32, Error> {
+        let mut index = self.destinations.indices.allocate();
+        if index.is_none() {
+            self.maintain()?;
+            index = self.destinations.indices.allocate();
+        }
+        let limit = self.views.destinations.len();
+        let index = index.ok_or(Error::Full { what: "real server", limit, field: "realServers.max" })?;
+        self.destinations.by_key.insert(key, State { index, removed: false, claimed: true });
+        self.destinations.by_index.insert(index, key);
+        Ok(index)
+    }
+
+    fn destination_record(&self, key: &DestinationKey, service: u32, spec: &DestinationSpec) -> Destination {
+        let state = &self.services.by_index[&service];
+        let (address, vip) = (Address::from(key.address), state.vip.map(Address::from).unwrap_or_default());
+        let same_family = state.vip.is_some_and(|vip| vip.is_ipv6() == key.address.is_ipv6());
+        let mut flags = key.forwarding as u32 & flags::FORWARDING | flags::VALID;
+        for (set, flag) in [
+            (key.address.is_ipv6(), flags::REAL_V6),
+            (state.vip.is_some_and(|vip| vip.is_ipv6()), flags::VIP_V6),
+            (state.protocol == libc::IPPROTO_UDP as u8, flags::UDP),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
+        Destination {
+            word: Destination::make_word(
+                key.port,
+                spec.mtu,
+                flags | (state.vrrp as u32) << flags::VRRP_SHIFT,
+            ),
+            next_hop: spec.next_hop,
+            service,
+            address,
+            vip,
+            timeout: spec.timeout,
+            vip_port: spec.vip_port.to_be(),
+            delta: if same_family { checksum::difference(vip.words(), address.words()) } else { 0 },
+            reserved: 0,
+        }
+    }
+
+    /// Points a destination at another next hop or MTU, nothing else. False when it is not there.
+    pub fn set_destination_path(&mut self, index: u32, next_hop: u32, mtu: u16) -> bool {
+        if !self.destinations.by_index.contains_key(&index) {
+            return false;
+        }
+        let mut record = self.views.destinations.get(index);
+        record.next_hop = next_hop;
+        record.word = record.word & !0xffff_0000 | (mtu as u64) << 16;
+        self.writes += self.views.destinations.update(index, &record, 0) as u64;
+        true
+    }
+
+    /// Takes a real server out of a service. Established TCP flows go on; its slots must be gone already. False
+    /// when it is not there.
+    pub fn remove_destination(&mut self, key: &DestinationKey) -> Result<bool, Error> {
+        let Some(service) = self.services.names.get(&key.service) else { return Ok(false) };
+        Ok(self.retire_destination((*service, key.address, key.port, key.forwarding)))
+    }
+
+    pub(super) fn retire_destination(&mut self, key: (u32, IpAddr, u16, u8)) -> bool {
+        let Some(state) = self.destinations.by_key.get_mut(&key).filter(|state| !state.removed) else {
+            return false;
+        };
+        state.removed = true;
+        let word = self.views.destinations.word(state.index, 0);
+        word.store(word.load(Relaxed) | (flags::REMOVED as u64) << 32, Release);
+        self.writes += 1;
+        self.destinations.indices.retire(state.index, Instant::now());
+        true
+    }
+
+    pub(super) fn retire_destinations_of(&mut self, service: u32) {
+        for key in self.destinations.of_service(service) {
+            self.retire_destination(key);
+        }
+    }
+
+    /// The real servers of this forwarding method that some flow may still go to: those in use, and removed ones
+    /// until their index is free.
+    pub fn real_servers(&self, forwarding: Forwarding) -> BTreeSet<IpAddr> {
+        let keys = self.destinations.by_index.values();
+        keys.filter(|(_, _, _, method)| *method == forwarding as u8).map(|(_, address, _, _)| *address).collect()
+    }
+
+    /// The destinations of a service that were removed and may still have flows, with their indices.
+    pub fn removed_destinations_of(&self, service: &str) -> Vec<(DestinationKey, u32)> {
+        let Some(index) = self.services.names.get(service) else { return Vec::new() };
+        let keys = self.destinations.of_service(*index).into_iter();
+        keys.filter_map(|key| {
+            let state = self.destinations.by_key.get(&key).filter(|state| state.removed)?;
+            let (_, address, port, forwarding) = key;
+            Some((DestinationKey { service: service.into(), address, port, forwarding }, state.index))
+        })
+        .collect()
+    }
+
+    /// The index of a destination that is in use.
+    pub fn destination(&self, key: &DestinationKey) -> Option<u32> {
+        let service = *self.services.names.get(&key.service)?;
+        let state = self.destinations.by_key.get(&(service, key.address, key.port, key.forwarding))?;
+        (!state.removed).then_some(state.index)
+    }
+
+    /// What an index stands for, removed destinations included; none for a service that has no name any more.
+    pub fn destination_key(&self, index: u32) -> Option<DestinationKey> {
+        let (service, address, port, forwarding) = *self.destinations.by_index.get(&index)?;
+        let service = self.services.by_index.get(&service)?.name.clone()?;
+        Some(DestinationKey { service, address, port, forwarding })
+    }
+
+    /// The destinations of a service that are in use, with their indices.
+    pub fn destinations_of(&self, service: &str) -> Vec<(DestinationKey, u32)> {
+        let Some(index) = self.services.names.get(service) else { return Vec::new() };
+        let keys = self.destinations.of_service(*index).into_iter();
+        keys.filter_map(|key| {
+            let state = self.destinations.by_key.get(&key).filter(|state| !state.removed)?;
+            let (_, address, port, forwarding) = key;
+            Some((DestinationKey { service: service.into(), address, port, forwarding }, state.index))
+        })
+        .collect()
+    }
+}

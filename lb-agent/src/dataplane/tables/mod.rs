@@ -1,0 +1,247 @@
+//! What a plan's steps are run against: services, destinations, slots, addresses by what they are, not by
+//! their indices. Every call compares with what the tables hold, so an unchanged apply writes nothing
+//! ([`Tables::writes`] tells), and costs what changed.
+//!
+//! Whatever packets may still name when it is removed keeps its index for a while: `maintain` gives it out
+//! again after a grace period and, for destinations, hops and local addresses, a walk of the sweeper that began
+//! after that and saw none.
+//!
+//! After a restart the agent knows no indices. No file of it is believed, it may be older than the tables: they
+//! are found again by what the records say (`recover`). Names are not in the records; a service is recognised by
+//! VIP, protocol and ports, a next hop by its neighbour and interface, a pool by its addresses. What nobody
+//! claims until `finish_recovery` is removed.
+
+mod addresses;
+mod bindings;
+mod destinations;
+mod hops;
+mod pools;
+mod recover;
+mod routes;
+mod services;
+#[cfg(test)]
+mod tests;
+
+pub use addresses::Role;
+pub use destinations::{DestinationKey, DestinationSpec};
+pub use hops::NextHopKey;
+pub use routes::ClientVia;
+pub use services::ServiceSpec;
+
+use super::{
+    Error, Views,
+    counters::add,
+    indices::Indices,
+    ranges::Ranges,
+    store::{BoxStore, Kernel, Memory},
+    sweeper::{Board, Scan},
+};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie};
+use lb_common::{
+    destination::{Destination, Traffic},
+    filter::{AddressKey, AddressRecord},
+    lease::PoolAddress,
+    maps::pinned,
+    service::{PortRanges, Service, ServiceKey},
+};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a packet may go on with what it read before a change: far longer than any does.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The tables that are reached by system call.
+pub struct Stores {
+    pub(super) service_index: BoxStore<ServiceKey, u32>,
+    pub(super) port_ranges: BoxStore<u32, PortRanges>,
+    pub(super) pool: BoxStore<u32, PoolAddress>,
+    pub(super) addresses: BoxStore<AddressKey, AddressRecord>,
+    pub(super) routes4: BoxStore<(u32, [u8; 4]), u32>,
+    pub(super) routes6: BoxStore<(u32, [u8; 16]), u32>,
+    pub(super) vrrp: BoxStore<u32, u64>,
+    pub(super) traffic: BoxStore<u32, Vec<Traffic>>,
+    pub(super) port_range_lists: u32,
+}
+
+impl Stores {
+    pub(super) fn of<'a>(map: impl Fn(&'static str) -> Result<&'a Map, Error>) -> Result<Self, Error> {
+        use pinned::*;
+        let ranges = super::store::data_of(map(PORT_RANGES)?).ok_or(Error::Missing(PORT_RANGES))?;
+        let lists = ranges.info().map_err(Error::map(PORT_RANGES))?.max_entries();
+        Ok(Self {
+            service_index: Box::new(Kernel::<HashMap<MapData, ServiceKey, u32>>::of(
+                SERVICE_INDEX,
+                map(SERVICE_INDEX)?,
+            )?),
+            port_ranges: Box::new(Kernel::<Array<MapData, PortRanges>>::of(PORT_RANGES, map(PORT_RANGES)?)?),
+            pool: Box::new(Kernel::<Array<MapData, PoolAddress>>::of(POOL, map(POOL)?)?),
+            addresses: Box::new(Kernel::<HashMap<MapData, AddressKey, AddressRecord>>::of(
+                ADDRESSES,
+                map(ADDRESSES)?,
+            )?),
+            routes4: Box::new(Kernel::<LpmTrie<MapData, [u8; 4], u32>>::of(
+                CLIENT_ROUTES4,
+                map(CLIENT_ROUTES4)?,
+            )?),
+            routes6: Box::new(Kernel::<LpmTrie<MapData, [u8; 16], u32>>::of(
+                CLIENT_ROUTES6,
+                map(CLIENT_ROUTES6)?,
+            )?),
+            vrrp: Box::new(Kernel::<Array<MapData, u64>>::of(VRRP, map(VRRP)?)?),
+            traffic: Box::new(Kernel::<PerCpuArray<MapData, Traffic>>::of(TRAFFIC, map(TRAFFIC)?)?),
+            port_range_lists: lists,
+        })
+    }
+
+    /// Empty tables of this process: for tests without a kernel.
+    pub fn in_memory(port_range_lists: u32) -> Self {
+        Self {
+            service_index: Box::new(Memory::default()),
+            port_ranges: Box::new(Memory::default()),
+            pool: Box::new(Memory::default()),
+            addresses: Box::new(Memory::default()),
+            routes4: Box::new(Memory::default()),
+            routes6: Box::new(Memory::default()),
+            vrrp: Box::new(Memory::default()),
+            traffic: Box::new(Memory::default()),
+            port_range_lists,
+        }
+    }
+}
+
+/// The tables as the agent means them.
+pub struct Tables {
+    views: Arc<Views>,
+    board: Arc<Board>,
+    stores: Stores,
+    writes: u64,
+    grace: Duration,
+    quarantine: bool,
+    services: services::Services,
+    destinations: destinations::Destinations,
+    hops: hops::Hops,
+    slots: Ranges,
+    /// Slot ranges that were replaced: (first, number, when).
+    old_slots: Vec<(u32, u32, Instant)>,
+    bindings: bindings::Bindings,
+    addresses: addresses::Addresses,
+    pools: pools::Pools,
+    routes: BTreeMap<ipnet::IpNet, u32>,
+    vrrp: BTreeMap<u32, u64>,
+}
+
+impl Tables {
+    /// Writes to tables so far: words of mapped records, and elements of the others.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Gives indices out again at once. It makes established flows go to wrong servers, which a test wants to
+    /// see happen.
+    pub fn disable_quarantine(&mut self) {
+        self.quarantine = false;
+        self.grace = Duration::ZERO;
+    }
+
+    /// Sets the word of a VRRP instance ([`lb_common::maps::VrrpWord`]; 1 to 255).
+    pub fn set_vrrp_word(&mut self, instance: u32, word: u64) -> Result<(), Error> {
+        if instance == 0 || instance >= lb_common::maps::VRRP_INSTANCES {
+            return Err(Error::Refused(format!("VRRP instance {instance} is not between 1 and 255")));
+        }
+        if self.vrrp.get(&instance).copied().unwrap_or(0) != word {
+            self.stores.vrrp.insert(instance, word)?;
+            self.vrrp.insert(instance, word);
+            self.writes += 1;
+        }
+        Ok(())
+    }
+
+    /// Frees what nothing can name any more. To be called about once a second; calls that find a table full call
+    /// it themselves.
+    pub fn maintain(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let scan = self.board.latest();
+        self.release_slots(now);
+        self.release_destinations(now, scan.as_deref())?;
+        self.release_services(now);
+        self.release_hops(now, scan.as_deref());
+        self.release_bindings(now);
+        self.release_pools(scan.as_deref())
+    }
+
+    /// Whether a thing that was removed at `since` and that `seen` asks the walk about is out of use.
+    fn is_out_of_use(
+        quarantine: bool,
+        grace: Duration,
+        since: Instant,
+        scan: Option<&Scan>,
+        seen: impl Fn(&Scan) -> bool,
+    ) -> bool {
+        !quarantine || scan.is_some_and(|scan| scan.began >= since + grace && !seen(scan))
+    }
+
+    fn release_slots(&mut self, now: Instant) {
+        let (grace, slots) = (self.grace, &mut self.slots);
+        self.old_slots.retain(|(first, len, since)| {
+            let wait = now < *since + grace;
+            if !wait {
+                slots.release(*first, *len);
+            }
+            wait
+        });
+    }
+
+    fn release_destinations(&mut self, _now: Instant, scan: Option<&Scan>) -> Result<(), Error> {
+        let (quarantine, grace) = (self.quarantine, self.grace);
+        let freed = self.destinations.indices.release(|index, since| {
+            Self::is_out_of_use(quarantine, grace, since, scan, |scan| scan.saw_destination(index))
+        });
+        for index in freed {
+            self.retire_traffic(index)?;
+            self.writes += self.views.destinations.update(index, &Destination::default(), 0) as u64;
+            self.destinations.forget(index);
+        }
+        Ok(())
+    }
+
+    /// Moves a destination's traffic to the total of those that are no more, the element behind the last
+    /// destination's. A kill between the two writes counts it twice.
+    fn retire_traffic(&mut self, index: u32) -> Result<(), Error> {
+        let store = &mut self.stores.traffic;
+        let Some(mut cpus) = store.get(&index)? else { return Ok(()) };
+        if cpus.iter().all(|cpu| *cpu == Traffic::default()) {
+            return Ok(());
+        }
+        let last = self.views.destinations.len();
+        let mut total = store.get(&last)?.unwrap_or_else(|| vec![Traffic::default(); cpus.len()]);
+        for (sum, cpu) in total.iter_mut().zip(&cpus) {
+            add(sum, cpu);
+        }
+        store.insert(last, total)?;
+        cpus.fill(Traffic::default());
+        store.insert(index, cpus)?;
+        self.writes += 2;
+        Ok(())
+    }
+
+    fn release_services(&mut self, now: Instant) {
+        let (grace, destinations) = (self.grace, &self.destinations);
+        // Its timeouts are read for flows of its destinations as long as there are any.
+        let freed = self
+            .services
+            .indices
+            .release(|index, since| now >= since + grace && !destinations.has_service(index));
+        for index in freed {
+            self.writes += self.views.services.update(index, &Service::default(), 0) as u64;
+            self.services.by_index.remove(&index);
+        }
+    }
+
+    /// Indices for which `view` has room, without a limit of their own.
+    fn indices(len: u32) -> Indices {
+        Indices::new(0, len)
+    }
+}

@@ -1,0 +1,80 @@
+//! The tables that live in the agent's memory, shared by the thread that applies, the sweeper and the readers.
+
+use super::{Error, Mapped, Sizes};
+use lb_common::{
+    address::Address,
+    connection::{Bucket, ColdTuple, Value},
+    destination::{Destination, NextHop},
+    filter::FilterLine,
+    hash::Secrets,
+    lease::Lease,
+    scratch::Config,
+    service::{SLOTS_PER_LINE, Service, SlotLine},
+};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// The mapped tables, and the numbers that say how to read them.
+#[derive(Debug)]
+pub struct Views {
+    pub connections: Mapped<Bucket>,
+    pub cold_tuples: Mapped<ColdTuple>,
+    pub destinations: Mapped<Destination>,
+    pub next_hops: Mapped<NextHop>,
+    pub services: Mapped<Service>,
+    pub slots: Mapped<SlotLine>,
+    pub leases: Mapped<Lease>,
+    pub filter: Mapped<FilterLine>,
+    pub secrets: Secrets,
+    pub config: Config,
+    /// Leases of pool addresses from this index on were never used: the sweeper need not look.
+    pub pool_end: AtomicU32,
+}
+
+impl Views {
+    /// Empty tables in ordinary memory: for tests without a kernel.
+    pub fn in_memory(sizes: &Sizes, secrets: Secrets, config: Config) -> Result<Self, Error> {
+        Ok(Self {
+            connections: Mapped::in_memory(sizes.buckets())?,
+            cold_tuples: Mapped::in_memory(sizes.buckets_v6() * lb_common::connection::WAYS as u32)?,
+            destinations: Mapped::in_memory(sizes.destinations)?,
+            next_hops: Mapped::in_memory(sizes.next_hops)?,
+            services: Mapped::in_memory(sizes.services)?,
+            slots: Mapped::in_memory(sizes.slots.div_ceil(SLOTS_PER_LINE))?,
+            leases: Mapped::in_memory(sizes.leases())?,
+            filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
+            secrets,
+            config,
+            pool_end: AtomicU32::new(sizes.pool_addresses),
+        })
+    }
+
+    /// The value word of a connection entry.
+    pub fn value(&self, bucket: u32, way: u32) -> &AtomicU64 {
+        self.connections.word(bucket, way as usize * 16 + 8)
+    }
+
+    /// The identity word of a connection entry.
+    pub fn identity(&self, bucket: u32, way: u32) -> &AtomicU64 {
+        self.connections.word(bucket, way as usize * 16)
+    }
+
+    /// The word of a lease; an empty one for an index that no table has.
+    pub fn lease_word(&self, lease: u32) -> Value {
+        if lease < self.leases.len() { Value(self.leases.word(lease, 8).load(Relaxed)) } else { Value::EMPTY }
+    }
+
+    /// One slot of the packed slot table.
+    pub fn slot(&self, slot: u32) -> &AtomicU32 {
+        self.slots.half(slot / SLOTS_PER_LINE, (slot % SLOTS_PER_LINE) as usize * 4)
+    }
+
+    /// The address filter's cell of an address.
+    pub fn cell_of(&self, address: &Address, v6: bool) -> u32 {
+        let key = if v6 {
+            self.secrets.key_of_sum_v6(self.secrets.sum_v6(address.halves()))
+        } else {
+            self.secrets.key_v4(address.words()[0])
+        };
+        (key >> self.config.cell_shift) as u32
+    }
+}
