@@ -1,5 +1,6 @@
 //! The lb agent as a library: the pure cores (objects, manifests, schedulers) and the edges around them.
 
+pub mod agent;
 pub mod apply;
 pub mod cli;
 pub mod control;

@@ -1,7 +1,10 @@
 //! What a program hands to the tail it calls, the read-only configuration of a program version, and the
 //! limiter of answers.
 
-/// Written before a tail call, read by the tail on the same CPU in the same packet.
+use crate::address::Address;
+
+/// Written before a tail call or a call of a function of its own, read there: on the same CPU, in the same
+/// packet.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Scratch {
@@ -21,6 +24,17 @@ pub struct Scratch {
     pub limited: u32,
     /// Source of the answer: the VIP, two words in memory order.
     pub source: [u64; 2],
+    /// Sender of the packet that begins a flow, for the flow's cold tuple or lease.
+    pub client: Address,
+    /// Ports of that packet, memory order.
+    pub ports: u32,
+    /// Next hop towards the client, as in [`crate::lease::Lease::hop`].
+    pub hop: u32,
+    /// The frame's sender, as in [`crate::lease::Lease`].
+    pub client_destination: u64,
+    pub client_source: u64,
+    pub client_ifindex: u32,
+    pub reserved: u32,
 }
 
 /// Read-only configuration of a program version.
@@ -81,7 +95,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 32);
+        assert_eq!(core::mem::size_of::<Scratch>(), 80);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }
 

@@ -5,9 +5,11 @@
 
 use crate::{
     atomic,
+    packet::opaque,
     maps::{COLD_TUPLES, CONNECTIONS, config},
 };
 use lb_common::{
+    address::Address,
     connection::{Bucket, ColdTuple, Entry, Value, WAYS},
     state::State,
     verdict::Reason,
@@ -76,27 +78,50 @@ pub fn find(place: &Place, now: u16) -> Option<Hit> {
         return Some(hit);
     }
     // Out of line: most flows lie in their first bucket.
-    let word = find_second(place.identity, place.second_bucket(), now as u32);
-    if word.is_null() {
-        return None;
-    }
-    let value = Value(atomic::load(word));
-    // SAFETY: the identity lies before the value in an entry.
-    let identity = unsafe { word.sub(1) };
-    (is_live(value, now) && guards_hold(identity, value, place)).then_some(Hit { word, value })
+    hit_at(lb_find_in(place.identity, place.second_bucket(), now as u32), place, now)
 }
 
-/// The value word of an identity's entry in a bucket, or null.
-#[inline(never)]
-fn find_second(identity: u64, bucket: u32, now: u32) -> *mut u64 {
-    let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
-    match CONNECTIONS.get_ptr_mut(bucket) {
-        Some(bucket) => match scan(bucket, &place, now as u16) {
-            Some(hit) => hit.word,
-            None => core::ptr::null_mut(),
-        },
-        None => core::ptr::null_mut(),
+/// As [`find`], out of line altogether: for rare paths.
+#[inline(always)]
+pub fn find_rarely(place: &Place, now: u16) -> Option<Hit> {
+    let mut slot = lb_find_in(place.identity, place.first_bucket(), now as u32);
+    if slot == 0 {
+        slot = lb_find_in(place.identity, place.second_bucket(), now as u32);
     }
+    hit_at(slot, place, now)
+}
+
+/// The entry in a slot that was found; it may have been replaced since.
+#[inline(always)]
+fn hit_at(slot: u64, place: &Place, now: u16) -> Option<Hit> {
+    if slot == 0 {
+        return None;
+    }
+    let slot = slot as u32 - 1;
+    let entry = entry(CONNECTIONS.get_ptr_mut(slot / WAYS as u32)?, (slot % WAYS as u32) as usize);
+    let value = Value(atomic::load(value_of(entry)));
+    let same = atomic::load(identity_of(entry)) == place.identity;
+    (same && is_live(value, now) && guards_hold(identity_of(entry), value, place))
+        .then_some(Hit { word: value_of(entry), value })
+}
+
+/// The slot of an identity in a bucket plus one, or 0. A function of its own for the verifier (a global
+/// function, Linux 5.6), which looks at it once whoever calls.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_find_in(identity: u64, bucket: u32, now: u32) -> u64 {
+    let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
+    let Some(line) = CONNECTIONS.get_ptr_mut(bucket) else { return 0 };
+    for way in 0..WAYS {
+        let entry = entry(line, way);
+        if atomic::load(identity_of(entry)) == place.identity {
+            let value = Value(atomic::load(value_of(entry)));
+            if is_live(value, now as u16) && guards_hold(identity_of(entry), value, &place) {
+                return (bucket as u64 * WAYS as u64) + way as u64 + 1;
+            }
+        }
+    }
+    0
 }
 
 #[inline(always)]
@@ -200,52 +225,70 @@ fn cost(value: Value, now: u16) -> u32 {
     class + left
 }
 
+/// The cheapest victim of a bucket: cost in the upper half, slot in the lower. A global function, like the
+/// others here that are called from several places: the verifier looks at each once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_cheapest(index: u32, now: u32) -> u64 {
+    let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return u64::MAX };
+    let mut least = u64::MAX;
+    for way in 0..WAYS {
+        let value = Value(atomic::load(value_of(entry(bucket, way))));
+        let slot = index * WAYS as u32 + way as u32;
+        let this = opaque((cost(value, now as u16) as u64) << 32 | slot as u64);
+        least = opaque(if this < least { this } else { least });
+    }
+    least
+}
+
 const NEVER: u32 = u32::MAX;
 const UNCONFIRMED: u32 = 1 << 16;
 const HALF_OPEN: u32 = 2 << 16;
 const CLOSING: u32 = 3 << 16;
 
 /// Puts an entry in: into a free slot of its first bucket if there is one (so that hits stay on one line),
-/// then of its second, then in place of what is least worth keeping. `cold` is an IPv6 flow's tuple.
+/// then of its second, then in place of what is least worth keeping. `source` and `ports` are an IPv6 flow's
+/// cold tuple.
 #[inline(always)]
-pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, cold: &ColdTuple) -> Inserted {
-    match insert_at(place, new.0, now as u32, V6 as u32, cold) {
+pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, source: Address, ports: u32) -> Inserted {
+    if V6 {
+        if let Some(scratch) = crate::tail::scratch() {
+            scratch.client = source;
+            scratch.ports = ports;
+        }
+    }
+    match lb_insert(place.identity, new.0, now as u32, V6 as u32) {
         Inserted::DONE => Inserted::Done,
         Inserted::FULL => Inserted::Full,
         other => Inserted::Other(Value(other)),
     }
 }
 
+/// [`insert`], as a global function: its loops are verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn insert_at(place: &Place, new: u64, now: u32, v6: u32, cold: &ColdTuple) -> u64 {
+extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
     let now = now as u16;
+    let place = &(if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) });
     // Another CPU may take the chosen victim first: choose again, a bounded number of times.
     for _ in 0..3 {
-        let mut best = NEVER;
-        let mut best_slot = 0u32;
-        let mut best_value = 0u64;
-        for second in 0..2u32 {
-            let index = if second == 0 { place.first_bucket() } else { place.second_bucket() };
-            let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::FULL };
-            for way in 0..WAYS {
-                let value = Value(atomic::load(value_of(entry(bucket, way))));
-                let cost = cost(value, now);
-                if cost < best {
-                    best = cost;
-                    best_slot = index * WAYS as u32 + way as u32;
-                    best_value = value.0;
-                }
-            }
-            if best <= 1 {
-                break;
+        let mut least = lb_cheapest(place.first_bucket(), now as u32);
+        if least >> 32 > 1 {
+            let second = lb_cheapest(place.second_bucket(), now as u32);
+            if second < least {
+                least = second;
             }
         }
+        // One way for the verifier, whichever it was.
+        let least = opaque(least);
+        let (best, best_slot) = ((least >> 32) as u32, least as u32);
         if best == NEVER {
             return Inserted::FULL;
         }
         let Some(bucket) = CONNECTIONS.get_ptr_mut(best_slot / WAYS as u32) else { return Inserted::FULL };
         let entry = entry(bucket, (best_slot % WAYS as u32) as usize);
-        if !atomic::exchange(value_of(entry), best_value, Value::BUSY.0) {
+        let victim = Value(atomic::load(value_of(entry)));
+        if cost(victim, now) > best || !atomic::exchange(value_of(entry), victim.0, Value::BUSY.0) {
             continue;
         }
         if best >= UNCONFIRMED {
@@ -258,40 +301,52 @@ fn insert_at(place: &Place, new: u64, now: u32, v6: u32, cold: &ColdTuple) -> u6
             });
         }
         if v6 != 0 {
-            if let Some(tuple) = COLD_TUPLES.get_ptr_mut(best_slot) {
+            if let (Some(tuple), Some(scratch)) = (COLD_TUPLES.get_ptr_mut(best_slot), crate::tail::scratch()) {
                 // SAFETY: the slot is ours (BUSY); readers of cold tuples check the value before and after.
-                unsafe { *tuple = *cold };
+                unsafe { *tuple = ColdTuple { source: scratch.client, ports: scratch.ports, reserved: [0; 3] } };
             }
         }
         atomic::store(identity_of(entry), place.identity);
         atomic::store(value_of(entry), new);
-        return withdraw_if_duplicate(place, best_slot, new, now);
+        return lb_withdraw_if_duplicate(identity, new, best_slot, now as u32, v6);
     }
     Inserted::FULL
 }
 
 /// Two CPUs may insert one identity at once, into different slots. Each looks again after publishing, so at
 /// least one sees the other; the lower slot stays.
-#[inline(always)]
-fn withdraw_if_duplicate(place: &Place, slot: u32, new: u64, now: u16) -> u64 {
-    for second in 0..2u32 {
-        let index = if second == 0 { place.first_bucket() } else { place.second_bucket() };
-        let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return Inserted::DONE };
-        for way in 0..WAYS {
-            let other = index * WAYS as u32 + way as u32;
-            let entry = entry(bucket, way);
-            if other < slot && atomic::load(identity_of(entry)) == place.identity {
-                let value = Value(atomic::load(value_of(entry)));
-                if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
-                    if let Some(mine) = CONNECTIONS.get_ptr_mut(slot / WAYS as u32) {
-                        let mine = self::entry(mine, (slot % WAYS as u32) as usize);
-                        atomic::exchange(value_of(mine), new, 0);
-                    }
-                    crate::count::event(Reason::DuplicateWithdrawn);
-                    return value.0;
-                }
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_withdraw_if_duplicate(identity: u64, new: u64, slot: u32, now: u32, v6: u32) -> u64 {
+    let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
+    let mut other = lb_find_below(identity, place.first_bucket(), slot, now);
+    if other == 0 {
+        other = lb_find_below(identity, place.second_bucket(), slot, now);
+    }
+    if other == 0 {
+        return Inserted::DONE;
+    }
+    if let Some(mine) = CONNECTIONS.get_ptr_mut(slot / WAYS as u32) {
+        atomic::exchange(value_of(entry(mine, (slot % WAYS as u32) as usize)), new, 0);
+    }
+    crate::count::event(Reason::DuplicateWithdrawn);
+    other
+}
+
+/// The value of an identity's live entry in a bucket, in a slot below `slot`; or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_find_below(identity: u64, bucket: u32, slot: u32, now: u32) -> u64 {
+    let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
+    let Some(line) = CONNECTIONS.get_ptr_mut(bucket) else { return 0 };
+    for way in 0..WAYS {
+        let entry = entry(line, way);
+        if bucket * (WAYS as u32) + (way as u32) < slot && atomic::load(identity_of(entry)) == identity {
+            let value = Value(atomic::load(value_of(entry)));
+            if is_live(value, now as u16) && guards_hold(identity_of(entry), value, &place) {
+                return value.0;
             }
         }
     }
-    Inserted::DONE
+    0
 }

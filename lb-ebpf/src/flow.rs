@@ -46,7 +46,7 @@ impl Step {
         if settled {
             return refreshed(value, state, established, self);
         }
-        let new = unsettled(value.0, service, self.pack());
+        let new = lb_unsettled(value.0, service, self.pack());
         if new == 0 { None } else { Some(Value(new)) }
     }
 
@@ -69,8 +69,9 @@ impl Step {
 
 /// [`Step::next`] of a flow that is not settled, or of a packet that unsettles it: out of line, since it is
 /// rare. 0 when nothing need be written.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn unsettled(value: u64, service: u32, packed: u64) -> u64 {
+extern "C" fn lb_unsettled(value: u64, service: u32, packed: u64) -> u64 {
     let step = Step::unpack(packed);
     let value = Value(value);
     let state = value.state();
@@ -145,14 +146,15 @@ pub fn turned(ports: u32) -> u32 {
 /// the timeout, and at changes of state.
 #[inline(always)]
 pub fn write_twin<const V6: bool>(twin: &Place, new: Value, now: u16) {
-    write_twin_of(twin.identity, V6 as u32, new.0, now as u32);
+    lb_write_twin(twin.identity, V6 as u32, new.0, now as u32);
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn write_twin_of(identity: u64, v6: u32, new: u64, now: u32) -> u64 {
+extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32) -> u64 {
     let new = Value(new);
     let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
-    if let Some(twin) = connection::find(&place, now as u16) {
+    if let Some(twin) = connection::find_rarely(&place, now as u16) {
         twin.replace(twin.value.with(new.state(), new.deadline()));
     }
     0

@@ -7,7 +7,7 @@ use crate::{
     flow,
     forward::{self, Target, fullnat, nat},
     maps::{FILTER, config, keys},
-    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, source},
+    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
     tail,
 };
 use lb_common::{
@@ -46,6 +46,8 @@ pub fn handle_slow(frame: Frame) -> Result<u32, Reason> {
         kind = u16::from_be(load16(tag, 2));
         l3 += 4;
     }
+    // One way for the verifier, whatever the number of tags.
+    let l3 = opaque(l3 as u64) as usize & 0x1f;
     match kind {
         ethertype::IPV4 => ip::<false, false>(frame, l3),
         ethertype::IPV6 => ip::<true, false>(frame, l3),
@@ -96,6 +98,8 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
         Some(found) => found,
         None => return Err(tail::call(&frame, programs::SLOW)),
     };
+    // One way for the verifier, whatever headers were walked.
+    let l4 = if HOT { l4 } else { opaque(l4 as u64) as usize & 0x7ff };
     let udp = next == protocol::UDP;
     let need = if udp { 8 } else { 20 };
     if !udp && next != protocol::TCP {

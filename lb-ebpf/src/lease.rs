@@ -6,29 +6,27 @@ use crate::{
     connection::Place,
     forward::fullnat::word_of,
     maps::{LEASES, POOL},
-    nexthop::Hop,
 };
 use lb_common::{
-    address::Address,
     connection::Value,
     lease::{PROBES, lease_index},
-    service::Service,
 };
 
-/// What a lease remembers of its client.
-pub struct Client {
-    pub address: Address,
-    /// Ports of the client's packets.
-    pub ports: u32,
-    /// Next hop towards the client; 0 for one on a directly attached segment.
-    pub hop: u32,
-    /// The sender of its frame.
-    pub back: Hop,
+/// Takes a free (local address, port) and fills its line with the client of the scratch record. Returns its
+/// index.
+#[inline(always)]
+pub fn take(service: u32, place: &Place, word: Value, now: u16) -> Option<u32> {
+    let index = lb_take_lease(service, place.identity, word.0, now as u32);
+    if index == 0 { None } else { Some(index as u32 - 1) }
 }
 
-/// Takes a free (local address, port) and fills its line. Returns its index.
-#[inline(always)]
-pub fn take(service: *const Service, place: &Place, word: Value, client: &Client, now: u16) -> Option<u32> {
+/// [`take`], as a global function: its loop is verified once. The index plus one, or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32) -> u64 {
+    let now = now as u16;
+    let Some(client) = crate::tail::scratch() else { return 0 };
+    let Some(service) = crate::flow::service(service) else { return 0 };
     // SAFETY: a map value.
     let (first, len) = unsafe {
         (
@@ -37,11 +35,11 @@ pub fn take(service: *const Service, place: &Place, word: Value, client: &Client
         )
     };
     if len == 0 {
-        return None;
+        return 0;
     }
     // SAFETY: takes no arguments.
     let cpu = unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() };
-    let mut probe = (place.first >> 20) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
+    let mut probe = (crate::maps::keys().first(identity) >> 20) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
     for _ in 0..PROBES {
         probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
         let address = first + (probe >> 24) % len;
@@ -68,19 +66,19 @@ pub fn take(service: *const Service, place: &Place, word: Value, client: &Client
         }
         // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
         unsafe {
-            atomic::store(&raw mut (*line).owner, place.identity);
-            core::ptr::write_volatile(&raw mut (*line).client, client.address);
+            atomic::store(&raw mut (*line).owner, identity);
+            core::ptr::write_volatile(&raw mut (*line).client, client.client);
             core::ptr::write_volatile(&raw mut (*line).ports, client.ports);
             core::ptr::write_volatile(&raw mut (*line).hop, client.hop);
-            atomic::store(&raw mut (*line).client_destination, client.back.destination);
-            atomic::store(&raw mut (*line).client_source, client.back.source);
-            core::ptr::write_volatile(&raw mut (*line).client_ifindex, client.back.ifindex);
+            atomic::store(&raw mut (*line).client_destination, client.client_destination);
+            atomic::store(&raw mut (*line).client_source, client.client_source);
+            core::ptr::write_volatile(&raw mut (*line).client_ifindex, client.client_ifindex);
             core::ptr::write_volatile(&raw mut (*line).extension, 0);
         }
-        atomic::store(word_of(line), word.0);
-        return Some(index);
+        atomic::store(word_of(line), word);
+        return index as u64 + 1;
     }
-    None
+    0
 }
 
 /// Gives a lease back that no entry names.

@@ -124,9 +124,13 @@ impl Tables {
     pub fn ensure_destination(&mut self, key: &DestinationKey, spec: &DestinationSpec) -> Result<u32, Error> {
         let service = self.service_of(&key.service)?;
         let inner = (service, key.address, key.port, key.forwarding);
+        let mut spec = *spec;
         let index = match self.destinations.by_key.get_mut(&inner) {
             Some(state) => {
-                state.claimed = true;
+                if !std::mem::replace(&mut state.claimed, true) && spec.next_hop == 0 {
+                    // An agent that just started does not know the way yet; the table still does.
+                    spec.next_hop = self.views.destinations.get(state.index).next_hop;
+                }
                 if std::mem::take(&mut state.removed) {
                     self.destinations.indices.revive(state.index);
                 }
@@ -134,7 +138,7 @@ impl Tables {
             }
             None => self.allocate_destination(inner)?,
         };
-        let record = self.destination_record(key, service, spec);
+        let record = self.destination_record(key, service, &spec);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         Ok(index)
     }
@@ -146,7 +150,8 @@ impl Tables {
             index = self.destinations.indices.allocate();
         }
         let limit = self.views.destinations.len();
-        let index = index.ok_or(Error::Full { what: "real server", limit, field: "realServers.max" })?;
+        let index =
+            index.ok_or(Error::Full { what: "real server", limit, hint: super::MORE_REAL_SERVERS })?;
         self.destinations.by_key.insert(key, State { index, removed: false, claimed: true });
         self.destinations.by_index.insert(index, key);
         Ok(index)
