@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::arguments::{ApplyArgs, DeleteArgs, Format, PlanArgs, ValidateArgs};
 use super::{Refused, outcome, terminal};
+use crate::agent::host;
 use crate::control::Refusal;
 use crate::control::client::Client;
-use crate::manifest::{self, HostFacts, HostInterface, Source};
+use crate::manifest::{self, Source};
 use crate::net::Net;
 
 /// Checks manifests as a whole and against this host.
@@ -22,7 +23,9 @@ pub async fn validate(args: ValidateArgs) -> Result<()> {
         Ok(objects) => objects,
         Err(report) => return Err(refused(report, sources).into()),
     };
-    let report = manifest::check_against_host(&objects, &host_facts().await?);
+    let (net, _events) = Net::start().await?;
+    let facts = host::facts(&net.host_facts().await?);
+    let report = manifest::check_against_host(&objects, &facts);
     if !report.0.is_empty() {
         return Err(refused(report, sources).into());
     }
@@ -49,17 +52,6 @@ fn valid_lines(files: &[ValidFile]) -> String {
         let _ = writeln!(text, "{file}: {objects} {plural}, valid");
     }
     if text.is_empty() { "no manifests\n".into() } else { text }
-}
-
-/// Interfaces with the addresses that are the host's own: not those that the agent put there.
-async fn host_facts() -> Result<HostFacts> {
-    let (net, _events) = Net::start().await?;
-    let addresses = net.addresses().await?;
-    let interfaces = net.links().await?.into_iter().map(|link| {
-        let own = addresses.iter().filter(|address| address.ifindex == link.index && !address.ours);
-        HostInterface { name: link.name, addresses: own.map(|address| address.address.addr()).collect() }
-    });
-    Ok(HostFacts { interfaces: interfaces.collect() })
 }
 
 pub async fn plan(client: &Client, args: PlanArgs) -> Result<()> {
