@@ -35,5 +35,5 @@ pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
 
-/// The data plane's object (ELF), carried by the agent.
+/// The data plane's programs, as built with this agent (ELF).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));

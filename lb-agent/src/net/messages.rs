@@ -20,7 +20,7 @@ use rtnetlink::packet_route::route::{
 
 use super::links::{Link, Vlan};
 use super::resolver::{Hop, Neighbour, Reachability, Route, Target};
-use super::routes::{ClientHop, ClientRoute};
+use crate::model::{ClientHop, ClientRoute};
 
 /// `IFA_PROTO` (kernel 5.18) of the addresses that the agent adds: 'l'.
 pub const ADDRESS_PROTOCOL: u8 = 0x6c;

@@ -8,7 +8,7 @@ use lb_common::{
     destination::{Destination, Forwarding, flags},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::atomic::Ordering::{Relaxed, Release},
     time::Instant,
@@ -221,6 +221,27 @@ impl Tables {
         for key in self.destinations.of_service(service) {
             self.retire_destination(key);
         }
+    }
+
+    /// The real servers of this forwarding method that some flow may still go to: those in use, and removed ones
+    /// until their index is free.
+    pub fn real_servers(&self, forwarding: Forwarding) -> BTreeSet<IpAddr> {
+        let keys = self.destinations.by_index.values();
+        keys.filter(|(_, _, _, method)| *method == forwarding as u8)
+            .map(|(_, address, _, _)| *address)
+            .collect()
+    }
+
+    /// The destinations of a service that were removed and may still have flows, with their indices.
+    pub fn removed_destinations_of(&self, service: &str) -> Vec<(DestinationKey, u32)> {
+        let Some(index) = self.services.names.get(service) else { return Vec::new() };
+        let keys = self.destinations.of_service(*index).into_iter();
+        keys.filter_map(|key| {
+            let state = self.destinations.by_key.get(&key).filter(|state| state.removed)?;
+            let (_, address, port, forwarding) = key;
+            Some((DestinationKey { service: service.into(), address, port, forwarding }, state.index))
+        })
+        .collect()
     }
 
     /// The index of a destination that is in use.

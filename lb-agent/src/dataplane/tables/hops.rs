@@ -87,6 +87,11 @@ impl Hops {
         indices.retire(index, now);
     }
 
+    /// Whose hop an index is.
+    pub fn key(&self, index: u32) -> Option<NextHopKey> {
+        self.by_index.get(&index).copied()
+    }
+
     pub fn unclaimed(&self) -> Vec<NextHopKey> {
         self.by_key.iter().filter(|(_, hop)| !hop.claimed).map(|(key, _)| *key).collect()
     }
