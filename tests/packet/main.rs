@@ -7,5 +7,6 @@ mod frame;
 mod parsing;
 mod real_server;
 mod scheduling;
+mod size;
 mod unknown;
 mod world;
