@@ -5,7 +5,8 @@ use crate::{
     frame::{ACK, DONT_FRAGMENT, Ipv4, Ipv6, Packet, Tag, Transport, checksum, framed, pseudo_header},
     world::{DIRECTOR, GATEWAY, MTU, mac_of, same_frame, vip},
 };
-use lb_common::verdict::Reason;
+use aya::maps::{PerCpuArray, PerCpuValues};
+use lb_common::{maps::own, scratch::Limiter, verdict::Reason};
 use std::net::IpAddr;
 
 /// An ICMP error about a packet, from the VIP: type, code, the word behind the checksum (RFC 792, RFC 1191,
@@ -141,6 +142,36 @@ fn a_long_packet_is_quoted_in_part_and_a_short_one_whole() {
             let padded = packet.clone().with(|p| p.padding = 11);
             let seen = flow.world.ends(&case, &padded, Reason::TimeExceeded);
             same_frame(&case, &seen.frame, &time_exceeded(&packet, (&[], GATEWAY)));
+        }
+    }
+}
+
+/// Sets what this and every CPU may still answer in the running second; `waited` lets the second be over.
+fn answers_left(flow: &Flow, left: u64, waited: bool) {
+    let mut limiter: PerCpuArray<_, Limiter> = flow.world.map(own::LIMITER).try_into().expect("LIMITER");
+    let now = flow.world.plane.clock().jiffies().expect("jiffies");
+    let since = if waited { now - u64::from(flow.world.plane.clock().hz()) } else { now };
+    let cpus = aya::util::nr_cpus().expect("CPUs");
+    let values = PerCpuValues::try_from(vec![Limiter { since, left }; cpus]).expect("one a CPU");
+    limiter.set(0, values, 0).expect("LIMITER");
+}
+
+#[test]
+fn answers_are_limited_and_what_is_not_said_is_counted() {
+    for v6 in [false, true] {
+        let mut flow = Flow::new(Method::Dr, v6, false);
+        let cases = [
+            (flow.packet(ACK), Reason::UnknownFlowReset, Reason::ResetLimited),
+            (flow.first().with(|p| p.ttl = 1), Reason::TimeExceeded, Reason::TtlExpired),
+            (flow.first().payload(1500), Reason::PacketTooBig, Reason::TooBigLimited),
+        ];
+        for (packet, answered, limited) in cases {
+            answers_left(&flow, 2, false);
+            flow.world.ends("one of two", &packet, answered);
+            flow.world.ends("two of two", &packet, answered);
+            flow.world.ends("used up", &packet, limited);
+            answers_left(&flow, 0, true);
+            flow.world.ends("the next second", &packet, answered);
         }
     }
 }
