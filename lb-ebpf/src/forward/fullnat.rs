@@ -152,7 +152,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {
         if lease.hit().replace(new) {
             let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.udp);
-            write_twin::<V6>(&flow, new, now);
+            write_twin::<V6>(&flow, new, now, index);
         }
     }
     let vip = target.vip::<V6>();
