@@ -323,6 +323,8 @@ fn a_late_packet_of_the_old_server_does_not_touch_the_flow_that_took_its_ports()
             (flow.destination, flow.real) = (new, server(v6, 12));
             flow.answer(&flow.reply(SYN | ACK));
             flow.forward(&flow.packet(ACK));
+            // A while later: the old pair's deadline would be written again.
+            flow.world.end_all_in(20);
             let before = flow.world.connection(&case);
             for packet in late {
                 let expected = flow.towards_client(&packet);
