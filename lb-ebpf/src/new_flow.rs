@@ -338,7 +338,7 @@ fn leased<const V6: bool>(
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);
