@@ -43,7 +43,14 @@ pub struct Failed {
 
 impl Applier {
     pub fn new(tables: Tables, net: Net, hz: u32) -> Applier {
-        Applier { tables, net, hz, done: Layout::default(), pools: BTreeMap::new(), announce: Vec::new() }
+        Applier {
+            tables,
+            net,
+            hz,
+            done: Layout::default(),
+            pools: BTreeMap::new(),
+            announce: Vec::new(),
+        }
     }
 
     /// What was done so far.
@@ -288,9 +295,7 @@ impl Applier {
             }
             AddOutcome::AlreadyThere { ours: true } => {}
             AddOutcome::AlreadyThere { ours: false } => {
-                tracing::warn!(
-                    "{address} is on {interface} already, put there by someone else: it stays theirs"
-                );
+                tracing::warn!("{address} is on {interface} already, put there by someone else: it stays theirs");
             }
         }
         Ok(())
