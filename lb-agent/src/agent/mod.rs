@@ -141,6 +141,7 @@ impl Agent {
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
                 _ = tick.tick() => self.tick().await,
+                () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
             self.answer_waiting();
         }
@@ -171,7 +172,9 @@ impl Agent {
             }
             Request::Objects { reply } => drop(reply.send(self.objects())),
             Request::Services { reply } => drop(reply.send(self.services())),
-            Request::RealServers { service, reply } => drop(reply.send(self.real_servers(service.as_deref()))),
+            Request::RealServers { service, reply } => {
+                drop(reply.send(self.real_servers(service.as_deref())))
+            }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
             Request::Status { reply } => drop(reply.send(self.status())),
@@ -253,7 +256,11 @@ impl Agent {
             }
             match self.dataplane.attach(&wanted) {
                 Ok(attached) => {
-                    tracing::info!("interface {}: made anew, XDP in {} mode", wanted.name, attached.mode.name());
+                    tracing::info!(
+                        "interface {}: made anew, XDP in {} mode",
+                        wanted.name,
+                        attached.mode.name()
+                    );
                 }
                 Err(error) => problems.push(error.to_string()),
             }
@@ -350,6 +357,13 @@ async fn changed(watch: &mut Option<Watch>) -> Result<()> {
     }
 }
 
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Requests that wait for the agent; whoever sends more waits. Each is answered in milliseconds.
 const REQUESTS: usize = 64;
 /// How often what was removed is looked after.
@@ -359,6 +373,3 @@ const TICK: Duration = Duration::from_secs(1);
 const APPLY_WAIT: Duration = Duration::from_millis(500);
 /// How often the sweeper walks the table.
 const SWEEP: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests;
