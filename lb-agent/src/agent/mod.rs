@@ -141,6 +141,7 @@ impl Agent {
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
                 _ = tick.tick() => self.tick().await,
+                () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
             self.answer_waiting();
         }
@@ -356,6 +357,13 @@ async fn changed(watch: &mut Option<Watch>) -> Result<()> {
     }
 }
 
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Requests that wait for the agent; whoever sends more waits. Each is answered in milliseconds.
 const REQUESTS: usize = 64;
 /// How often what was removed is looked after.
@@ -365,6 +373,3 @@ const TICK: Duration = Duration::from_secs(1);
 const APPLY_WAIT: Duration = Duration::from_millis(500);
 /// How often the sweeper walks the table.
 const SWEEP: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests;
