@@ -50,7 +50,12 @@ static LINE_SHIFT: Global<u32> = Global::new(63);
 #[xdp]
 pub fn feeder(ctx: XdpContext) -> u32 {
     let Some(feed) = FEED.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // A full barrier at both ends of the feeder's part: a wide core would do half of the program under test
+    // beside it, and what is measured would be less than the program's own. The second also keeps the program
+    // from reading, in other sizes, what still lies in the store buffer.
     // SAFETY: a map value, here and below; the benchmark's thread writes it between runs only.
+    atomic::fetch_add(unsafe { &raw mut (*feed).rounds }, 1);
+    // SAFETY: as above.
     let (len, kind) = unsafe { ((*feed).len, (*feed).kind) };
     // Opaque: the compiler would add to a pointer what the verifier wants added to a number.
     let moved = packet::opaque(Frame::new(ctx.ctx).len() as u64) as i32 - len as i32;
@@ -71,8 +76,6 @@ pub fn feeder(ctx: XdpContext) -> u32 {
     if !written {
         return xdp_action::XDP_ABORTED;
     }
-    // A full barrier: the program under test does not overlap with what was before, nor reads from the store
-    // buffer what was written in other sizes.
     // SAFETY: a map value.
     atomic::fetch_add(unsafe { &raw mut (*feed).rounds }, 1);
     // SAFETY: nothing is left that would need dropping.

@@ -183,7 +183,7 @@ fn check(path: Path, packets: u32, before: &Sums, after: &Sums, refused: u64) ->
         Path::Event(reason) => to_servers.min(event(reason)),
     } as i64;
     let missing = packets as i64 - took;
-    let allowed = if refused > 0 || matches!(path, Path::Event(_)) { packets as i64 / 1000 } else { 0 };
+    let allowed = if refused > 0 || matches!(path, Path::Event(_)) { packets as i64 / 25 } else { 0 };
     ensure!(
         (0..=allowed).contains(&missing),
         "{took} of {packets} packets took the path {path:?}; to servers {to_servers}, to clients {to_clients}, \

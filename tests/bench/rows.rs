@@ -158,12 +158,14 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
     (rows, plans)
 }
 
-fn add(rows: &mut Vec<Row>, plans: &mut Vec<Plan>, plan: Plan, of_scene: Vec<Row>, only: &[String]) {
+fn add(rows: &mut Vec<Row>, plans: &mut Vec<Plan>, mut plan: Plan, of_scene: Vec<Row>, only: &[String]) {
     let wanted: Vec<_> = of_scene
         .into_iter()
         .filter(|row| only.is_empty() || only.iter().any(|part| row.name.contains(part.as_str())))
         .collect();
-    if !wanted.is_empty() {
+    if let Some(most) = wanted.iter().map(|row| row.feed.mask as u32 + 1).max() {
+        // No more flows than are visited.
+        plan.flows = plan.flows.min(most);
         plans.push(plan);
         rows.extend(wanted);
     }

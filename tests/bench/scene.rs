@@ -196,7 +196,7 @@ impl Scene {
         self.refused = self.plan.flows as u64 - sums.event(Reason::FlowNew).min(self.plan.flows as u64);
         let established = self.count(State::Established);
         ensure!(
-            self.refused * 1000 <= self.plan.flows as u64
+            self.refused * 50 <= self.plan.flows as u64
                 && established + self.refused * 2 >= self.plan.flows as u64,
             "of {} flows {} were refused, and {established} entries are established: {:?}",
             self.plan.flows,
