@@ -105,6 +105,21 @@ impl Meter {
         })
     }
 
+    /// How fast the core runs now, from a chain of shifts and exclusive ors, each of which takes a cycle and
+    /// waits for the one before (Marsaglia's xorshift, which no compiler shortens).
+    pub fn gigahertz(&self) -> io::Result<f64> {
+        const TURNS: u64 = 2_000_000;
+        let before = self.read()?.0;
+        let mut x = std::hint::black_box(1u64);
+        for _ in 0..TURNS {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+        }
+        std::hint::black_box(x);
+        Ok((TURNS * 6) as f64 / (self.read()?.0 - before).as_nanos() as f64)
+    }
+
     fn read(&self) -> io::Result<(Duration, Option<u64>, Option<u64>)> {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: writes one timespec that lives here.

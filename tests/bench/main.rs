@@ -86,9 +86,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
     }
 
+    let mut gigahertz = 0f64;
     let mut samples = vec![Samples::default(); cases.len()];
     for round in 0..effort.rounds {
         eprint!("\rmeasuring: round {} of {}             ", round + 1, effort.rounds);
+        gigahertz = gigahertz.max(feeder.meter.gigahertz()?);
         for (case, samples) in cases.iter_mut().zip(&mut samples) {
             measure(case, samples, &effort, &feeder, &scenes)
                 .with_context(|| format!("measure {:?}", case.name))?;
@@ -102,7 +104,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         let base = base_of(row).context("every row has a base")?;
         measured.push(Measured::new(row, of_row, &samples[base]));
     }
-    let report = Report::new(measured, &cases[..first_row], &samples[..first_row], &feeder, &scenes, effort.rounds)?;
+    let (bases, of_bases) = (&cases[..first_row], &samples[..first_row]);
+    let report = Report::new(measured, bases, of_bases, &feeder, &scenes, effort.rounds, gigahertz)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -115,6 +115,8 @@ pub struct Report {
     pub commit: String,
     pub clock: &'static str,
     pub rounds: u32,
+    /// What the core ran at, measured in user space.
+    pub gigahertz: f64,
     /// The bare run with the feeder, by how it feeds: not taken off.
     pub floor_tx: Vec<Measured>,
     pub rows: Vec<Measured>,
@@ -130,6 +132,7 @@ impl Report {
         feeder: &Feeder,
         scenes: &[Scene],
         rounds: u32,
+        gigahertz: f64,
     ) -> anyhow::Result<Self> {
         let value = |rows: &[Measured], name: &str| {
             rows.iter().find(|row| row.row == name).and_then(Measured::value)
@@ -144,7 +147,11 @@ impl Report {
                 ),
             };
             let Some(ratio) = ratio else { continue };
-            let met = if ratio > goal.must {
+            // A floor of a few cycles vanishes beside the run's own; nothing can be said of its multiples.
+            let floor = value_of(&rows, &goal.against);
+            let met = if floor.is_none_or(|floor| floor < RESOLVED) {
+                "unresolved"
+            } else if ratio > goal.must {
                 "MISSED"
             } else if goal.aim.is_some_and(|aim| ratio <= aim) {
                 "aim met"
@@ -183,12 +190,25 @@ impl Report {
             commit: commit(),
             clock: if feeder.meter.has_counters() { "hardware counters of the thread" } else { "CPU time of the thread" },
             rounds,
+            gigahertz,
             floor_tx: floor_tx.collect(),
             rows,
             programs: sizes()?,
             memory,
         })
     }
+}
+
+/// Nanoseconds below which a difference of two runs says nothing.
+const RESOLVED: f64 = 1.0;
+
+/// The least time of the row that another is held against.
+fn value_of(rows: &[Measured], against: &Against) -> Option<f64> {
+    let name = match against {
+        Against::Row(name) => name,
+        Against::LineAbove(_) => "floor_line",
+    };
+    rows.iter().find(|row| row.row == *name)?.nanoseconds.map(|spread| spread.min)
 }
 
 /// Verified instructions and machine code of the data plane's programs: the newest of each name.
@@ -239,7 +259,11 @@ fn commit() -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "CPU     {}\nkernel  {}\ncommit  {}", self.cpu, self.kernel, self.commit)?;
-        writeln!(f, "clock   {}; {} rounds; net of floor_tx", self.clock, self.rounds)?;
+        writeln!(
+            f,
+            "clock   {}; {} rounds; core at {:.2} GHz; net of floor_tx",
+            self.clock, self.rounds, self.gigahertz
+        )?;
         let has_cycles = self.rows.iter().any(|row| row.cycles.is_some());
         writeln!(f)?;
         writeln!(
