@@ -2,12 +2,14 @@
 
 pub mod agent;
 pub mod apply;
+pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod director;
 pub mod manifest;
 pub mod model;
 pub mod net;
+pub mod places;
 pub mod plan;
 pub mod real_server;
 pub mod scheduler;

@@ -1,7 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
-mod host;
+pub(crate) mod host;
 mod orders;
 mod start;
 mod views;

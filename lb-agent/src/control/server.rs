@@ -195,7 +195,9 @@ fn order(body: &[u8]) -> Result<Order, Failure> {
         let source = Source { file: BODY_NAME.to_owned(), text: text.to_owned() };
         return Ok(Order { sources: vec![source], ids: Vec::new() });
     }
-    let body: OrderBody = serde_json::from_str(text).map_err(|error| bad(format!("the body: {error}")))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let body: OrderBody =
+        serde_path_to_error::deserialize(&mut reader).map_err(|error| bad(format!("the body: {error}")))?;
     let sources = body.sources.into_iter().map(|source| Source { file: source.file, text: source.text });
     let ids = body.ids.iter().map(|text| object_id(text).map_err(bad));
     Ok(Order { sources: sources.collect(), ids: ids.collect::<Result<_, _>>()? })

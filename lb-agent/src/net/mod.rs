@@ -19,10 +19,10 @@ use futures_util::TryStreamExt;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 
+pub use crate::model::{ClientHop, ClientRoute, NextHop, Resolution};
 pub use addresses::{AddOutcome, OwnAddress, RemoveOutcome};
 pub use links::{Link, Vlan};
 pub use messages::{ADDRESS_PROTOCOL, HostAddress};
-pub use crate::model::{ClientHop, ClientRoute, NextHop, Resolution};
 
 /// A change in the network. Nothing is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]

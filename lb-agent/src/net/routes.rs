@@ -1,8 +1,8 @@
 //! Routes towards clients: the main table reduced to one hop per prefix, for replies that do not pass the kernel.
 //! Pure.
 
-use std::collections::BTreeMap;
 use ipnet::IpNet;
+use std::collections::BTreeMap;
 
 use crate::model::{ClientHop, ClientRoute};
 
@@ -22,11 +22,11 @@ pub fn client_routes(routes: impl IntoIterator<Item = (u32, ClientRoute)>) -> Ve
 mod tests {
     use super::*;
     use crate::net::messages;
-    use std::net::IpAddr;
     use rtnetlink::packet_route::AddressFamily;
     use rtnetlink::packet_route::route::{
         RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,
     };
+    use std::net::IpAddr;
 
     fn message(prefix: &str, kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
         let prefix: IpNet = prefix.parse().unwrap();

@@ -227,7 +227,9 @@ impl Tables {
     /// until their index is free.
     pub fn real_servers(&self, forwarding: Forwarding) -> BTreeSet<IpAddr> {
         let keys = self.destinations.by_index.values();
-        keys.filter(|(_, _, _, method)| *method == forwarding as u8).map(|(_, address, _, _)| *address).collect()
+        keys.filter(|(_, _, _, method)| *method == forwarding as u8)
+            .map(|(_, address, _, _)| *address)
+            .collect()
     }
 
     /// The destinations of a service that were removed and may still have flows, with their indices.

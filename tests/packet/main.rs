@@ -1,0 +1,9 @@
+//! Packet cases: one frame in, what became of it, the frame out, by BPF_PROG_TEST_RUN on the object that the
+//! agent carries. Needs root; no interface, no traffic.
+
+mod flows;
+mod forwarding;
+mod frame;
+mod parsing;
+mod real_server;
+mod world;
