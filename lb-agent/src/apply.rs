@@ -43,14 +43,7 @@ pub struct Failed {
 
 impl Applier {
     pub fn new(tables: Tables, net: Net, hz: u32) -> Applier {
-        Applier {
-            tables,
-            net,
-            hz,
-            done: Layout::default(),
-            pools: BTreeMap::new(),
-            announce: Vec::new(),
-        }
+        Applier { tables, net, hz, done: Layout::default(), pools: BTreeMap::new(), announce: Vec::new() }
     }
 
     /// What was done so far.
@@ -295,7 +288,9 @@ impl Applier {
             }
             AddOutcome::AlreadyThere { ours: true } => {}
             AddOutcome::AlreadyThere { ours: false } => {
-                tracing::warn!("{address} is on {interface} already, put there by someone else: it stays theirs");
+                tracing::warn!(
+                    "{address} is on {interface} already, put there by someone else: it stays theirs"
+                );
             }
         }
         Ok(())

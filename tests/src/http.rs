@@ -194,7 +194,8 @@ impl Download {
         let pace = Arc::new(Pace { rate, lifted: AtomicBool::new(rate == u64::MAX) });
         let (path, counter, reading) = (path.to_owned(), progress.clone(), pace.clone());
         // The thread is started by one inside the namespace and so is inside, too.
-        let thread = client.run(move || std::thread::spawn(move || download(server, &path, &counter, &reading)));
+        let thread =
+            client.run(move || std::thread::spawn(move || download(server, &path, &counter, &reading)));
         Download { thread, progress, pace }
     }
 

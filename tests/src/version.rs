@@ -17,11 +17,13 @@ const MOVE_64: u8 = 0xb7;
 /// Writes another version of the agent `binary` to `copy`. Panics when no BPF object is in it.
 #[track_caller]
 pub fn make(binary: &Path, copy: &Path) {
-    let mut bytes = std::fs::read(binary).unwrap_or_else(|error| panic!("read {}: {error}", binary.display()));
+    let mut bytes =
+        std::fs::read(binary).unwrap_or_else(|error| panic!("read {}: {error}", binary.display()));
     let changed = rewrite(&mut bytes);
     assert!(changed > 0, "{} holds no BPF program with an instruction to write anew", binary.display());
     std::fs::write(copy, bytes).unwrap_or_else(|error| panic!("write {}: {error}", copy.display()));
-    std::fs::set_permissions(copy, std::fs::Permissions::from_mode(0o755)).expect("make a file of ours executable");
+    std::fs::set_permissions(copy, std::fs::Permissions::from_mode(0o755))
+        .expect("make a file of ours executable");
 }
 
 /// Rewrites the programs of every BPF object found in `bytes`; how many instructions that were.

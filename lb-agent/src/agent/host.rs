@@ -16,10 +16,7 @@ pub fn facts(facts: &net::HostFacts) -> manifest::HostFacts {
             all.iter().any(|other| !is_single(other) && other.addr().is_ipv4() == single.addr().is_ipv4())
         };
         let own = all.iter().filter(|address| !is_single(address) || !has_others(address));
-        manifest::HostInterface {
-            name: link.name.clone(),
-            addresses: own.map(IpNet::addr).collect(),
-        }
+        manifest::HostInterface { name: link.name.clone(), addresses: own.map(IpNet::addr).collect() }
     };
     manifest::HostFacts { interfaces: facts.links.iter().map(interface).collect() }
 }

@@ -171,7 +171,9 @@ impl Agent {
             }
             Request::Objects { reply } => drop(reply.send(self.objects())),
             Request::Services { reply } => drop(reply.send(self.services())),
-            Request::RealServers { service, reply } => drop(reply.send(self.real_servers(service.as_deref()))),
+            Request::RealServers { service, reply } => {
+                drop(reply.send(self.real_servers(service.as_deref())))
+            }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
             Request::Status { reply } => drop(reply.send(self.status())),
@@ -253,7 +255,11 @@ impl Agent {
             }
             match self.dataplane.attach(&wanted) {
                 Ok(attached) => {
-                    tracing::info!("interface {}: made anew, XDP in {} mode", wanted.name, attached.mode.name());
+                    tracing::info!(
+                        "interface {}: made anew, XDP in {} mode",
+                        wanted.name,
+                        attached.mode.name()
+                    );
                 }
                 Err(error) => problems.push(error.to_string()),
             }

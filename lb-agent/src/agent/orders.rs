@@ -48,7 +48,8 @@ impl Agent {
             Refusal::Invalid { diagnostics } => diagnostics.0.iter().map(ToString::to_string).collect(),
             other => vec![other.to_string()],
         };
-        let files = start::check_files(&sources, &host::facts(&facts)).map_err(|report| all(report.into()))?;
+        let files =
+            start::check_files(&sources, &host::facts(&facts)).map_err(|report| all(report.into()))?;
         if files.director().is_none() {
             return Err(vec![format!("{}: no Director in it", self.options.config.display())]);
         }
@@ -104,9 +105,8 @@ impl Agent {
 
     /// The API's objects go to disk only where they changed.
     fn save(&self, next: &Desired) -> Result<(), Failed> {
-        let values = |objects: &Objects| {
-            objects.iter().map(|(_, entry)| entry.object.clone()).collect::<Vec<_>>()
-        };
+        let values =
+            |objects: &Objects| objects.iter().map(|(_, entry)| entry.object.clone()).collect::<Vec<_>>();
         if values(&next.api) == values(&self.desired.api) {
             return Ok(());
         }
@@ -119,8 +119,10 @@ impl Agent {
         if !report.0.is_empty() {
             return Err(report.into());
         }
-        let failed =
-            |error: anyhow::Error| Refusal::Failed { step: "look at the host".into(), cause: format!("{error:#}") };
+        let failed = |error: anyhow::Error| Refusal::Failed {
+            step: "look at the host".into(),
+            cause: format!("{error:#}"),
+        };
         let facts = self.net.host_facts().await.map_err(failed)?;
         let report = manifest::check_against_host(objects, &host::facts(&facts));
         if report.0.is_empty() { Ok(()) } else { Err(report.into()) }

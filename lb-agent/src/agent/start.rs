@@ -237,9 +237,8 @@ fn known_ways(tables: &Tables) -> (Ways, Gateways) {
     let servers = tables.ways_to_servers().into_iter();
     let clients = tables.ways_to_clients().into_iter();
     let ways = servers.map(|(address, key, hop)| (address, way_of_record(&key, &hop, address.is_ipv6())));
-    let gateways = clients.map(|(key, hop)| {
-        ((key.neighbour, key.ifindex), way_of_record(&key, &hop, key.neighbour.is_ipv6()))
-    });
+    let gateways = clients
+        .map(|(key, hop)| ((key.neighbour, key.ifindex), way_of_record(&key, &hop, key.neighbour.is_ipv6())));
     (ways.collect(), gateways.collect())
 }
 

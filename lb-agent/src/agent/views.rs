@@ -41,14 +41,16 @@ impl Agent {
         let services = self.director.objects().services().map(|(service, _)| service);
         let mut views = Vec::new();
         for service in services.filter(|service| name.is_none_or(|name| service.name.as_str() == name)) {
-            views.extend(service.real_servers.iter().map(|server| self.real_server(service, server, &counts)));
+            views
+                .extend(service.real_servers.iter().map(|server| self.real_server(service, server, &counts)));
             views.extend(self.removed_servers(service, &counts));
         }
         views
     }
 
     pub(super) fn counters(&self) -> Result<CountersView, Refusal> {
-        let failed = |error: Error| Refusal::Failed { step: "read the counters".into(), cause: error.to_string() };
+        let failed =
+            |error: Error| Refusal::Failed { step: "read the counters".into(), cause: error.to_string() };
         let mut forwarded = Traffic::default();
         for traffic in self.counters.destinations().map_err(failed)?.values() {
             add(&mut forwarded, traffic);
@@ -207,7 +209,12 @@ impl Agent {
         }
     }
 
-    fn real_server(&self, service: &VirtualService, server: &RealServer, counts: &Counts<'_>) -> RealServerView {
+    fn real_server(
+        &self,
+        service: &VirtualService,
+        server: &RealServer,
+        counts: &Counts<'_>,
+    ) -> RealServerView {
         let binding = binding_of(service, server);
         let (state, reason) = match self.director.standing(server.address) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
@@ -277,19 +284,20 @@ impl Agent {
 
     fn interface_views(&self) -> Vec<InterfaceView> {
         let attached = self.dataplane.attached();
-        let view = |wanted: &crate::model::Interface| {
-            match attached.iter().find(|attached| attached.name == wanted.name) {
-                Some(attached) => InterfaceView {
-                    name: wanted.name.clone(),
-                    mode: attached.mode.name().into(),
-                    reason: attached.refused.clone().unwrap_or_default(),
-                },
-                None => InterfaceView {
-                    name: wanted.name.clone(),
-                    mode: "none".into(),
-                    reason: "not attached".into(),
-                },
-            }
+        let view = |wanted: &crate::model::Interface| match attached
+            .iter()
+            .find(|attached| attached.name == wanted.name)
+        {
+            Some(attached) => InterfaceView {
+                name: wanted.name.clone(),
+                mode: attached.mode.name().into(),
+                reason: attached.refused.clone().unwrap_or_default(),
+            },
+            None => InterfaceView {
+                name: wanted.name.clone(),
+                mode: "none".into(),
+                reason: "not attached".into(),
+            },
         };
         self.running.interfaces.iter().map(view).collect()
     }

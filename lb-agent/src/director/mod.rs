@@ -237,9 +237,8 @@ impl Director {
     /// Routes are of use only to replies, which pass here under NAT and FULLNAT. A client without one is
     /// answered by the way its packets came, so a gateway that is not known yet is left out.
     fn routes(&self) -> Option<BTreeMap<ipnet::IpNet, Via>> {
-        let translates = |service: &VirtualService| {
-            service.uses(Forwarding::Nat) || service.uses(Forwarding::FullNat)
-        };
+        let translates =
+            |service: &VirtualService| service.uses(Forwarding::Nat) || service.uses(Forwarding::FullNat);
         if !self.objects.services().any(|(service, _)| translates(service)) {
             return Some(BTreeMap::new());
         }
@@ -271,7 +270,8 @@ impl Director {
                 add(way, false);
             }
         }
-        let used: BTreeSet<HopKey> = self.layout.client_routes.iter().flat_map(BTreeMap::values).filter_map(hop_of).collect();
+        let used: BTreeSet<HopKey> =
+            self.layout.client_routes.iter().flat_map(BTreeMap::values).filter_map(hop_of).collect();
         for way in self.gateways.values() {
             if used.contains(&HopKey::of(way, true)) {
                 add(way, true);

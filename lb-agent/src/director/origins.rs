@@ -80,7 +80,8 @@ impl Desired {
     /// What would be with these files, and the API's objects that now belong to one of them.
     pub fn with_files(&self, files: Objects) -> (Desired, Vec<ObjectId>) {
         let mut api = self.api.clone();
-        let taken: Vec<ObjectId> = api.iter().map(|(id, _)| id.clone()).filter(|id| files.contains(id)).collect();
+        let taken: Vec<ObjectId> =
+            api.iter().map(|(id, _)| id.clone()).filter(|id| files.contains(id)).collect();
         for id in &taken {
             api.remove(id);
         }

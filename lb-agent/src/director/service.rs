@@ -61,7 +61,10 @@ pub fn binding_of(service: &VirtualService, server: &RealServer) -> Binding {
 
 /// The real server's port where it is another than the service's.
 fn translated_port(service: &VirtualService, server: &RealServer) -> Option<u16> {
-    server.port.filter(|_| service.forwarding_of(server).translates()).filter(|port| service.ports.single() != Some(*port))
+    server
+        .port
+        .filter(|_| service.forwarding_of(server).translates())
+        .filter(|port| service.ports.single() != Some(*port))
 }
 
 /// The largest IP packet that may be forwarded by `way`.

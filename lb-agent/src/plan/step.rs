@@ -12,25 +12,70 @@ use crate::model::{Forwarding, Name, Ports};
 /// A step of a plan. Displayed as a line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    SetPool { name: Name, pool: Pool },
-    RemovePool { name: Name },
-    SetHop { key: HopKey, hop: Hop },
-    RemoveHop { key: HopKey },
+    SetPool {
+        name: Name,
+        pool: Pool,
+    },
+    RemovePool {
+        name: Name,
+    },
+    SetHop {
+        key: HopKey,
+        hop: Hop,
+    },
+    RemoveHop {
+        key: HopKey,
+    },
     /// All of them.
-    SetClientRoutes { routes: BTreeMap<IpNet, Via> },
+    SetClientRoutes {
+        routes: BTreeMap<IpNet, Via>,
+    },
     /// `ports` bind nothing: by them a service is known again after a restart.
-    SetService { name: Name, service: Service, ports: Ports },
+    SetService {
+        name: Name,
+        service: Service,
+        ports: Ports,
+    },
     /// With all that is left of its ports, slots and destinations.
-    RemoveService { name: Name },
-    SetDestination { service: Name, binding: Binding, destination: Destination },
-    RemoveDestination { service: Name, binding: Binding },
-    SetSlots { service: Name, slots: Slots },
-    SetPorts { service: Name, ports: Ports },
-    BindAddress { service: Name, role: Role, address: IpAddr },
-    UnbindAddress { service: Name, role: Role, address: IpAddr },
+    RemoveService {
+        name: Name,
+    },
+    SetDestination {
+        service: Name,
+        binding: Binding,
+        destination: Destination,
+    },
+    RemoveDestination {
+        service: Name,
+        binding: Binding,
+    },
+    SetSlots {
+        service: Name,
+        slots: Slots,
+    },
+    SetPorts {
+        service: Name,
+        ports: Ports,
+    },
+    BindAddress {
+        service: Name,
+        role: Role,
+        address: IpAddr,
+    },
+    UnbindAddress {
+        service: Name,
+        role: Role,
+        address: IpAddr,
+    },
     /// Put an address on an interface and announce it.
-    Place { interface: String, address: IpAddr },
-    Withdraw { interface: String, address: IpAddr },
+    Place {
+        interface: String,
+        address: IpAddr,
+    },
+    Withdraw {
+        interface: String,
+        address: IpAddr,
+    },
 }
 
 impl fmt::Display for Step {
