@@ -1,4 +1,5 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
+mod continuity;
 mod lab;
 mod real_server;

@@ -22,7 +22,7 @@ use crate::director::{Desired, Director, Event};
 use crate::model::{self, OnShutdown};
 use crate::net::{self, Net};
 use crate::plan;
-use crate::state::StateDirectory;
+use crate::state::{Lock, StateDirectory};
 use crate::watch::Watch;
 
 /// What `lb-agent run` was told.
@@ -65,6 +65,8 @@ struct Agent {
     counters: Counters,
     /// Held for its thread, which ends with it.
     _sweeper: Sweeper,
+    /// Held, so that no other agent uses the same state.
+    _lock: Lock,
     applier: Applier,
     net: Net,
     state: StateDirectory,

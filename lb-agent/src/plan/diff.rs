@@ -129,7 +129,8 @@ fn set_service(
     late: &mut Vec<Step>,
 ) {
     if before.is_none_or(|before| before.service != after.service) {
-        let (name, service, ports) = (name.clone(), after.service.clone(), after.ports.clone());
+        let (name, service) = (name.clone(), Box::new(after.service.clone()));
+        let ports = after.ports.clone();
         steps.push(Step::SetService { name, service, ports });
     }
     for (binding, destination) in &after.destinations {
