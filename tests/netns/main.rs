@@ -2,4 +2,5 @@
 
 mod continuity;
 mod lab;
+mod net;
 mod real_server;
