@@ -79,7 +79,9 @@ fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)
         protocol: if packet.udp { protocol::UDP } else { protocol::TCP },
         family: if V6 { 6 } else { 4 },
     };
-    let index = match SERVICE_INDEX.get_ptr(&key) {
+    // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
+    let exact = if port == 0 { None } else { SERVICE_INDEX.get_ptr(&key) };
+    let index = match exact {
         // SAFETY: one word, read whole.
         Some(index) => unsafe { core::ptr::read_volatile(index) },
         None => {
@@ -350,7 +352,7 @@ fn leased<const V6: bool>(
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);

@@ -1,4 +1,6 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
+mod continuity;
 mod lab;
+mod net;
 mod real_server;

@@ -291,10 +291,10 @@ pub fn own_address(ifindex: u32, address: IpNet) -> AddressMessage {
     if address.addr().is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        // Deprecated: the kernel would else choose a VIP as the source of the director's own traffic and of
-        // tunnels (RFC 6724, rule 3). Over IPv4 a /32 is never chosen while the interface has an address.
+        // Deprecated from the start (RFC 4862 5.5.4): it answers, but the kernel never takes it as the source
+        // of what the director itself sends, tunnels and neighbour solicitations included.
         let mut lifetimes = CacheInfo::default();
-        lifetimes.ifa_valid = u32::MAX;
+        (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
         message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
     }
     message
