@@ -73,7 +73,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut scenes = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
         eprint!("\rmaking flows: {} of {} data planes ", number + 1, plans.len());
-        scenes.push(Scene::build(&object, *plan, &mut feeder).with_context(|| format!("make the flows of {plan:?}"))?);
+        scenes.push(
+            Scene::build(&object, *plan, &mut feeder)
+                .with_context(|| format!("make the flows of {plan:?}"))?,
+        );
     }
     let mut cases = bases(&rows);
     let first_row = cases.len();
@@ -136,7 +139,13 @@ fn bases(rows: &[Row]) -> Vec<Row> {
 /// are in a stream.
 const WARM_UP: u32 = 20_000;
 
-fn measure(row: &mut Row, samples: &mut Samples, effort: &Effort, feeder: &Feeder, scenes: &[Scene]) -> Result<()> {
+fn measure(
+    row: &mut Row,
+    samples: &mut Samples,
+    effort: &Effort,
+    feeder: &Feeder,
+    scenes: &[Scene],
+) -> Result<()> {
     let scene = match row.program {
         Program::Scene(scene) => Some(&scenes[scene]),
         Program::Floor(_) => None,
