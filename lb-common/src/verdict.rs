@@ -109,4 +109,19 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), Reason::ALL.len());
     }
+
+    #[test]
+    fn the_documentation_lists_every_reason_with_its_class_and_text() {
+        let page = include_str!("../../docs/datapath.md");
+        for reason in Reason::ALL {
+            let class = match reason.class() {
+                Class::Pass => "passed",
+                Class::Drop => "dropped",
+                Class::Answer => "answered",
+                Class::Event => "event",
+            };
+            let row = format!("| `{}` | {class} | {} |", reason.name(), reason.text());
+            assert!(page.contains(&row), "docs/datapath.md lacks: {row}");
+        }
+    }
 }

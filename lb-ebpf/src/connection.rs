@@ -78,14 +78,30 @@ pub fn find(place: &Place, now: u16) -> Option<Hit> {
         return Some(hit);
     }
     // Out of line: most flows lie in their first bucket.
-    let slot = lb_find_second(place.identity, place.second_bucket(), now as u32);
+    hit_at(lb_find_in(place.identity, place.second_bucket(), now as u32), place, now)
+}
+
+/// As [`find`], out of line altogether: for rare paths.
+#[inline(always)]
+pub fn find_rarely(place: &Place, now: u16) -> Option<Hit> {
+    let mut slot = lb_find_in(place.identity, place.first_bucket(), now as u32);
+    if slot == 0 {
+        slot = lb_find_in(place.identity, place.second_bucket(), now as u32);
+    }
+    hit_at(slot, place, now)
+}
+
+/// The entry in a slot that was found; it may have been replaced since.
+#[inline(always)]
+fn hit_at(slot: u64, place: &Place, now: u16) -> Option<Hit> {
     if slot == 0 {
         return None;
     }
     let slot = slot as u32 - 1;
     let entry = entry(CONNECTIONS.get_ptr_mut(slot / WAYS as u32)?, (slot % WAYS as u32) as usize);
     let value = Value(atomic::load(value_of(entry)));
-    (is_live(value, now) && atomic::load(identity_of(entry)) == place.identity && guards_hold(identity_of(entry), value, place))
+    let same = atomic::load(identity_of(entry)) == place.identity;
+    (same && is_live(value, now) && guards_hold(identity_of(entry), value, place))
         .then_some(Hit { word: value_of(entry), value })
 }
 
@@ -93,7 +109,7 @@ pub fn find(place: &Place, now: u16) -> Option<Hit> {
 /// function, Linux 5.6), which looks at it once whoever calls.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_find_second(identity: u64, bucket: u32, now: u32) -> u64 {
+extern "C" fn lb_find_in(identity: u64, bucket: u32, now: u32) -> u64 {
     let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
     let Some(line) = CONNECTIONS.get_ptr_mut(bucket) else { return 0 };
     for way in 0..WAYS {

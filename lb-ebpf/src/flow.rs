@@ -154,7 +154,7 @@ pub fn write_twin<const V6: bool>(twin: &Place, new: Value, now: u16) {
 extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32) -> u64 {
     let new = Value(new);
     let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
-    if let Some(twin) = connection::find(&place, now as u16) {
+    if let Some(twin) = connection::find_rarely(&place, now as u16) {
         twin.replace(twin.value.with(new.state(), new.deadline()));
     }
     0

@@ -51,6 +51,7 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     let ip = frame.at_dynamic(l3, header).ok_or(Reason::Internal)?;
     let to = source::<V6>(ip);
     let back = nexthop::back(&frame, l3).ok_or(Reason::Internal)?;
+    let bytes = frame.len();
     let quote = core::cmp::min(ip_len::<V6>(ip) as usize, QUOTE) & !1;
     // Cut behind the quote, then make room for an untagged frame; tags come back with the addresses.
     let cut = (l3 + quote) as i32 - frame.len() as i32;
@@ -69,7 +70,7 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     write_ip::<V6>(new, to, say.source, quote);
     write_icmp::<V6>(&frame, new, to, say, quote);
     let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
-    crate::count::reason(if say.mtu == 0 { Reason::TimeExceeded } else { Reason::PacketTooBig }, frame.len());
+    crate::count::reason(if say.mtu == 0 { Reason::TimeExceeded } else { Reason::PacketTooBig }, bytes);
     Ok(action)
 }
 

@@ -8,7 +8,7 @@ use crate::{
     forward::{self, Target, dr, fullnat, nat, tun},
     lease, mss, nexthop,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
-    packet::{Frame, Packet, Words, ip_len, load8, load16},
+    packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
     schedule, tail,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -116,7 +116,7 @@ fn to_vip<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Reason> 
     }
     let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.udp);
     let mut event = Reason::FlowNew;
-    if let Some(hit) = connection::find(&place, now) {
+    if let Some(hit) = connection::find_rarely(&place, now) {
         match take_up(packet, hit, &place, syn, now)? {
             Resumed::Sent(action) => return Ok(action),
             Resumed::Anew(why) => event = why,
@@ -147,6 +147,11 @@ enum Resumed {
 /// A packet whose flow is known after all: a SYN sent again, a race, or one that must begin anew.
 #[inline(always)]
 fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bool, now: u16) -> Result<Resumed, Reason> {
+    if let Kind::NatReply = hit.value.kind() {
+        // A real server's packet to an address that is a VIP too.
+        let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+        return nat::to_client(packet, hit, target, now).map(Resumed::Sent);
+    }
     let fullnat = matches!(hit.value.kind(), Kind::FullNat);
     let mut leased = None;
     let destination = if fullnat {
@@ -211,50 +216,92 @@ fn place_flow<const V6: bool>(
     event: Reason,
     now: u16,
 ) -> Result<u32, Reason> {
-    let mut pick = schedule::pick::<V6>(packet, service.1).ok_or(Reason::NoServer)?;
+    let pick = schedule::pick::<V6>(packet, service.1).ok_or(Reason::NoServer)?;
+    let target = target_of(pick)?;
+    match target.forwarding() {
+        Forwarding::Dr | Forwarding::Tun => direct(packet, place, service, &target, event, now),
+        Forwarding::FullNat => leased(packet, place, service, &target, event, now),
+        Forwarding::Nat => translated(packet, place, service, pick, event, now),
+    }
+}
+
+#[inline(always)]
+fn target_of(pick: schedule::Choice) -> Result<Target, Reason> {
+    Target::of(pick.destination().ok_or(Reason::NoServer)?).ok_or(Reason::Internal)
+}
+
+/// NAT: two entries. A server whose reply would be another flow's is passed over for the next slot's.
+#[inline(always)]
+fn translated<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    service: (u32, *mut Service),
+    mut pick: schedule::Choice,
+    event: Reason,
+    now: u16,
+) -> Result<u32, Reason> {
+    let mut found = None;
     for _ in 0..NAT_TRIES {
-        let target = Target::of(pick.destination().ok_or(Reason::NoServer)?).ok_or(Reason::Internal)?;
-        match target.forwarding() {
-            Forwarding::Dr | Forwarding::Tun => return direct(packet, place, service, &target, event, now),
-            Forwarding::FullNat => return leased(packet, place, service, &target, event, now),
-            Forwarding::Nat => {
-                let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
-                let reply = flow::place::<V6>(
-                    target.address::<V6>(),
-                    packet.source(),
-                    nat::reply_ports(packet.ports(), &target),
-                    packet.udp,
-                );
-                if let Some(other) = connection::find(&reply, now) {
-                    if other.value.kind() as u8 != Kind::NatReply as u8 || other.value.destination() != target.index {
-                        pick = pick.next();
-                        continue;
-                    }
-                    // The same flow's reply entry, from before: written anew below.
-                    other.replace(Value::EMPTY);
-                }
-                forward::fits(packet, &target)?;
-                let hop = client_hop(packet)?;
-                let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
-                if let Inserted::Full = connection::insert::<V6>(
-                    &reply,
-                    word,
-                    now,
-                    nat::address(target.address::<V6>()),
-                    nat::reply_ports(packet.ports(), &target),
-                ) {
-                    return Err(Reason::TableFull);
-                }
-                let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
-                if let Inserted::Full = insert(packet, place, word, now) {
-                    return Err(Reason::TableFull);
-                }
-                count::event(event);
-                return nat::send(packet, &target);
+        let target = target_of(pick)?;
+        if !matches!(target.forwarding(), Forwarding::Nat) {
+            break;
+        }
+        let reply = reply_place(packet, &target);
+        match connection::find_rarely(&reply, now) {
+            Some(other)
+                if other.value.kind() as u8 != Kind::NatReply as u8 || other.value.destination() != target.index =>
+            {
+                pick = pick.next();
+            }
+            Some(own) => {
+                // The same flow's reply entry, from before: written anew below.
+                own.replace(Value::EMPTY);
+                found = Some(target.index);
+                break;
+            }
+            None => {
+                found = Some(target.index);
+                break;
             }
         }
     }
-    Err(Reason::ReplyConflict)
+    // One way for the verifier, whichever server it was.
+    let index = opaque(found.ok_or(Reason::ReplyConflict)? as u64) as u32;
+    let target = Target::of(index).ok_or(Reason::Internal)?;
+    forward::fits(packet, &target)?;
+    let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
+    let hop = client_hop(packet)?;
+    let reply = reply_place(packet, &target);
+    let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let (server, ports) = (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target));
+    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports) {
+        return Err(Reason::TableFull);
+    }
+    let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+    let placed = !matches!(insert(packet, place, word, now), Inserted::Full);
+    // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
+    if !placed || connection::find_rarely(&reply, now).is_none() {
+        withdraw(place, now);
+        withdraw(&reply, now);
+        return Err(Reason::TableFull);
+    }
+    count::event(event);
+    nat::send(packet, &target)
+}
+
+/// Takes an entry out again.
+#[inline(always)]
+fn withdraw(place: &Place, now: u16) {
+    if let Some(hit) = connection::find_rarely(place, now) {
+        hit.replace(Value::EMPTY);
+    }
+}
+
+/// Where the reply of this packet's flow lies.
+#[inline(always)]
+fn reply_place<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Place {
+    let ports = nat::reply_ports(packet.ports(), target);
+    flow::place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp)
 }
 
 #[inline(always)]
@@ -314,7 +361,7 @@ fn leased<const V6: bool>(
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);

@@ -115,11 +115,12 @@ pub fn attach(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Res
 fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Result<Attached, Error> {
     let create = |mode: Mode| {
         let flags = if mode == Mode::Native { bpf::XDP_NATIVE } else { bpf::XDP_GENERIC };
-        bpf::create_xdp_link(program, interface.ifindex, flags).map_err(|source| Error::Attach {
+        let created = bpf::create_xdp_link(program, interface.ifindex, flags);
+        created.map_err(|reason| absent_or(interface.ifindex, reason)).map_err(|reason| Error::Attach {
             interface: interface.name.clone(),
             mode: mode.name(),
-            hint: hint(&source, mode),
-            source,
+            hint: hint(&reason, mode),
+            reason,
         })
     };
     let (link, mode, refused) = match interface.mode {
@@ -137,9 +138,17 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
     Ok(Attached { name: interface.name.clone(), ifindex: interface.ifindex, mode, replaced: false, refused })
 }
 
+/// For an interface that is not there the kernel says EINVAL, as for many other things.
+fn absent_or(ifindex: u32, reason: io::Error) -> io::Error {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the IF_NAMESIZE bytes that the call may write.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() { io::Error::from_raw_os_error(libc::ENODEV) } else { reason }
+}
+
 fn is_busy(error: &Error) -> bool {
-    let Error::Attach { source, .. } = error else { return false };
-    matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM))
+    let Error::Attach { reason, .. } = error else { return false };
+    matches!(reason.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM))
 }
 
 /// What to try. The kernel's own words (its extended ack) do not come with a link's errno.

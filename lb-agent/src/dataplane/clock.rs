@@ -58,7 +58,7 @@ impl Clock {
         ]);
         if result != XDP_PASS as u32 || jiffies == 0 {
             let source = io::Error::other(format!("the clock program answered {result}, {jiffies}"));
-            return Err(Error::Os { what: "read the kernel's jiffies".into(), source });
+            return Err(Error::Os { what: "read the kernel's jiffies".into(), reason: source });
         }
         Ok(jiffies)
     }
@@ -109,7 +109,7 @@ fn measure_hz() -> Result<u32, Error> {
     }
     hz_of(resolution.tv_nsec as u64).ok_or_else(|| Error::Os {
         what: "read the kernel's HZ".into(),
-        source: io::Error::other(format!("a jiffy of {} ns", resolution.tv_nsec)),
+        reason: io::Error::other(format!("a jiffy of {} ns", resolution.tv_nsec)),
     })
 }
 

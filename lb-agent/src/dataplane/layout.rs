@@ -41,6 +41,24 @@ impl Default for Sizes {
 }
 
 impl Sizes {
+    /// Sizes from what the operator states: flows, services, (service, real server) bindings and the addresses
+    /// of all local pools.
+    pub fn for_capacity(connections: u32, services: u32, real_servers: u32, pool_addresses: u32) -> Self {
+        // A quarantined destination needs its index beside the one that takes its place.
+        let destinations = (real_servers as u64 * 5 / 4 + 64).min(connection::MAX_DESTINATIONS as u64) as u32;
+        Self {
+            connections,
+            connections_v6: connections / 4,
+            services: services.saturating_add(64),
+            port_ranges: (services / 4).saturating_add(64),
+            destinations,
+            next_hops: (real_servers / 4).clamp(1024, 1 << 20),
+            slots: (real_servers as u64 * 64).clamp(1 << 20, 1 << 28) as u32,
+            pool_addresses,
+            extensions: 1024,
+        }
+    }
+
     /// The error's text when a size cannot be had.
     pub fn check(&self) -> Result<(), String> {
         let bounds = [
@@ -216,6 +234,19 @@ mod tests {
         let sizes = Sizes { connections: 1_000_000, ..Sizes::default() };
         assert!(sizes.buckets() as u64 * 4 >= 1_000_000 * 8 / 7);
         assert!(sizes.buckets() as u64 * 64 <= 64 * 1_000_000);
+    }
+
+    #[test]
+    fn every_capacity_that_a_manifest_may_state_gives_sizes_that_can_be_had() {
+        use crate::model::{CONNECTIONS_MAX, REAL_SERVERS_MAX, SERVICES_MAX};
+        for (connections, services, real_servers, pool) in [
+            (*CONNECTIONS_MAX.start(), *SERVICES_MAX.start(), *REAL_SERVERS_MAX.start(), 0),
+            (*CONNECTIONS_MAX.end(), *SERVICES_MAX.end(), *REAL_SERVERS_MAX.end(), 255),
+        ] {
+            let sizes = Sizes::for_capacity(connections, services, real_servers, pool);
+            assert_eq!(sizes.check(), Ok(()), "{sizes:?}");
+            assert!(sizes.destinations >= real_servers && sizes.services >= services);
+        }
     }
 
     #[test]

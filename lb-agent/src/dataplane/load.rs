@@ -126,14 +126,12 @@ impl Dataplane {
     pub fn attach(&mut self, interface: &Interface) -> Result<Attached, Error> {
         let dir =
             self.dir.clone().ok_or_else(|| Error::Refused("a test's program is not attached".into()))?;
-        let mut outputs = self.outputs()?;
-        outputs
-            .insert(interface.ifindex, interface.ifindex, None, 0)
-            .map_err(|error| Error::Refused(format!("table {}: {error}", pinned::OUTPUTS)))?;
-        drop(outputs);
+        // Before the program runs; but of an interface that is not there the attachment tells more.
+        let output = self.outputs()?.insert(interface.ifindex, interface.ifindex, None, 0);
         let program: &Xdp = self.program(programs::MAIN)?;
-        let fd = program.fd().map_err(|e| Error::Program { name: programs::MAIN, source: Box::new(e) })?;
+        let fd = program.fd().map_err(|e| Error::Program { name: programs::MAIN, reason: Box::new(e) })?;
         let attached = attach::attach(&dir, fd.as_fd(), interface)?;
+        output.map_err(|error| Error::Refused(format!("table {}: {error}", pinned::OUTPUTS)))?;
         self.attached.retain(|other| other.name != attached.name);
         self.attached.push(attached.clone());
         Ok(attached)
@@ -202,7 +200,7 @@ impl Dataplane {
 
     pub(super) fn program(&self, name: &'static str) -> Result<&Xdp, Error> {
         let program = self.ebpf.program(name).ok_or(Error::Missing(name))?;
-        program.try_into().map_err(|e| Error::Program { name, source: Box::new(e) })
+        program.try_into().map_err(|e| Error::Program { name, reason: Box::new(e) })
     }
 
     fn outputs(&mut self) -> Result<DevMapHash<&mut MapData>, Error> {
@@ -258,7 +256,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Map, Error> {
     // Tails first: a main program without them would lose the rare paths.
     let names = programs::TAILS.iter().map(|(name, slot)| (*name, Some(*slot)));
     for (name, slot) in names.chain([(programs::MAIN, None)]) {
-        let failed = |e| Error::Program { name, source: Box::new(e) };
+        let failed = |e| Error::Program { name, reason: Box::new(e) };
         let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let program: &mut Xdp = program.try_into().map_err(failed)?;
         program.load().map_err(failed)?;
@@ -367,7 +365,7 @@ fn new_secrets() -> Result<Secrets, Error> {
 
 fn check_bpffs(dir: &Path) -> Result<(), Error> {
     let stat = nix::sys::statfs::statfs(dir)
-        .map_err(|e| Error::Os { what: format!("look at {}", dir.display()), source: e.into() })?;
+        .map_err(|e| Error::Os { what: format!("look at {}", dir.display()), reason: e.into() })?;
     if stat.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
         return Err(Error::Refused(format!(
             "{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or set --bpffs-dir",

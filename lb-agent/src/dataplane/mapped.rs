@@ -29,7 +29,7 @@ impl<T: aya::Pod> Mapped<T> {
     pub fn of_map(name: &'static str, fd: BorrowedFd<'_>, len: u32) -> Result<Self, Error> {
         Self::map(len, libc::MAP_SHARED, fd.as_raw_fd()).map_err(|source| Error::Os {
             what: format!("map the table {name} into memory ({len} x {} bytes)", size_of::<T>()),
-            source,
+            reason: source,
         })
     }
 

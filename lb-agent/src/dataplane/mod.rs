@@ -34,3 +34,6 @@ pub use sweeper::{Scan, Sweeper};
 pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
+
+/// The data plane's programs, as built with this agent (ELF).
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));

@@ -89,7 +89,7 @@ fn found<V>(name: &'static str, value: Result<V, MapError>) -> Result<Option<V>,
     match value {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
-        Err(source) => Err(Error::Map { name, source }),
+        Err(source) => Err(Error::Map { name, reason: source }),
     }
 }
 

@@ -44,7 +44,7 @@ impl Dataplane {
     pub fn main_program(&self) -> Result<BorrowedFd<'_>, Error> {
         use std::os::fd::AsFd as _;
         let name = programs::MAIN;
-        Ok(self.program(name)?.fd().map_err(|e| Error::Program { name, source: Box::new(e) })?.as_fd())
+        Ok(self.program(name)?.fd().map_err(|e| Error::Program { name, reason: Box::new(e) })?.as_fd())
     }
 
     fn run(&self, frame: &[u8], out: Option<&mut [u8]>, repeat: u32) -> Result<(u32, u32, Duration), Error> {
@@ -54,7 +54,7 @@ impl Dataplane {
         let result = self
             .program(name)?
             .test_run(options)
-            .map_err(|e| Error::Program { name, source: Box::new(e) })?;
+            .map_err(|e| Error::Program { name, reason: Box::new(e) })?;
         Ok((result.return_value, result.data_size_out, result.duration))
     }
 }

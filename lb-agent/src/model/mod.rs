@@ -5,6 +5,7 @@ mod director;
 mod effect;
 mod pool;
 mod service;
+mod way;
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +20,7 @@ pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
 };
+pub use way::{ClientHop, ClientRoute, NextHop, Resolution};
 
 /// One object of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]

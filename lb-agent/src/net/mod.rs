@@ -19,39 +19,10 @@ use futures_util::TryStreamExt;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 
+pub use crate::model::{ClientHop, ClientRoute, NextHop, Resolution};
 pub use addresses::{AddOutcome, OwnAddress, RemoveOutcome};
 pub use links::{Link, Vlan};
 pub use messages::{ADDRESS_PROTOCOL, HostAddress};
-pub use routes::{ClientHop, ClientRoute};
-
-/// What the data plane needs to send a frame towards one address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NextHop {
-    /// Interface that carries XDP: for a VLAN device, the parent at the bottom.
-    pub ifindex: u32,
-    pub destination_mac: [u8; 6],
-    pub source_mac: [u8; 6],
-    /// VLAN identifiers to push (802.1Q, priority 0), outermost first; 0 = none.
-    pub vlans: [u16; 2],
-    /// Bytes of an IP packet that fit: the route's MTU metric or the interface's MTU, whichever is less.
-    pub mtu: u32,
-    /// The source address that the kernel would prefer.
-    pub source: Option<IpAddr>,
-    /// Who is sent to: the gateway, or the address itself.
-    pub neighbour: IpAddr,
-}
-
-/// What is known about the way to an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resolution {
-    /// Nothing yet; a question is under way.
-    Pending,
-    Resolved(NextHop),
-    /// A sentence for the operator ("no ARP answer from 10.0.0.12 on eth0"). It is tried again by itself.
-    Failed {
-        reason: String,
-    },
-}
 
 /// A change in the network. Nothing is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]

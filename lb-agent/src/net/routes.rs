@@ -1,28 +1,10 @@
 //! Routes towards clients: the main table reduced to one hop per prefix, for replies that do not pass the kernel.
 //! Pure.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use ipnet::IpNet;
+use std::collections::BTreeMap;
 
-/// Where replies to the clients of one prefix go. The longest matching prefix wins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientRoute {
-    pub prefix: IpNet,
-    pub via: ClientHop,
-}
-
-/// The first hop towards a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ClientHop {
-    /// A router; resolved as `Event::Gateway`. The interface is part of it: fe80::1 may be on each of them.
-    Gateway { address: IpAddr, ifindex: u32 },
-    /// The client itself, on this interface.
-    OnLink { ifindex: u32 },
-    /// A blackhole, unreachable or prohibit route (or one that the kernel encapsulates): no reply leaves by XDP.
-    Unreachable,
-}
+use crate::model::{ClientHop, ClientRoute};
 
 /// Keeps the route with the lowest metric of each prefix, in the order of prefixes; of equals, the first.
 pub fn client_routes(routes: impl IntoIterator<Item = (u32, ClientRoute)>) -> Vec<ClientRoute> {
@@ -44,6 +26,7 @@ mod tests {
     use rtnetlink::packet_route::route::{
         RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,
     };
+    use std::net::IpAddr;
 
     fn message(prefix: &str, kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
         let prefix: IpNet = prefix.parse().unwrap();

@@ -21,8 +21,9 @@ use tokio::task::JoinHandle;
 
 use super::links::{Link, Links};
 use super::resolver::{Action, Hop, Neighbour, Resolver, Route, Target};
-use super::routes::{ClientHop, ClientRoute, client_routes};
+use super::routes::client_routes;
 use super::{Event, messages};
+use crate::model::{ClientHop, ClientRoute};
 
 /// The copy of the kernel's state and the connections that keep it true.
 pub struct Watcher {

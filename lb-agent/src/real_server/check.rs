@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use lb_common::decapsulator::Outcome;
 
 use crate::dataplane::decapsulator::{Contents, Decapsulator};
+use crate::places::Places;
 
 use super::cli::{CheckArgs, Method, Tunnel};
 use super::netlink::{Link, Netlink};
@@ -18,13 +19,13 @@ use super::sysctl::{self, SETTINGS};
 ///
 /// # Errors
 /// Nothing to check, or a kernel that does not answer.
-pub async fn check(args: &CheckArgs) -> Result<Report> {
+pub async fn check(args: &CheckArgs, places: &Places) -> Result<Report> {
     let netlink = Netlink::open()?;
-    let recorded = record::load(&args.places.state_dir)?;
+    let recorded = record::load(&places.state_dir)?;
     if recorded.is_none() && args.wanted.vip.is_empty() && args.wanted.method.is_none() {
         bail!(
             "nothing is set up here: no record at {}; name what to check (--vip, --method)",
-            record::path(&args.places.state_dir).display()
+            record::path(&places.state_dir).display()
         );
     }
     let record = Record::merge(recorded, &args.wanted, default_interface(&netlink).await?)?;
@@ -45,7 +46,7 @@ pub async fn check(args: &CheckArgs) -> Result<Report> {
     if record.methods.contains(&Method::Tun) {
         match record.tunnel {
             Tunnel::Bpf => {
-                let decapsulator = Decapsulator::new(&args.places.bpffs_dir, &record.interface);
+                let decapsulator = Decapsulator::new(&places.bpffs_dir, &record.interface);
                 items.extend(match decapsulator.contents() {
                     Ok(contents) => unpacking(&record, &link, contents.as_ref()),
                     Err(error) => {

@@ -1,7 +1,6 @@
 //! The arguments of `lb-agent real-server`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -22,17 +21,6 @@ pub enum Command {
     Check(CheckArgs),
     /// Undo what `up` did, and nothing else
     Down(DownArgs),
-}
-
-/// Where the command remembers what it did.
-#[derive(Args, Clone, Debug)]
-pub struct Places {
-    /// Directory of the record of what was set up
-    #[arg(long, env = "LB_STATE_DIR", default_value = "/var/lib/lb", value_name = "DIR")]
-    pub state_dir: PathBuf,
-    /// Directory on a BPF file system for the decapsulator's pins
-    #[arg(long, env = "LB_BPFFS_DIR", default_value = "/sys/fs/bpf/lb", value_name = "DIR")]
-    pub bpffs_dir: PathBuf,
 }
 
 /// What to set up or to check.
@@ -59,8 +47,6 @@ pub struct Wanted {
 pub struct UpArgs {
     #[command(flatten)]
     pub wanted: Wanted,
-    #[command(flatten)]
-    pub places: Places,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -71,8 +57,6 @@ pub struct CheckArgs {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
-    #[command(flatten)]
-    pub places: Places,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -80,8 +64,6 @@ pub struct DownArgs {
     /// Only these VIPs; with the last of them everything else goes too
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub vip: Vec<IpAddr>,
-    #[command(flatten)]
-    pub places: Places,
 }
 
 /// Who unpacks tunnelled packets.
@@ -173,7 +155,6 @@ mod tests {
         let Command::Up(up) = program.args.command else { panic!("not up") };
         assert_eq!(up.wanted.vip.len(), 3);
         assert_eq!(up.wanted.from, ["10.0.0.1/32".parse::<IpNet>().unwrap(), "10.1.0.0/16".parse().unwrap()]);
-        assert_eq!(up.places.state_dir, PathBuf::from("/var/lib/lb"));
     }
 
     #[test]

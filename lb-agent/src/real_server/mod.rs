@@ -15,17 +15,19 @@ use anyhow::Result;
 pub use cli::RealServerArgs;
 use cli::{Command, Output};
 
+use crate::places::Places;
+
 /// Runs one of the commands. Every change is printed as one line; nothing printed means nothing changed.
 ///
 /// # Errors
 /// Arguments that cannot go together, or the step that failed; what was done before it stays and is undone
 /// by `down`. A failed check is no error but exit code 1.
-pub async fn run(args: RealServerArgs) -> Result<ExitCode> {
+pub async fn run(args: RealServerArgs, places: &Places) -> Result<ExitCode> {
     match args.command {
-        Command::Up(args) => setup::up(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Down(args) => setup::down(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Up(args) => setup::up(&args, places).await.map(|()| ExitCode::SUCCESS),
+        Command::Down(args) => setup::down(&args, places).await.map(|()| ExitCode::SUCCESS),
         Command::Check(args) => {
-            let report = check::check(&args).await?;
+            let report = check::check(&args, places).await?;
             match args.output {
                 Output::Table => print!("{}", report.lines()),
                 Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 
 use crate::dataplane::decapsulator::{Attached, Decapsulator};
+use crate::places::Places;
 
-use super::cli::{DownArgs, Method, Places, Tunnel, UpArgs};
+use super::cli::{DownArgs, Method, Tunnel, UpArgs};
 use super::netlink::{HostAddress, Link, Netlink, TunnelKind, host_prefix};
 use super::record::{self, Record};
 use super::report;
@@ -19,9 +20,9 @@ use super::sysctl::{self, Change, SETTINGS};
 ///
 /// # Errors
 /// The step that failed.
-pub async fn up(args: &UpArgs) -> Result<()> {
+pub async fn up(args: &UpArgs, places: &Places) -> Result<()> {
     let netlink = Netlink::open()?;
-    let before = record::load(&args.places.state_dir)?;
+    let before = record::load(&places.state_dir)?;
     let first = before.is_none();
     let mut record = Record::merge(before, &args.wanted, default_interface(&netlink).await?)?;
     if netlink.link(&record.interface).await?.is_none() {
@@ -35,13 +36,13 @@ pub async fn up(args: &UpArgs) -> Result<()> {
     };
     sysctl::remember(&mut record.sysctls, &changes);
     record.devices.extend(tunnels(&record).into_iter().map(|(name, ..)| name));
-    record::save(&args.places.state_dir, &record)?;
+    record::save(&places.state_dir, &record)?;
 
-    let result = perform(&netlink, &args.places, &record, &changes).await;
+    let result = perform(&netlink, places, &record, &changes).await;
     if result.is_err() && first {
         println!("a step failed; undoing those before it:");
         remove_vips(&netlink, &record.vips).await?;
-        undo(&netlink, &args.places, &record).await?;
+        undo(&netlink, places, &record).await?;
     }
     result
 }
@@ -76,11 +77,11 @@ async fn perform(netlink: &Netlink, places: &Places, record: &Record, changes: &
 ///
 /// # Errors
 /// Nothing recorded, or the step that failed; the record stays until everything is undone.
-pub async fn down(args: &DownArgs) -> Result<()> {
+pub async fn down(args: &DownArgs, places: &Places) -> Result<()> {
     let netlink = Netlink::open()?;
-    let Some(mut record) = record::load(&args.places.state_dir)? else {
+    let Some(mut record) = record::load(&places.state_dir)? else {
         if args.vip.is_empty() {
-            println!("nothing to undo: no record at {}", record::path(&args.places.state_dir).display());
+            println!("nothing to undo: no record at {}", record::path(&places.state_dir).display());
             return Ok(());
         }
         // The record is lost: the mark on the address still tells ours from others'.
@@ -95,15 +96,15 @@ pub async fn down(args: &DownArgs) -> Result<()> {
     remove_vips(&netlink, &leaving).await?;
 
     if remaining.is_empty() {
-        return undo(&netlink, &args.places, &record).await;
+        return undo(&netlink, places, &record).await;
     }
     record.vips = remaining;
     match record.tunnel {
-        Tunnel::Bpf => attach(&Decapsulator::new(&args.places.bpffs_dir, &record.interface), &record)?,
+        Tunnel::Bpf => attach(&Decapsulator::new(&places.bpffs_dir, &record.interface), &record)?,
         Tunnel::Kernel => make_devices(&netlink, &record).await?,
         Tunnel::None => {}
     }
-    record::save(&args.places.state_dir, &record)
+    record::save(&places.state_dir, &record)
 }
 
 /// Everything but the addresses, the last change first, and then the record.

@@ -156,7 +156,7 @@ impl Tables {
             index = self.bindings.lists.allocate();
         }
         let limit = self.stores.port_range_lists;
-        index.ok_or(Error::Full { what: "list of port ranges", limit, field: "portRanges.max" })
+        index.ok_or(Error::Full { what: "list of port ranges", limit, hint: super::MORE_SERVICES })
     }
 
     pub(super) fn release_bindings(&mut self, now: Instant) {

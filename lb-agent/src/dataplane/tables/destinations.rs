@@ -8,7 +8,7 @@ use lb_common::{
     destination::{Destination, Forwarding, flags},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::atomic::Ordering::{Relaxed, Release},
     time::Instant,
@@ -124,9 +124,13 @@ impl Tables {
     pub fn ensure_destination(&mut self, key: &DestinationKey, spec: &DestinationSpec) -> Result<u32, Error> {
         let service = self.service_of(&key.service)?;
         let inner = (service, key.address, key.port, key.forwarding);
+        let mut spec = *spec;
         let index = match self.destinations.by_key.get_mut(&inner) {
             Some(state) => {
-                state.claimed = true;
+                if !std::mem::replace(&mut state.claimed, true) && spec.next_hop == 0 {
+                    // An agent that just started does not know the way yet; the table still does.
+                    spec.next_hop = self.views.destinations.get(state.index).next_hop;
+                }
                 if std::mem::take(&mut state.removed) {
                     self.destinations.indices.revive(state.index);
                 }
@@ -134,7 +138,7 @@ impl Tables {
             }
             None => self.allocate_destination(inner)?,
         };
-        let record = self.destination_record(key, service, spec);
+        let record = self.destination_record(key, service, &spec);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         Ok(index)
     }
@@ -146,7 +150,8 @@ impl Tables {
             index = self.destinations.indices.allocate();
         }
         let limit = self.views.destinations.len();
-        let index = index.ok_or(Error::Full { what: "real server", limit, field: "realServers.max" })?;
+        let index =
+            index.ok_or(Error::Full { what: "real server", limit, hint: super::MORE_REAL_SERVERS })?;
         self.destinations.by_key.insert(key, State { index, removed: false, claimed: true });
         self.destinations.by_index.insert(index, key);
         Ok(index)
@@ -216,6 +221,27 @@ impl Tables {
         for key in self.destinations.of_service(service) {
             self.retire_destination(key);
         }
+    }
+
+    /// The real servers of this forwarding method that some flow may still go to: those in use, and removed ones
+    /// until their index is free.
+    pub fn real_servers(&self, forwarding: Forwarding) -> BTreeSet<IpAddr> {
+        let keys = self.destinations.by_index.values();
+        keys.filter(|(_, _, _, method)| *method == forwarding as u8)
+            .map(|(_, address, _, _)| *address)
+            .collect()
+    }
+
+    /// The destinations of a service that were removed and may still have flows, with their indices.
+    pub fn removed_destinations_of(&self, service: &str) -> Vec<(DestinationKey, u32)> {
+        let Some(index) = self.services.names.get(service) else { return Vec::new() };
+        let keys = self.destinations.of_service(*index).into_iter();
+        keys.filter_map(|key| {
+            let state = self.destinations.by_key.get(&key).filter(|state| state.removed)?;
+            let (_, address, port, forwarding) = key;
+            Some((DestinationKey { service: service.into(), address, port, forwarding }, state.index))
+        })
+        .collect()
     }
 
     /// The index of a destination that is in use.

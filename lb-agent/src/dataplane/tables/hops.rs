@@ -87,6 +87,11 @@ impl Hops {
         indices.retire(index, now);
     }
 
+    /// Whose hop an index is.
+    pub fn key(&self, index: u32) -> Option<NextHopKey> {
+        self.by_index.get(&index).copied()
+    }
+
     pub fn unclaimed(&self) -> Vec<NextHopKey> {
         self.by_key.iter().filter(|(_, hop)| !hop.claimed).map(|(key, _)| *key).collect()
     }
@@ -94,14 +99,18 @@ impl Hops {
 
 impl Tables {
     /// Makes a next hop what `record` says and returns its index. A change of MAC is one atomic word; a hop that
-    /// is not resolved has interface 0. `family` and `neighbour` of the record are filled from the key.
+    /// is not resolved has interface 0, which the first call after a restart leaves as it was. `family` and `neighbour` of the record are filled from the key.
     pub fn set_next_hop(&mut self, key: &NextHopKey, record: &NextHop) -> Result<u32, Error> {
         let index = match self.hops.by_key.get_mut(key) {
             Some(hop) => {
-                hop.claimed = true;
+                let was_claimed = std::mem::replace(&mut hop.claimed, true);
                 let (index, was_removed) = (hop.index, std::mem::take(&mut hop.removed));
                 if was_removed {
                     self.hops.indices(key.for_clients).revive(index);
+                }
+                // An agent that just started does not know its neighbours yet; the tables still do.
+                if !was_claimed && record.ifindex == 0 {
+                    return Ok(index);
                 }
                 index
             }
@@ -129,7 +138,7 @@ impl Tables {
             self.views.next_hops.len() - self.hops.first_to_servers
         };
         let what = if key.for_clients { "next hop to clients" } else { "next hop" };
-        let index = index.ok_or(Error::Full { what, limit, field: "nextHops.max" })?;
+        let index = index.ok_or(Error::Full { what, limit, hint: super::MORE_REAL_SERVERS })?;
         self.hops.by_key.insert(*key, Hop { index, claimed: true, removed: false });
         self.hops.by_index.insert(index, *key);
         Ok(index)

@@ -53,6 +53,10 @@ use std::{
 /// How long a packet may go on with what it read before a change: far longer than any does.
 const GRACE: Duration = Duration::from_secs(1);
 
+const MORE_SERVICES: &str = "raise spec.capacity.services of the Director and restart";
+const MORE_REAL_SERVERS: &str = "raise spec.capacity.realServers of the Director and restart";
+const MORE_LOCAL_ADDRESSES: &str = "their table is sized for the pools that are known when the agent starts";
+
 /// The tables that are reached by system call.
 pub struct Stores {
     pub(super) service_index: BoxStore<ServiceKey, u32>,

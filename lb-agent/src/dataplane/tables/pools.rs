@@ -99,12 +99,14 @@ impl Tables {
             }
         }
         let grown = len + missing.len() as u32;
-        let grows_in_place = (first + len..first + grown)
-            .all(|at| at < self.pools.limit && !self.pools.places.contains_key(&at));
-        if !missing.is_empty() && !(len > 0 && grows_in_place) {
+        let stays = len > 0
+            && (first + len..first + grown)
+                .all(|at| at < self.pools.limit && !self.pools.places.contains_key(&at));
+        if !stays && !missing.is_empty() {
+            let elsewhere = self.allocate_places(records.len() as u32)?;
             self.retire_places(first, len, now)?;
             missing = records.clone();
-            (first, len) = (self.allocate_places(records.len() as u32)?, 0);
+            (first, len) = (elsewhere, 0);
         }
         for record in missing {
             self.write_place(first + len, record, None, pool)?;
@@ -146,7 +148,7 @@ impl Tables {
             self.maintain()?;
         }
         let limit = self.pools.limit;
-        let full = Error::Full { what: "local address", limit, field: "localAddresses.max" };
+        let full = Error::Full { what: "local address", limit, hint: super::MORE_LOCAL_ADDRESSES };
         self.pools.room_for(len).ok_or(full)
     }
 

@@ -2,15 +2,16 @@
 
 use super::{
     super::{Error, Views, ports},
-    Board, GRACE, Stores, Tables, addresses, bindings, destinations, hops, pools, services,
+    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, services,
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
-    destination::{Destination, flags},
+    destination::{Destination, NextHop, flags},
     service::{SERVICE_VALID, SLOTS_PER_LINE, Service},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -140,6 +141,28 @@ impl Tables {
                 self.hops.quarantine(index, now);
             }
         }
+    }
+
+    /// The real servers of the tables that are in use and have a next hop, each with its hop.
+    pub fn ways_to_servers(&self) -> Vec<(IpAddr, NextHopKey, NextHop)> {
+        let records = self.destinations.indices_in_use().map(|index| self.views.destinations.get(index));
+        let in_use = records.filter(|record| {
+            let flags = Destination::flags_of(record.word);
+            flags & (flags::VALID | flags::REMOVED) == flags::VALID && record.next_hop != 0
+        });
+        in_use
+            .filter_map(|record| {
+                let v6 = Destination::flags_of(record.word) & flags::REAL_V6 != 0;
+                let key = self.hops.key(record.next_hop)?;
+                Some((record.address.to_ip(v6), key, self.views.next_hops.get(record.next_hop)))
+            })
+            .collect()
+    }
+
+    /// The hops towards clients.
+    pub fn ways_to_clients(&self) -> Vec<(NextHopKey, NextHop)> {
+        let hops = self.next_hops().filter(|(key, _)| key.for_clients);
+        hops.map(|(key, index)| (*key, self.views.next_hops.get(index))).collect()
     }
 
     /// After the first complete apply: removes what was found and claimed by nobody.

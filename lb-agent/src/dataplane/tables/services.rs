@@ -117,7 +117,7 @@ impl Tables {
             index = self.services.indices.allocate();
         }
         let limit = self.views.services.len();
-        let index = index.ok_or(Error::Full { what: "service", limit, field: "services.max" })?;
+        let index = index.ok_or(Error::Full { what: "service", limit, hint: super::MORE_SERVICES })?;
         let state = State {
             name: None,
             vip: Some(spec.vip),
@@ -198,7 +198,11 @@ impl Tables {
             self.release_slots(Instant::now());
         }
         let limit = self.views.slots.len() * lb_common::service::SLOTS_PER_LINE;
-        self.slots.allocate(len).ok_or(Error::Full { what: "slot table", limit, field: "slots.max" })
+        self.slots.allocate(len).ok_or(Error::Full {
+            what: "slot table",
+            limit,
+            hint: super::MORE_REAL_SERVERS,
+        })
     }
 
     /// How many slots a service has, and how often they were switched (modulo 256).

@@ -27,7 +27,9 @@ impl<K, V> Default for Shared<K, V> {
     }
 }
 
-impl<K: Copy + Eq + std::hash::Hash + Send, V: Clone + Send> super::super::store::Store<K, V> for Shared<K, V> {
+impl<K: Copy + Eq + std::hash::Hash + Send, V: Clone + Send> super::super::store::Store<K, V>
+    for Shared<K, V>
+{
     fn get(&self, key: &K) -> Result<Option<V>, Error> {
         Ok(self.0.lock().unwrap().get(key).cloned())
     }
@@ -392,10 +394,11 @@ fn a_pool_keeps_the_indices_of_addresses_that_stay() {
     assert_eq!((tables.pool_index("p", a), tables.pool_index("p", c)), (None, Some(2)));
     assert!(tables.set_pool("q", &[a, b], (1, 1), 0).unwrap_err().to_string().contains("local address"));
     tables.remove_pool("p").unwrap();
-    kernel.views.leases.word(lb_common::lease::lease_index(1, 5000), 8).store(
-        Value::flow(Kind::FullNat, 0, 0, State::Established, 100).0,
-        Relaxed,
-    );
+    kernel
+        .views
+        .leases
+        .word(lb_common::lease::lease_index(1, 5000), 8)
+        .store(Value::flow(Kind::FullNat, 0, 0, State::Established, 100).0, Relaxed);
     kernel.sweep();
     tables.maintain().unwrap();
     assert_eq!(tables.set_pool("q", &[a, b], (1, 1), 0).unwrap(), (2, 2), "1 still has a lease");
@@ -443,9 +446,38 @@ fn client_routes_are_replaced_as_a_whole() {
     let kernel = Kernel::new();
     let mut tables = kernel.tables();
     let net = |text: &str| text.parse().unwrap();
-    tables.set_client_routes(&[(net("10.1.2.3/8"), ClientVia::OnLink), (net("::/0"), ClientVia::NextHop(1))]).unwrap();
+    tables
+        .set_client_routes(&[(net("10.1.2.3/8"), ClientVia::OnLink), (net("::/0"), ClientVia::NextHop(1))])
+        .unwrap();
     assert_eq!(kernel.routes4.0.lock().unwrap().get(&(8, [10, 0, 0, 0])), Some(&ON_LINK));
     tables.set_client_routes(&[(net("::/0"), ClientVia::NextHop(2))]).unwrap();
     assert!(kernel.routes4.0.lock().unwrap().is_empty());
     assert_eq!(kernel.routes6.0.lock().unwrap().get(&(0, [0; 16])), Some(&2));
+}
+
+#[test]
+fn a_restarted_agent_that_knows_no_neighbour_yet_breaks_no_path() {
+    let kernel = Kernel::new();
+    apply(&mut kernel.tables());
+    let mut tables = kernel.tables();
+    let unresolved = NextHop::default();
+    let index = tables.set_next_hop(&hop("10.0.0.11", false), &unresolved).unwrap();
+    assert_eq!(kernel.views.next_hops.get(index).ifindex, 2, "the table knew better");
+    tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
+    let no_way = DestinationSpec { next_hop: 0, ..PATH };
+    let destination = tables.ensure_destination(&real("web", "10.0.0.11"), &no_way).unwrap();
+    assert_eq!(kernel.views.destinations.get(destination).next_hop, index);
+    tables.set_next_hop(&hop("10.0.0.11", false), &unresolved).unwrap();
+    assert_eq!(kernel.views.next_hops.get(index).ifindex, 0, "said twice, it is meant");
+}
+
+#[test]
+fn the_handles_can_go_to_other_threads() {
+    fn sends<T: Send>() {}
+    fn shares<T: Send + Sync>() {}
+    sends::<Tables>();
+    sends::<crate::dataplane::Dataplane>();
+    shares::<crate::dataplane::Counters>();
+    shares::<Views>();
+    shares::<Board>();
 }

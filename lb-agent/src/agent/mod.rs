@@ -1,0 +1,375 @@
+//! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
+//! that happens comes to it as a message, and nothing it does takes long.
+
+pub(crate) mod host;
+mod orders;
+mod start;
+mod views;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::apply::{Applier, Failed};
+use crate::control::{self, Outcome, Refusal, Request};
+use crate::dataplane::{Counters, Dataplane, Sweeper};
+use crate::director::{Desired, Director, Event};
+use crate::model::{self, OnShutdown};
+use crate::net::{self, Net};
+use crate::plan;
+use crate::state::StateDirectory;
+use crate::watch::Watch;
+
+/// What `lb-agent run` was told.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The file with the Director.
+    pub config: PathBuf,
+    /// A directory of manifests that are authoritative for what they hold.
+    pub manifests: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    pub runtime_dir: PathBuf,
+    pub bpffs_dir: PathBuf,
+    /// Where the Director asks for tables of other sizes, make new ones and forget every connection.
+    pub recreate_tables: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting: a configuration that is wrong, an interface that is missing, a kernel that
+/// refuses the program.
+pub async fn run(options: RunOptions) -> Result<()> {
+    let (mut agent, mut events) = start::start(options).await?;
+    let (requests, mut inbox) = mpsc::channel(REQUESTS);
+    let socket = control::socket_path(&agent.options.runtime_dir);
+    let server = control::server::serve(&socket, requests).await?;
+    let result = agent.serve(&mut events, &mut inbox).await;
+    server.abort();
+    let _ = server.await;
+    result?;
+    agent.shut_down().await
+}
+
+/// Everything the task owns.
+struct Agent {
+    options: RunOptions,
+    started: Instant,
+    kernel: String,
+    dataplane: Dataplane,
+    counters: Counters,
+    /// Held for its thread, which ends with it.
+    _sweeper: Sweeper,
+    applier: Applier,
+    net: Net,
+    state: StateDirectory,
+    director: Director,
+    desired: Desired,
+    /// The Director that the program was loaded for.
+    running: model::Director,
+    links: Vec<net::Link>,
+    /// The tables hold nothing any more that this run did not ask for.
+    recovered: bool,
+    /// The last plan did not come to its end: it is tried again each second.
+    unfinished: bool,
+    /// What is not as it should be, by where it comes from.
+    problems: BTreeMap<Trouble, Vec<String>>,
+    /// Answers that wait for the ways to new real servers.
+    waiting: Vec<Waiting>,
+}
+
+/// Where a problem comes from; a new one replaces the old one from the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    Files,
+    Stored,
+    Tables,
+    Interfaces,
+    Host,
+}
+
+struct Waiting {
+    until: Instant,
+    outcome: Outcome,
+    reply: oneshot::Sender<Result<Outcome, Refusal>>,
+}
+
+impl Agent {
+    /// Answers and follows until a signal says stop.
+    async fn serve(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<net::Event>,
+        inbox: &mut mpsc::Receiver<Request>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut watch = self.options.manifests.as_deref().map(Watch::start).transpose()?;
+        // What changed between reading the directory and watching it.
+        if watch.is_some() {
+            self.reload().await;
+        }
+        self.tell(&[NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hang_up.recv() => {
+                    self.tell_reloading();
+                    self.reload().await;
+                    self.tell(&[NotifyState::Ready]);
+                }
+                changed = changed(&mut watch) => {
+                    if let Err(error) = changed {
+                        tracing::error!("{error:#}: changes of manifests are seen at SIGHUP only");
+                        watch = None;
+                    } else {
+                        self.reload().await;
+                        watch = self.watch_again(watch);
+                    }
+                }
+                Some(request) = inbox.recv() => self.answer(request).await,
+                event = events.recv() => match event {
+                    Some(event) => self.network(event, events).await,
+                    None => anyhow::bail!("the watch on the network has ended"),
+                },
+                _ = tick.tick() => self.tick().await,
+                () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
+            }
+            self.answer_waiting();
+        }
+    }
+
+    /// A directory that was replaced is another directory.
+    fn watch_again(&mut self, watch: Option<Watch>) -> Option<Watch> {
+        let path: &Path = self.options.manifests.as_deref()?;
+        match Watch::start(path) {
+            Ok(new) => Some(new),
+            Err(error) => {
+                tracing::warn!("{error:#}");
+                watch
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        // Whoever asked may be gone.
+        match request {
+            Request::Apply { sources, prune, dry_run, reply } => {
+                let result = self.apply(&sources, prune, dry_run).await;
+                self.reply_when_resolved(result, reply);
+            }
+            Request::Delete { ids, dry_run, reply } => {
+                let result = self.delete(&ids, dry_run).await;
+                let _ = reply.send(result);
+            }
+            Request::Objects { reply } => drop(reply.send(self.objects())),
+            Request::Services { reply } => drop(reply.send(self.services())),
+            Request::RealServers { service, reply } => {
+                drop(reply.send(self.real_servers(service.as_deref())))
+            }
+            Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
+            Request::Counters { reply } => drop(reply.send(self.counters())),
+            Request::Status { reply } => drop(reply.send(self.status())),
+        }
+    }
+
+    /// An operator who applies and then tries expects it to work: the answer waits a moment for the ways to new
+    /// real servers. Nothing else does.
+    fn reply_when_resolved(
+        &mut self,
+        result: Result<Outcome, Refusal>,
+        reply: oneshot::Sender<Result<Outcome, Refusal>>,
+    ) {
+        match result {
+            Ok(outcome) if outcome.applied && !self.director.all_answered() => {
+                self.waiting.push(Waiting { until: Instant::now() + APPLY_WAIT, outcome, reply });
+            }
+            result => drop(reply.send(result)),
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        let now = Instant::now();
+        let answered = self.director.all_answered();
+        let (due, later) = self.waiting.drain(..).partition(|waiting| answered || waiting.until <= now);
+        self.waiting = later;
+        let due: Vec<Waiting> = due;
+        for Waiting { outcome, reply, .. } in due {
+            let _ = reply.send(Ok(outcome));
+        }
+    }
+
+    /// Takes up one event and all that have come with it, then acts once.
+    async fn network(&mut self, event: net::Event, more: &mut mpsc::UnboundedReceiver<net::Event>) {
+        self.note(event);
+        while let Ok(event) = more.try_recv() {
+            self.note(event);
+        }
+        self.enforce().await;
+    }
+
+    fn note(&mut self, event: net::Event) {
+        match event {
+            net::Event::Resolution { address, resolution } => {
+                match &resolution {
+                    model::Resolution::Failed { reason } => tracing::warn!("real server {address}: {reason}"),
+                    model::Resolution::Resolved(way) => {
+                        let mac = plan::Mac(way.destination_mac);
+                        tracing::info!("real server {address}: by {mac} ({})", way.neighbour);
+                    }
+                    model::Resolution::Pending => {}
+                }
+                self.director.handle(Event::Resolution { address, resolution });
+            }
+            net::Event::Gateway { address, ifindex, resolution } => {
+                self.director.handle(Event::Gateway { address, ifindex, resolution });
+            }
+            net::Event::ClientRoutes(routes) => self.director.handle(Event::ClientRoutes(routes)),
+            net::Event::Links(links) => {
+                self.links = links;
+                self.attach_again();
+            }
+        }
+    }
+
+    /// An interface that was made anew under its name gets the program again.
+    fn attach_again(&mut self) {
+        let mut problems = Vec::new();
+        for wanted in start::interfaces(&self.running, &self.links) {
+            let wanted = match wanted {
+                Ok(wanted) => wanted,
+                Err(missing) => {
+                    problems.push(missing);
+                    continue;
+                }
+            };
+            if self.dataplane.attached().iter().any(|attached| attached.ifindex == wanted.ifindex) {
+                continue;
+            }
+            match self.dataplane.attach(&wanted) {
+                Ok(attached) => {
+                    tracing::info!(
+                        "interface {}: made anew, XDP in {} mode",
+                        wanted.name,
+                        attached.mode.name()
+                    );
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        self.trouble(Trouble::Interfaces, problems);
+        self.director.handle(Event::Outputs(start::outputs(&self.dataplane)));
+    }
+
+    /// Makes tables and host what the director wants. A failure is kept for `status` and tried again.
+    async fn enforce(&mut self) {
+        match self.run_plan().await {
+            Ok(_) => self.trouble(Trouble::Tables, Vec::new()),
+            Err(Failed { step, error }) => self.trouble(Trouble::Tables, vec![format!("{step}: {error:#}")]),
+        }
+    }
+
+    /// Runs what leads from what was done to what is wanted; returns the steps.
+    async fn run_plan(&mut self) -> Result<Vec<plan::Step>, Failed> {
+        self.net.watch(self.director.watched());
+        let wanted = self.director.layout();
+        let steps = plan::diff(self.applier.done(), wanted);
+        let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
+        self.unfinished = result.is_err();
+        result?;
+        if !self.recovered {
+            self.applier
+                .finish_recovery()
+                .await
+                .map_err(|error| Failed { step: "remove what an earlier run left".into(), error })?;
+            self.recovered = true;
+        }
+        Ok(steps)
+    }
+
+    async fn tick(&mut self) {
+        if self.unfinished || !self.recovered {
+            self.enforce().await;
+        }
+        if let Err(error) = self.applier.maintain().await {
+            self.trouble(Trouble::Host, vec![format!("{error:#}")]);
+        }
+        let status = self.status_line();
+        self.tell(&[NotifyState::Status(&status)]);
+    }
+
+    /// Replaces what was said of one place; says it once in the log.
+    fn trouble(&mut self, place: Trouble, problems: Vec<String>) {
+        let before = self.problems.remove(&place).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+        if !problems.is_empty() {
+            self.problems.insert(place, problems);
+        }
+    }
+
+    fn tell(&self, state: &[NotifyState<'_>]) {
+        if let Err(error) = sd_notify::notify(state) {
+            tracing::debug!(%error, "systemd does not listen");
+        }
+    }
+
+    fn tell_reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "no monotonic time for systemd"),
+        }
+    }
+
+    /// What the Director's `shutdown` says.
+    async fn shut_down(mut self) -> Result<()> {
+        self.tell(&[NotifyState::Stopping]);
+        let shutdown =
+            self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
+        match shutdown.traffic {
+            OnShutdown::Keep => tracing::info!("stopped; traffic flows on"),
+            OnShutdown::Release => {
+                let withdrawn = self.applier.withdraw_all().await;
+                tracing::info!("addresses taken away; {:?} until the program goes", shutdown.wait);
+                tokio::time::sleep(shutdown.wait).await;
+                self.dataplane.detach_all()?;
+                withdrawn?;
+                tracing::info!("stopped; the program is detached");
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn changed(watch: &mut Option<Watch>) -> Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Requests that wait for the agent; whoever sends more waits. Each is answered in milliseconds.
+const REQUESTS: usize = 64;
+/// How often what was removed is looked after.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the answer to `apply` waits for the ways to new real servers: an ARP exchange takes less than a
+/// millisecond, and its repetition comes after a second.
+const APPLY_WAIT: Duration = Duration::from_millis(500);
+/// How often the sweeper walks the table.
+const SWEEP: Duration = Duration::from_secs(1);

@@ -1,0 +1,250 @@
+//! From nothing to a running agent. The order matters: what can be wrong is found before anything is touched;
+//! the data plane is taken over with its connections; and no slot table is written before the ways to real
+//! servers had a moment to become known.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::mpsc;
+
+use super::{Agent, RunOptions, SWEEP, Trouble, host};
+use crate::apply::{Applier, way_of_record};
+use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
+use crate::director::{Desired, Director, Event};
+use crate::manifest::{self, Objects, Report, Source};
+use crate::model::{self, NextHop};
+use crate::net::{self, Net};
+use crate::state::StateDirectory;
+
+/// Starts everything but the API.
+pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>)> {
+    let started = Instant::now();
+    let running = director_of(&options.config)?;
+    let state = StateDirectory::open(&options.state_dir)?;
+    let (net, mut events) = Net::start().await?;
+    let facts = net.host_facts().await?;
+    let mut problems = BTreeMap::new();
+    let files = files(&options, &state, &host::facts(&facts), &mut problems)?;
+    let desired = restore(files, &state, &mut problems)?;
+
+    let dataplane = open(&options, &running, &facts.links)?;
+    let tables = dataplane.tables()?;
+    let mut director = Director::default();
+    let (ways, gateways) = known_ways(&tables);
+    director.recover(ways, gateways);
+    director.handle(Event::Outputs(outputs(&dataplane)));
+    director.handle(Event::Objects(desired.joined()));
+
+    let applier = Applier::new(tables, net.clone(), dataplane.clock().hz());
+    let sweeper = dataplane.sweeper(SWEEP)?;
+    let mut agent = Agent {
+        counters: dataplane.counters()?,
+        _sweeper: sweeper,
+        options,
+        started,
+        kernel: facts.kernel,
+        dataplane,
+        applier,
+        net,
+        state,
+        director,
+        desired,
+        running,
+        links: facts.links,
+        recovered: false,
+        unfinished: false,
+        problems,
+        waiting: Vec::new(),
+    };
+    agent.learn(&mut events).await;
+    agent.enforce().await;
+    let services = agent.director.objects().services().count();
+    tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
+    Ok((agent, events))
+}
+
+impl Agent {
+    /// Waits until the ways to all real servers are known or known to be bad, for [`FIRST_WAIT`] at most.
+    async fn learn(&mut self, events: &mut mpsc::UnboundedReceiver<net::Event>) {
+        self.net.watch(self.director.watched());
+        let deadline = tokio::time::Instant::now() + FIRST_WAIT;
+        while !self.director.all_answered() {
+            match tokio::time::timeout_at(deadline, events.recv()).await {
+                Ok(Some(event)) => self.note(event),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The Director of the configuration file.
+fn director_of(config: &Path) -> Result<model::Director> {
+    let sources = manifest::read_path(config)?;
+    let parsed = manifest::parse(&sources);
+    if !parsed.report.0.is_empty() {
+        return Err(wrong(&parsed.report, &sources));
+    }
+    match parsed.objects.director() {
+        Some(director) => Ok(director.clone()),
+        None => bail!("{}: no Director in it; see `deploy/examples/director.yaml`", config.display()),
+    }
+}
+
+/// The texts of the configuration file and the manifests directory.
+pub fn sources(options: &RunOptions) -> Result<Vec<Source>, manifest::ReadError> {
+    let mut sources = manifest::read_path(&options.config)?;
+    if let Some(directory) = &options.manifests {
+        sources.extend(manifest::read_path(directory)?);
+    }
+    Ok(sources)
+}
+
+/// The objects of the files. Where the directory's manifests are wrong, those of the last time they were right:
+/// a host that was rebooted with a bad manifest is better off with the services of yesterday than with none.
+fn files(
+    options: &RunOptions,
+    state: &StateDirectory,
+    host: &manifest::HostFacts,
+    problems: &mut BTreeMap<Trouble, Vec<String>>,
+) -> Result<Objects> {
+    let sources = sources(options)?;
+    let report = match check_files(&sources, host) {
+        Ok(objects) => {
+            state.save_files(&sources)?;
+            return Ok(objects);
+        }
+        Err(report) => report,
+    };
+    let Some(last) = state.load_files()? else { return Err(wrong(&report, &sources)) };
+    // The configuration file is right by itself, and newer.
+    let config = manifest::read_path(&options.config)?;
+    let name = options.config.display().to_string();
+    let last: Vec<Source> =
+        config.into_iter().chain(last.into_iter().filter(|source| source.file != name)).collect();
+    let Ok(objects) = check_files(&last, host) else { return Err(wrong(&report, &sources)) };
+    tracing::error!("the manifests are wrong, those of the last time they were right are used:\n{report}");
+    let said = report.0.iter().map(ToString::to_string).collect();
+    problems.insert(Trouble::Files, said);
+    Ok(objects)
+}
+
+/// Reads and checks manifests as a whole, against this host.
+pub fn check_files(sources: &[Source], host: &manifest::HostFacts) -> Result<Objects, Report> {
+    let objects = manifest::load(sources)?;
+    let report = manifest::check_against_host(&objects, host);
+    if report.0.is_empty() { Ok(objects) } else { Err(report) }
+}
+
+fn wrong(report: &Report, sources: &[Source]) -> anyhow::Error {
+    // The lines `file:line:col: …` first, for whoever reads them by machine; then the pictures.
+    anyhow::anyhow!("{report}\n\n{}", report.render(sources, false).trim_end())
+}
+
+/// The API's objects beside the files'.
+fn restore(
+    files: Objects,
+    state: &StateDirectory,
+    problems: &mut BTreeMap<Trouble, Vec<String>>,
+) -> Result<Desired> {
+    let stored = state.load_objects()?;
+    let (desired, left) = Desired::restore(files, stored.objects);
+    let mut said: Vec<String> = stored.report.0.iter().map(ToString::to_string).collect();
+    for (entry, report) in &left {
+        said.push(format!("{} does not fit any more and is left out: {report}", entry.object.id()));
+    }
+    if !left.is_empty() {
+        state.save_rejected(&left)?;
+    }
+    for problem in &said {
+        tracing::error!("{problem}");
+    }
+    if !said.is_empty() {
+        problems.insert(Trouble::Stored, said);
+    }
+    Ok(desired)
+}
+
+fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -> Result<Dataplane> {
+    let interfaces: Result<Vec<Interface>, String> = interfaces(director, links).into_iter().collect();
+    let dataplane = Dataplane::open(&dataplane::Options {
+        bpffs_dir: options.bpffs_dir.clone(),
+        interfaces: interfaces.map_err(anyhow::Error::msg)?,
+        sizes: sizes(director),
+        object: dataplane::OBJECT,
+        answers_per_second: ANSWERS_PER_SECOND,
+        recreate: options.recreate_tables,
+    })
+    .context("start the data plane")?;
+    for attached in dataplane.attached() {
+        let how = if attached.replaced { "taken over" } else { "attached" };
+        tracing::info!("interface {}: XDP {how} in {} mode", attached.name, attached.mode.name());
+        if let Some(refused) = &attached.refused {
+            tracing::warn!("interface {}: {refused}", attached.name);
+        }
+    }
+    Ok(dataplane)
+}
+
+/// The Director's interfaces as they are now; the sentence of an error names one that is missing.
+pub fn interfaces(director: &model::Director, links: &[net::Link]) -> Vec<Result<Interface, String>> {
+    let interface = |wanted: &model::Interface| {
+        let link = links.iter().find(|link| link.name == wanted.name);
+        let link = link.ok_or_else(|| format!("interface {} does not exist", wanted.name))?;
+        let mode = match wanted.xdp {
+            model::XdpMode::Auto => XdpMode::Auto,
+            model::XdpMode::Native => XdpMode::Native,
+            model::XdpMode::Generic => XdpMode::Generic,
+        };
+        Ok(Interface { name: wanted.name.clone(), ifindex: link.index, mode })
+    };
+    director.interfaces.iter().map(interface).collect()
+}
+
+/// The interfaces that frames can leave by.
+pub fn outputs(dataplane: &Dataplane) -> BTreeMap<u32, String> {
+    dataplane.attached().iter().map(|attached| (attached.ifindex, attached.name.clone())).collect()
+}
+
+/// The tables' sizes for a Director.
+pub fn sizes(director: &model::Director) -> Sizes {
+    let real_servers = director.capacity.real_servers;
+    Sizes {
+        connections: director.connections_max,
+        connections_v6: director.connections_max / 4,
+        services: director.capacity.services,
+        port_ranges: director.capacity.services.max(1024),
+        // Removed ones keep their index until their last flow has ended.
+        destinations: real_servers
+            .saturating_add(real_servers / 4)
+            .saturating_add(64)
+            .min(lb_common::connection::MAX_DESTINATIONS),
+        // On a flat network every real server is a neighbour of its own.
+        next_hops: real_servers.saturating_add(512).min(1 << 20),
+        slots: real_servers.saturating_mul(32).max(1 << 21),
+        pool_addresses: POOL_ADDRESSES,
+        extensions: 1024,
+    }
+}
+
+type Ways = Vec<(IpAddr, NextHop)>;
+type Gateways = Vec<((IpAddr, u32), NextHop)>;
+
+/// The ways that the tables' records still know.
+fn known_ways(tables: &Tables) -> (Ways, Gateways) {
+    let servers = tables.ways_to_servers().into_iter();
+    let clients = tables.ways_to_clients().into_iter();
+    let ways = servers.map(|(address, key, hop)| (address, way_of_record(&key, &hop, address.is_ipv6())));
+    let gateways = clients
+        .map(|(key, hop)| ((key.neighbour, key.ifindex), way_of_record(&key, &hop, key.neighbour.is_ipv6())));
+    (ways.collect(), gateways.collect())
+}
+
+/// How long the first slot tables wait for the ways to real servers.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// ICMP errors and resets that a CPU sends in a second.
+const ANSWERS_PER_SECOND: u32 = 1000;
+/// Local addresses for FULLNAT: 4 MiB of leases each.
+const POOL_ADDRESSES: u32 = 16;

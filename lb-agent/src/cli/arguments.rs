@@ -1,0 +1,300 @@
+//! The arguments of every command.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::control::CONNECTIONS_LIMIT;
+use crate::model::{Kind, Name, ObjectId};
+use crate::places::Places;
+use crate::real_server::RealServerArgs;
+
+/// The agent of an lb director, and the commands to talk to it
+#[derive(Parser, Debug)]
+#[command(
+    name = "lb-agent",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub places: Places,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Load the data plane, fill its tables and follow the network, until SIGTERM
+    Run(RunArgs),
+    /// Look whether manifests are right, by themselves and for this host; needs no running agent
+    Validate(ValidateArgs),
+    /// Say what `apply` would change, and change nothing
+    Plan(PlanArgs),
+    /// Put the objects of manifests in place, all of them or none
+    Apply(ApplyArgs),
+    /// Remove objects, all of them or none
+    Delete(DeleteArgs),
+    /// List what runs
+    Get(GetArgs),
+    /// Everything about one object
+    Describe(DescribeArgs),
+    RealServer(RealServerArgs),
+    /// Print the completions of a shell: `source <(lb-agent completions bash)`
+    Completions {
+        /// Whose
+        shell: Shell,
+    },
+}
+
+impl Command {
+    /// How the command answers; its errors are written the same way.
+    pub fn format(&self) -> Format {
+        match self {
+            Command::Run(_) | Command::RealServer(_) | Command::Completions { .. } => Format::Table,
+            Command::Validate(args) => args.output.output,
+            Command::Plan(args) => args.output.output,
+            Command::Apply(args) => args.output.output,
+            Command::Delete(args) => args.output.output,
+            Command::Get(args) => args.what.show().output.output,
+            Command::Describe(args) => args.what.output().output,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Manifest with the Director, and any other objects
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Directory of manifests that is watched and kept to
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Where pinned tables have another size or layout than this start needs: make new ones, forgetting all
+    /// connections
+    #[arg(long)]
+    pub recreate_tables: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Files {
+    /// File, directory (its *.yaml and *.yml) or - for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Output {
+    /// How to print; wide has more columns and exact numbers
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Args, Debug)]
+pub struct ValidateArgs {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub files: Files,
+    /// As `apply --prune` would
+    #[arg(long)]
+    pub prune: bool,
+    /// Also the steps of the data plane
+    #[arg(short, long)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct ApplyArgs {
+    #[command(flatten)]
+    pub files: Files,
+    /// Also remove what earlier applies put in place and these manifests do not have
+    #[arg(long)]
+    pub prune: bool,
+    /// Change nothing, as `plan`
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also the steps of the data plane
+    #[arg(short, long)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("what").required(true).args(["files", "kind"])))]
+pub struct DeleteArgs {
+    /// Manifests whose objects go: file, directory or - for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE|DIR|-")]
+    pub files: Vec<PathBuf>,
+    /// Kind of an object: VirtualService (service), LocalAddressPool (pool)
+    #[arg(value_parser = parse_kind, requires = "name")]
+    pub kind: Option<Kind>,
+    /// Its name
+    #[arg(value_parser = parse_name)]
+    pub name: Option<Name>,
+    /// Change nothing, only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also the steps of the data plane
+    #[arg(short, long)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+impl DeleteArgs {
+    /// The object named by its kind.
+    pub fn id(&self) -> Option<ObjectId> {
+        Some(ObjectId { kind: self.kind?, name: self.name.clone()? })
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    #[command(subcommand)]
+    pub what: What,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum What {
+    /// Virtual services
+    #[command(visible_aliases = ["service", "svc"])]
+    Services {
+        /// Only this one
+        #[arg(value_parser = parse_name)]
+        name: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Real servers, and why one takes no connections
+    #[command(visible_aliases = ["real-server", "rs"])]
+    RealServers {
+        /// Only those of this virtual service
+        #[arg(value_parser = parse_name)]
+        service: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Live connections
+    #[command(visible_aliases = ["connection", "conn"])]
+    Connections {
+        /// Only those of this virtual service
+        #[arg(value_parser = parse_name)]
+        service: Option<Name>,
+        /// Only those of this client
+        #[arg(long, value_name = "ADDR")]
+        client: Option<IpAddr>,
+        /// Only those to this real server
+        #[arg(long, value_name = "ADDR")]
+        real_server: Option<IpAddr>,
+        /// Only those in this state (ESTABLISHED, SYN_RECV, …)
+        #[arg(long)]
+        state: Option<String>,
+        /// How many at most
+        #[arg(long, default_value_t = CONNECTIONS_LIMIT, value_name = "N")]
+        limit: usize,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Where every frame went
+    Counters {
+        #[command(flatten)]
+        show: Show,
+    },
+    /// All objects and where they came from; -o yaml prints manifests
+    Objects {
+        #[command(flatten)]
+        show: Show,
+    },
+    /// The agent itself
+    Status {
+        #[command(flatten)]
+        show: Show,
+    },
+}
+
+impl What {
+    pub fn show(&self) -> &Show {
+        match self {
+            What::Services { show, .. }
+            | What::RealServers { show, .. }
+            | What::Connections { show, .. }
+            | What::Counters { show }
+            | What::Objects { show }
+            | What::Status { show } => show,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Show {
+    #[command(flatten)]
+    pub output: Output,
+    /// Again every two seconds, until Ctrl-C
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DescribeArgs {
+    #[command(subcommand)]
+    pub what: Described,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Described {
+    /// A virtual service and its real servers
+    #[command(visible_alias = "svc")]
+    Service {
+        /// Its name
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Described {
+    pub fn output(&self) -> &Output {
+        let Described::Service { output, .. } = self;
+        output
+    }
+}
+
+fn parse_name(text: &str) -> Result<Name, &'static str> {
+    Name::new(text)
+}
+
+/// A kind as manifests write it, in any case, or the short word that `get` uses.
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let lower = text.to_ascii_lowercase();
+    let short = match lower.as_str() {
+        "service" | "services" | "svc" => Some(Kind::VirtualService),
+        "pool" | "pools" => Some(Kind::LocalAddressPool),
+        _ => None,
+    };
+    let full = || Kind::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text));
+    short.or_else(full).ok_or_else(|| format!("the kinds are {}", Kind::ALL.map(Kind::as_str).join(", ")))
+}

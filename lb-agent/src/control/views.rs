@@ -1,0 +1,228 @@
+//! What the agent answers, as plain data: the API sends it as JSON (field names in camel case), the CLI prints
+//! it. Packets and bytes count from the moment the pinned counters were made, over restarts of the agent.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// An object and who answers for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectView {
+    /// Every field written out; applying it again changes nothing.
+    pub manifest: serde_json::Value,
+    pub origin: Origin,
+}
+
+/// Where an object came from. In JSON `"api"` or `{"file": "web.yaml"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// `apply`; kept in the state directory.
+    Api,
+    /// This file of the manifests directory, or the configuration file.
+    File(String),
+}
+
+/// Packets and bytes. *In* is what went from clients to real servers, *out* the replies that passed here (NAT
+/// and FULLNAT only). Bytes are those of frames as received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficView {
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+/// A virtual service as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    pub name: String,
+    pub address: IpAddr,
+    /// `80,443`, `8000-8099` or `any`.
+    pub ports: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `rr`, `wrr`, `sh` or `mh`.
+    pub scheduler: String,
+    /// Of real servers that do not say otherwise: `dr`, `tun`, `nat` or `fullnat`.
+    pub forwarding: String,
+    pub state: ServiceState,
+    /// Why it is not up, or what is worth knowing; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+    /// Real servers that take new connections.
+    pub servers_in: u32,
+    /// Real servers in the manifest.
+    pub servers: u32,
+    /// Flows by IPVS's measure: established ones, and all the others.
+    pub active: u64,
+    pub inactive: u64,
+    pub traffic: TrafficView,
+    /// Slots in the scheduler's table; 0 when there is no server in.
+    pub slots: u32,
+    /// The table gives every server exactly its weight's share. False where weights had to be scaled.
+    pub exact: bool,
+    /// Where the agent puts the VIP; None where someone else does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_interface: Option<String>,
+    pub origin: Origin,
+}
+
+/// How a service stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ServiceState {
+    /// Takes new connections with every real server that has a weight.
+    Up,
+    /// Takes new connections with some of them.
+    Partial,
+    /// Refuses new connections: no real server is in.
+    Down,
+}
+
+/// A real server behind one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RealServerView {
+    pub service: String,
+    pub address: IpAddr,
+    /// None where the packet's own port is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    pub weight: u16,
+    /// `dr`, `tun`, `nat` or `fullnat`.
+    pub forwarding: String,
+    pub state: RealServerState,
+    /// Why it is not in; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+    /// `02:00:00:00:00:0b on eth0` or `10.0.0.1 (02:00:00:00:00:01) on eth0 vlan 100`; empty while unknown.
+    #[serde(default)]
+    pub next_hop: String,
+    /// Bytes of an IP packet that fit on the way there, encapsulation already taken off; 0 while unknown.
+    #[serde(default)]
+    pub mtu: u32,
+    /// Flows by IPVS's measure: established ones, and all the others.
+    pub active: u64,
+    pub inactive: u64,
+    pub traffic: TrafficView,
+}
+
+/// How a real server stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RealServerState {
+    /// Takes new connections.
+    In,
+    /// Takes none: its next hop cannot be reached.
+    Out,
+    /// Takes none yet: its next hop is being asked for.
+    Resolving,
+    /// Takes none by its weight of 0; those it has go on.
+    Draining,
+    /// No longer in the manifest; the connections it has go on.
+    Removed,
+}
+
+/// Live flows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionsView {
+    pub connections: Vec<ConnectionView>,
+    /// There are more that pass the filter than were asked for.
+    pub truncated: bool,
+}
+
+/// One flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionView {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The virtual service's name; empty when it is no more.
+    pub service: String,
+    pub client: SocketAddr,
+    pub virtual_address: SocketAddr,
+    pub real_server: SocketAddr,
+    /// FULLNAT: our address and port towards the real server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<SocketAddr>,
+    /// `dr`, `tun`, `nat` or `fullnat`.
+    pub forwarding: String,
+    /// As `ipvsadm -Lc` names it.
+    pub state: String,
+    /// Seconds until the entry expires unless another packet comes.
+    pub expires_in: u64,
+}
+
+/// Every frame that came in: received = Σ `reasons` that are no events + `forwarded` + `retired` (packets in
+/// and out).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CountersView {
+    /// In the order of their numbers, those that count 0 included.
+    pub reasons: Vec<ReasonView>,
+    /// By real servers that are there.
+    pub forwarded: TrafficView,
+    /// By real servers that are no more.
+    pub retired: TrafficView,
+}
+
+/// Frames that ended with one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonView {
+    /// `not_ours`.
+    pub name: String,
+    /// `pass`, `drop`, `answer` or `event`.
+    pub class: String,
+    pub packets: u64,
+    pub bytes: u64,
+    /// One sentence.
+    pub text: String,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusView {
+    /// The Director's name.
+    pub director: String,
+    /// The agent's version.
+    pub version: String,
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime: u64,
+    /// As `uname -r` prints it.
+    pub kernel: String,
+    pub interfaces: Vec<InterfaceView>,
+    pub services: u32,
+    pub real_servers: u32,
+    pub real_servers_in: u32,
+    /// Flows by IPVS's measure: established ones, and all the others.
+    pub active: u64,
+    pub inactive: u64,
+    /// For how many connections the table is made.
+    pub connections_max: u32,
+    /// Fields of the Director that differ from what runs until the agent is started again.
+    #[serde(default)]
+    pub restart_needed: Vec<String>,
+    /// Sentences for the operator about what is not as it should be.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// An interface with the program on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceView {
+    pub name: String,
+    /// `native`, `generic`, or `none` when the program is not attached.
+    pub mode: String,
+    /// Why the program is not attached, or not in the way wanted; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+}

@@ -1,0 +1,314 @@
+//! The director: owner of what should be. It knows the objects and what the network says of the ways to real
+//! servers and clients, and turns them into the [`Layout`] that tables and host should have. Pure.
+
+mod origins;
+mod service;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::manifest::Objects;
+use crate::model::{
+    ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, VirtualService,
+};
+use crate::plan::{Hop, HopKey, Layout, Pool, Via};
+
+pub use origins::{Desired, Origin, Refused};
+pub use service::{binding_of, mtu};
+
+/// What happened in the world.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// These are the objects now.
+    Objects(Objects),
+    /// The way to a real server.
+    Resolution { address: IpAddr, resolution: Resolution },
+    /// The way to the gateway of a route to clients.
+    Gateway { address: IpAddr, ifindex: u32, resolution: Resolution },
+    /// All routes to clients.
+    ClientRoutes(Vec<ClientRoute>),
+    /// The interfaces that frames can leave by: those with the program.
+    Outputs(BTreeMap<u32, String>),
+}
+
+/// Desired state and what is known of the network.
+#[derive(Debug, Clone, Default)]
+pub struct Director {
+    objects: Objects,
+    resolutions: BTreeMap<IpAddr, Resolution>,
+    /// The last way that was good. It stays when a neighbour falls silent: health checks take servers out, and
+    /// until they do packets are better sent where they arrived before.
+    ways: BTreeMap<IpAddr, NextHop>,
+    gateways: BTreeMap<(IpAddr, u32), NextHop>,
+    client_routes: Option<Vec<ClientRoute>>,
+    outputs: BTreeMap<u32, String>,
+    /// Services by their real servers' addresses.
+    users: BTreeMap<IpAddr, BTreeSet<Name>>,
+    layout: Layout,
+    /// Services whose layout is out of date.
+    stale: BTreeSet<Name>,
+}
+
+/// How a real server stands, as far as the director decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It has slots, if it has a weight. The reason says what is wrong all the same, or is empty.
+    In { reason: String },
+    /// The way to it was never known: the question is under way, or failed.
+    Resolving { reason: String },
+    /// The way to it is known and cannot be used.
+    Out { reason: String },
+}
+
+impl Director {
+    /// Ways of an earlier run, found in the tables: good until something newer is known.
+    pub fn recover(
+        &mut self,
+        ways: impl IntoIterator<Item = (IpAddr, NextHop)>,
+        gateways: impl IntoIterator<Item = ((IpAddr, u32), NextHop)>,
+    ) {
+        self.ways.extend(ways);
+        self.gateways.extend(gateways);
+    }
+
+    /// Takes note of what happened.
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Objects(objects) => self.set_objects(objects),
+            Event::Resolution { address, resolution } => self.set_resolution(address, resolution),
+            Event::Gateway { address, ifindex, resolution } => {
+                if let Resolution::Resolved(hop) = resolution {
+                    self.gateways.insert((address, ifindex), hop);
+                }
+            }
+            Event::ClientRoutes(routes) => {
+                let used: BTreeSet<_> = routes.iter().filter_map(|route| gateway_of(&route.via)).collect();
+                self.gateways.retain(|gateway, _| used.contains(gateway));
+                self.client_routes = Some(routes);
+            }
+            Event::Outputs(outputs) => {
+                if self.outputs != outputs {
+                    self.outputs = outputs;
+                    self.stale.extend(self.objects.services().map(|(service, _)| service.name.clone()));
+                }
+            }
+        }
+    }
+
+    /// The layout that should be, in whole. Costs what changed since the last call, and a walk over the next
+    /// hops.
+    pub fn layout(&mut self) -> &Layout {
+        for name in std::mem::take(&mut self.stale) {
+            let id = ObjectId { kind: crate::model::Kind::VirtualService, name: name.clone() };
+            match self.objects.get(&id).map(|entry| &entry.object) {
+                Some(Object::VirtualService(service)) => {
+                    let layout = service::layout(self, service);
+                    self.layout.services.insert(name, Arc::new(layout));
+                }
+                _ => {
+                    self.layout.services.remove(&name);
+                }
+            }
+        }
+        self.layout.pools = self.pools();
+        self.layout.placed = self.placed();
+        self.layout.client_routes = self.routes();
+        self.layout.hops = self.hops();
+        &self.layout
+    }
+
+    /// The addresses whose ways must be known.
+    pub fn watched(&self) -> BTreeSet<IpAddr> {
+        self.users.keys().copied().collect()
+    }
+
+    /// Whether an answer, good or bad, has come for every address.
+    pub fn all_answered(&self) -> bool {
+        let answered = |address| !matches!(self.resolutions.get(address), None | Some(Resolution::Pending));
+        self.client_routes.is_some() && self.users.keys().all(answered)
+    }
+
+    /// The objects that should be.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// How a real server's address stands.
+    pub fn standing(&self, address: IpAddr) -> Standing {
+        let reason = match self.resolutions.get(&address) {
+            Some(Resolution::Failed { reason }) => reason.clone(),
+            _ => String::new(),
+        };
+        match self.ways.get(&address) {
+            None if reason.is_empty() => Standing::Resolving { reason: "resolving next hop".into() },
+            None => Standing::Resolving { reason: format!("resolving next hop: {reason}") },
+            Some(way) if self.leaves(way) => Standing::In { reason },
+            Some(way) => {
+                let ifindex = way.ifindex;
+                let reason =
+                    format!("its packets leave by interface {ifindex}, which is none of the Director's");
+                Standing::Out { reason }
+            }
+        }
+    }
+
+    /// The way to a real server, the last good one.
+    pub fn way(&self, address: IpAddr) -> Option<&NextHop> {
+        self.ways.get(&address)
+    }
+
+    /// The name of an interface with the program.
+    pub fn output(&self, ifindex: u32) -> Option<&str> {
+        self.outputs.get(&ifindex).map(String::as_str)
+    }
+
+    /// The way to a real server by which packets can be sent.
+    fn usable_way(&self, address: IpAddr) -> Option<&NextHop> {
+        self.ways.get(&address).filter(|way| self.leaves(way))
+    }
+
+    fn leaves(&self, way: &NextHop) -> bool {
+        self.outputs.contains_key(&way.ifindex)
+    }
+
+    fn set_objects(&mut self, objects: Objects) {
+        for (id, entry) in self.objects.iter() {
+            if objects.get(id).is_none_or(|new| new.object != entry.object) {
+                self.stale.extend(concerned(&self.objects, &entry.object));
+            }
+        }
+        for (id, entry) in objects.iter() {
+            if self.objects.get(id).is_none_or(|old| old.object != entry.object) {
+                self.stale.extend(concerned(&objects, &entry.object));
+            }
+        }
+        if self.stale.is_empty() {
+            self.objects = objects;
+            return;
+        }
+        self.objects = objects;
+        self.users.clear();
+        for (service, _) in self.objects.services() {
+            for server in &service.real_servers {
+                self.users.entry(server.address).or_default().insert(service.name.clone());
+            }
+        }
+        let users = &self.users;
+        self.ways.retain(|address, _| users.contains_key(address));
+        self.resolutions.retain(|address, _| users.contains_key(address));
+    }
+
+    fn set_resolution(&mut self, address: IpAddr, resolution: Resolution) {
+        // A late answer to a question nobody asks any more.
+        let Some(users) = self.users.get(&address) else { return };
+        if let Resolution::Resolved(way) = &resolution {
+            let path = |way: &NextHop| (HopKey::of(way, false), way.mtu);
+            let before = self.ways.insert(address, way.clone());
+            // Another MAC is one write to the next hop, whoever uses it.
+            if before.as_ref().map(path) != Some(path(way)) {
+                self.stale.extend(users.iter().cloned());
+            }
+        }
+        self.resolutions.insert(address, resolution);
+    }
+
+    fn pools(&self) -> BTreeMap<Name, Pool> {
+        let pool = |pool: &crate::model::LocalAddressPool| Pool {
+            addresses: pool.addresses().collect(),
+            share: pool.share,
+        };
+        self.objects.pools().map(|(object, _)| (object.name.clone(), pool(object))).collect()
+    }
+
+    fn placed(&self) -> BTreeSet<(String, IpAddr)> {
+        let mut placed = BTreeSet::new();
+        for (service, _) in self.objects.services() {
+            placed.extend(service.address_interface.clone().map(|interface| (interface, service.address)));
+        }
+        for (pool, _) in self.objects.pools() {
+            if let Some(interface) = &pool.address_interface {
+                placed.extend(pool.addresses().map(|address| (interface.clone(), address)));
+            }
+        }
+        placed
+    }
+
+    /// Routes are of use only to replies, which pass here under NAT and FULLNAT. A client without one is
+    /// answered by the way its packets came, so a gateway that is not known yet is left out.
+    fn routes(&self) -> Option<BTreeMap<ipnet::IpNet, Via>> {
+        let translates =
+            |service: &VirtualService| service.uses(Forwarding::Nat) || service.uses(Forwarding::FullNat);
+        if !self.objects.services().any(|(service, _)| translates(service)) {
+            return Some(BTreeMap::new());
+        }
+        let mut routes = BTreeMap::new();
+        // Nothing is known yet: what is there stays.
+        let Some(known) = &self.client_routes else { return self.layout.client_routes.clone() };
+        for route in known {
+            match route.via {
+                ClientHop::OnLink { .. } => {
+                    routes.insert(route.prefix, Via::OnLink);
+                }
+                ClientHop::Gateway { address, ifindex } => {
+                    if let Some(way) = self.gateways.get(&(address, ifindex)).filter(|way| self.leaves(way)) {
+                        routes.insert(route.prefix, Via::Hop(HopKey::of(way, true)));
+                    }
+                }
+                ClientHop::Unreachable => {}
+            }
+        }
+        Some(routes)
+    }
+
+    fn hops(&self) -> BTreeMap<HopKey, Hop> {
+        let mut hops: BTreeMap<HopKey, Hop> = BTreeMap::new();
+        let mut add = |way: &NextHop, for_clients| {
+            let hop = hops.entry(HopKey::of(way, for_clients)).or_insert_with(|| Hop::of(way));
+            hop.add_source(way.source);
+        };
+        for address in self.users.keys() {
+            if let Some(way) = self.usable_way(*address) {
+                add(way, false);
+            }
+        }
+        let used: BTreeSet<HopKey> =
+            self.layout.client_routes.iter().flat_map(BTreeMap::values).filter_map(hop_of).collect();
+        for way in self.gateways.values() {
+            if used.contains(&HopKey::of(way, true)) {
+                add(way, true);
+            }
+        }
+        hops
+    }
+}
+
+fn hop_of(via: &Via) -> Option<HopKey> {
+    match via {
+        Via::OnLink => None,
+        Via::Hop(key) => Some(*key),
+    }
+}
+
+fn gateway_of(via: &ClientHop) -> Option<(IpAddr, u32)> {
+    match via {
+        ClientHop::Gateway { address, ifindex } => Some((*address, *ifindex)),
+        ClientHop::OnLink { .. } | ClientHop::Unreachable => None,
+    }
+}
+
+/// The services whose layout depends on an object.
+fn concerned(objects: &Objects, object: &Object) -> Vec<Name> {
+    match object {
+        Object::Director(_) => Vec::new(),
+        Object::VirtualService(service) => vec![service.name.clone()],
+        Object::LocalAddressPool(pool) => objects
+            .services()
+            .filter(|(service, _)| service.local_addresses.as_ref() == Some(&pool.name))
+            .map(|(service, _)| service.name.clone())
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

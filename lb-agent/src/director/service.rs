@@ -1,0 +1,143 @@
+//! What one virtual service should look like in the tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::destination::tunnel_overhead;
+use lb_common::state::{DEFAULT_TIMEOUTS, State};
+
+use super::Director;
+use crate::model::{
+    FlowHash, Forwarding, MssClamp, NextHop, Object, ObjectId, Protocol, RealServer, Scheduler, Timeouts,
+    VirtualService,
+};
+use crate::plan::{Binding, Destination, HopKey, Lookup, Pool, Role, Service, ServiceLayout, Slots};
+use crate::scheduler;
+
+/// The layout of `service`, by what the director knows of the ways to its real servers.
+pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
+    let mut destinations = BTreeMap::new();
+    let mut roles = BTreeSet::from([(Role::Vip, service.address)]);
+    let mut candidates = scheduler::candidates(service);
+    let mut servers = Vec::with_capacity(service.real_servers.len());
+    for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
+        let binding = binding_of(service, server);
+        let way = director.usable_way(server.address);
+        if way.is_none() {
+            // It still counts for the size of a Maglev table.
+            candidate.weight = 0;
+        }
+        destinations.insert(binding, destination(service, server, way));
+        if binding.forwarding == Forwarding::Nat {
+            roles.insert((Role::NatSource, server.address));
+        }
+        servers.push(binding);
+    }
+    let table = scheduler::build(service.scheduler, &candidates);
+    ServiceLayout {
+        service: Service {
+            vip: service.address,
+            protocol: service.protocol,
+            lookup: lookup(service),
+            on_unknown_flow: service.on_unknown_flow,
+            mss: mss(service, destinations.values()),
+            timeouts: timeouts(&service.timeouts),
+            pool: pool(director, service),
+        },
+        destinations,
+        slots: Slots { servers: Arc::new(servers), slots: Arc::new(table.slots), exact: table.exact },
+        ports: service.ports.clone(),
+        roles,
+    }
+}
+
+/// What a real server is called in the tables.
+pub fn binding_of(service: &VirtualService, server: &RealServer) -> Binding {
+    let port = translated_port(service, server).unwrap_or(0);
+    Binding { address: server.address, port, forwarding: service.forwarding_of(server) }
+}
+
+/// The real server's port where it is another than the service's.
+fn translated_port(service: &VirtualService, server: &RealServer) -> Option<u16> {
+    server
+        .port
+        .filter(|_| service.forwarding_of(server).translates())
+        .filter(|port| service.ports.single() != Some(*port))
+}
+
+/// The largest IP packet that may be forwarded by `way`.
+pub fn mtu(forwarding: Forwarding, address: IpAddr, way: &NextHop) -> u16 {
+    let overhead = match forwarding {
+        Forwarding::Tun => u32::from(tunnel_overhead(address.is_ipv6())),
+        Forwarding::Dr | Forwarding::Nat | Forwarding::FullNat => 0,
+    };
+    u16::try_from(way.mtu.saturating_sub(overhead)).unwrap_or(u16::MAX)
+}
+
+fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextHop>) -> Destination {
+    let translated = translated_port(service, server);
+    Destination {
+        hop: way.map(|way| HopKey::of(way, false)),
+        mtu: way.map_or(0, |way| mtu(service.forwarding_of(server), server.address, way)),
+        timeout: match service.protocol {
+            Protocol::Tcp => service.timeouts.established,
+            Protocol::Udp => service.timeouts.udp,
+        },
+        vip_port: translated.and(service.ports.single()).unwrap_or(0),
+    }
+}
+
+fn lookup(service: &VirtualService) -> Lookup {
+    match (service.scheduler, service.hash) {
+        (Scheduler::Rr | Scheduler::Wrr, _) => Lookup::Cursor,
+        (Scheduler::Sh | Scheduler::Mh, FlowHash::Address) => Lookup::HashAddress,
+        (Scheduler::Sh | Scheduler::Mh, FlowHash::AddressPort) => Lookup::HashAddressPort,
+    }
+}
+
+/// What SYNs may announce at most: what the narrowest way carries without the headers of IP and TCP (20 or 40
+/// bytes, and 20; options are not counted, RFC 6691). 0 leaves them as they are.
+fn mss<'a>(service: &VirtualService, destinations: impl Iterator<Item = &'a Destination>) -> u16 {
+    if service.protocol != Protocol::Tcp {
+        return 0;
+    }
+    match service.mss_clamp {
+        MssClamp::Off => 0,
+        MssClamp::To(mss) => mss,
+        MssClamp::Auto => {
+            let headers = if service.address.is_ipv6() { 60 } else { 40 };
+            let mtus = destinations.filter(|destination| destination.hop.is_some()).map(|d| d.mtu);
+            mtus.min().map_or(0, |mtu| mtu.saturating_sub(headers))
+        }
+    }
+}
+
+/// By state number: what the manifest says, else IPVS's.
+fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
+    let mut all = DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
+    for (state, timeout) in [
+        (State::Established, timeouts.established),
+        (State::SynReceived, timeouts.syn_received),
+        (State::FinWait, timeouts.fin_wait),
+        (State::TimeWait, timeouts.time_wait),
+        (State::Close, timeouts.close),
+        (State::Udp, timeouts.udp),
+        (State::Unconfirmed, timeouts.unconfirmed),
+    ] {
+        all[state as usize] = timeout;
+    }
+    all
+}
+
+fn pool(director: &Director, service: &VirtualService) -> Option<(crate::model::Name, Pool)> {
+    let name = service.local_addresses.clone()?;
+    let id = ObjectId { kind: crate::model::Kind::LocalAddressPool, name: name.clone() };
+    match &director.objects.get(&id)?.object {
+        Object::LocalAddressPool(pool) => {
+            Some((name, Pool { addresses: pool.addresses().collect(), share: pool.share }))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,16 @@
+//! What has to be done to the data plane and the host, as steps in an order in which no packet meets a half-made
+//! table: what others lean on is made first and goes last. Pure: [`Layout`] says what should be there, [`diff`]
+//! compares two of them, `apply` runs the steps.
+
+mod diff;
+mod layout;
+mod step;
+
+pub use diff::diff;
+pub use layout::{
+    Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots, Via,
+};
+pub use step::{Mac, Step};
+
+#[cfg(test)]
+mod tests;

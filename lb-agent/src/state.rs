@@ -1,0 +1,115 @@
+//! The state directory: what must outlive the agent. The API's objects (`objects.yaml`), those of them that no
+//! longer fit (`rejected.yaml`), and the last manifests that were right (`files.json`), for a start at which they are
+//! not. Every file is replaced as a whole: written beside, synced, renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::manifest::{self, Entry, Objects, Parsed, Report, Source};
+
+/// The directory and the names in it.
+#[derive(Debug, Clone)]
+pub struct StateDirectory {
+    path: PathBuf,
+}
+
+impl StateDirectory {
+    /// Makes it if it is not there.
+    ///
+    /// # Errors
+    /// A directory that cannot be made.
+    pub fn open(path: &Path) -> Result<StateDirectory> {
+        fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
+        Ok(StateDirectory { path: path.to_owned() })
+    }
+
+    /// The API's objects as they were saved; those that cannot be read any more are in the report.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn load_objects(&self) -> Result<Parsed> {
+        let path = self.path.join(OBJECTS);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(manifest::parse(&[Source { file: path.display().to_string(), text }])),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Parsed::default()),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Saves the API's objects.
+    ///
+    /// # Errors
+    /// A full or read-only disk; the file is then as it was.
+    pub fn save_objects(&self, objects: &Objects) -> Result<()> {
+        self.replace(OBJECTS, &yaml(objects.iter().map(|(_, entry)| entry)))
+    }
+
+    /// Puts aside objects that do not fit any more, with the reasons, for the operator.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn save_rejected(&self, rejected: &[(Entry, Report)]) -> Result<()> {
+        let mut text = String::new();
+        for (entry, report) in rejected {
+            for line in report.to_string().lines() {
+                text.push_str(&format!("# {line}\n"));
+            }
+            text.push_str(&yaml(std::iter::once(entry)));
+        }
+        self.replace(REJECTED, &text)
+    }
+
+    /// Keeps manifests that were right.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn save_files(&self, sources: &[Source]) -> Result<()> {
+        let text = serde_json::to_string(
+            &sources.iter().map(|source| (&source.file, &source.text)).collect::<Vec<_>>(),
+        )?;
+        if fs::read_to_string(self.path.join(FILES)).is_ok_and(|saved| saved == text) {
+            return Ok(());
+        }
+        self.replace(FILES, &text)
+    }
+
+    /// The last manifests that were right; none before the first.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn load_files(&self) -> Result<Option<Vec<Source>>> {
+        let path = self.path.join(FILES);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let files: Vec<(String, String)> =
+            serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+        Ok(Some(files.into_iter().map(|(file, text)| Source { file, text }).collect()))
+    }
+
+    /// Whoever reads the file sees the old text or the new, also after a power cut (rename(2), fsync(2) of file
+    /// and directory).
+    fn replace(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.path.join(name);
+        let what = || format!("write {}", path.display());
+        let beside = self.path.join(format!(".{name}.new"));
+        let mut file = File::create(&beside).with_context(what)?;
+        file.write_all(text.as_bytes()).with_context(what)?;
+        file.sync_all().with_context(what)?;
+        fs::rename(&beside, &path).with_context(what)?;
+        File::open(&self.path).and_then(|directory| directory.sync_all()).with_context(what)
+    }
+}
+
+fn yaml<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
+    entries.map(|entry| format!("---\n{}", manifest::to_yaml(&entry.object))).collect()
+}
+
+const OBJECTS: &str = "objects.yaml";
+const REJECTED: &str = "rejected.yaml";
+const FILES: &str = "files.json";

@@ -1,0 +1,15 @@
+//! Packet cases: one frame in, what became of it, the frame out, by BPF_PROG_TEST_RUN on the object that the
+//! agent carries. Needs root; no interface, no traffic.
+
+mod flows;
+mod forwarding;
+mod frame;
+mod full;
+mod parsing;
+mod real_server;
+mod scheduling;
+mod size;
+mod translation;
+mod unknown;
+mod vrrp;
+mod world;

@@ -1,0 +1,505 @@
+//! A data plane of its own for one case: loaded on no interface, filled through the tables, run frame by frame.
+//! Each frame must end in exactly one counter; at the end of the case all counters must sum up to what was sent.
+
+use crate::frame::{self, Mac, Packet};
+use aya::maps::{Map, MapData};
+use ipnet::IpNet;
+use lb_agent::dataplane::{
+    Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
+    dump::{self, Connection},
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+};
+use lb_common::{
+    connection::{Value, WAYS},
+    destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
+    scratch,
+    service::{OnUnknownFlow, Pick},
+    state::{DEFAULT_TIMEOUTS, State},
+    verdict::{Class, Reason},
+};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering::SeqCst},
+};
+
+/// The interface that frames come in by: BPF_PROG_TEST_RUN takes `lo`.
+pub const INGRESS: u32 = 1;
+/// Our MAC there.
+pub const DIRECTOR: Mac = [2, 0, 0, 0, 0xd, 1];
+/// The router that client frames come from.
+pub const GATEWAY: Mac = [2, 0, 0, 0, 0xc, 1];
+/// Of every path, bytes.
+pub const MTU: u16 = 1500;
+
+/// The MAC of a server, from the last octet of its address.
+pub fn mac_of(server: IpAddr) -> Mac {
+    let last = match server {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    };
+    [2, 0, 0, 0, 0x5, last]
+}
+
+/// Address `n` of the family that `v6` says, one network for each kind of host.
+pub fn vip(v6: bool) -> IpAddr {
+    if v6 { "2001:db8:9::10".parse().unwrap() } else { "203.0.113.10".parse().unwrap() }
+}
+
+pub fn server(v6: bool, n: u8) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()).into()
+    } else {
+        Ipv4Addr::new(10, 0, 0, n).into()
+    }
+}
+
+pub fn client(v6: bool, n: u8) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, n.into()).into()
+    } else {
+        Ipv4Addr::new(198, 51, 100, n).into()
+    }
+}
+
+/// Address of the pool.
+pub fn local(v6: bool) -> IpAddr {
+    if v6 { "2001:db8::200".parse().unwrap() } else { "10.0.0.200".parse().unwrap() }
+}
+
+/// Source of tunnel packets.
+pub fn tunnel_source(v6: bool) -> IpAddr {
+    if v6 { "2001:db8::1".parse().unwrap() } else { "10.0.0.1".parse().unwrap() }
+}
+
+/// Where a frame was counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counted {
+    Reason(Reason),
+    /// Forwarded to a destination.
+    In(u32),
+    /// A destination's reply.
+    Out(u32),
+}
+
+/// What became of a frame.
+#[derive(Debug)]
+pub struct Seen {
+    pub action: Action,
+    pub frame: Vec<u8>,
+    pub counted: Counted,
+    /// Events on its way, by name.
+    pub events: Vec<Reason>,
+}
+
+#[derive(Clone, Default)]
+struct Snapshot {
+    reasons: Vec<(Reason, u64, u64)>,
+    traffic: Vec<Traffic>,
+}
+
+pub struct World {
+    pub plane: Dataplane,
+    pub tables: Tables,
+    counters: Counters,
+    sizes: Sizes,
+    before: Snapshot,
+    sent: u64,
+    hz: u32,
+}
+
+/// Small tables: a case must not depend on room that it does not ask for.
+pub fn sizes() -> Sizes {
+    Sizes {
+        connections: 2048,
+        connections_v6: 512,
+        services: 16,
+        port_ranges: 16,
+        destinations: 32,
+        next_hops: 64,
+        slots: 512,
+        pool_addresses: 2,
+        extensions: 1,
+    }
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::of(sizes())
+    }
+
+    pub fn of(sizes: Sizes) -> Self {
+        let plane = Dataplane::open_for_test(OBJECT, &sizes).expect("load the data plane (needs root)");
+        Self::around(plane, sizes)
+    }
+
+    /// Around a data plane loaded by the caller.
+    pub fn around(plane: Dataplane, sizes: Sizes) -> Self {
+        let tables = plane.tables().expect("tables");
+        let counters = plane.counters().expect("counters");
+        let hz = plane.clock().hz();
+        let mut world = Self { plane, tables, counters, sizes, before: Snapshot::default(), sent: 0, hz };
+        world.before = world.snapshot();
+        world
+    }
+
+    pub fn views(&self) -> Arc<Views> {
+        self.plane.views()
+    }
+
+    /// A handle of its own on a map of the data plane, to write what the tables do not.
+    pub fn map(&self, name: &'static str) -> Map {
+        fn again(data: &MapData) -> MapData {
+            let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
+            MapData::from_fd(fd).expect("a map")
+        }
+        match self.plane.map(name).expect("a map of this name") {
+            Map::DevMapHash(data) => Map::DevMapHash(again(data)),
+            Map::PerCpuArray(data) => Map::PerCpuArray(again(data)),
+            Map::LruHashMap(data) => Map::LruHashMap(again(data)),
+            _ => panic!("{name} is of a kind that no case writes"),
+        }
+    }
+
+    /// Ticks of a number of seconds.
+    pub fn ticks(&self, seconds: u16) -> u16 {
+        scratch::ticks(u64::from(seconds) * 1000, self.hz) as u16
+    }
+
+    /// A service with the defaults of the cases: rr, onUnknownFlow reset, IPVS's timeouts.
+    pub fn spec(&self, name: &str, vip: IpAddr, protocol: u8, ports: &[Ports]) -> ServiceSpec {
+        ServiceSpec {
+            name: name.into(),
+            vip,
+            protocol,
+            ports: ports.to_vec(),
+            pick: Pick::Cursor,
+            on_unknown_flow: OnUnknownFlow::Reset,
+            mss: 0,
+            timeouts: DEFAULT_TIMEOUTS.map(|seconds| self.ticks(seconds)),
+            pool: None,
+            vrrp: 0,
+        }
+    }
+
+    /// Makes a service reachable.
+    pub fn service(&mut self, spec: &ServiceSpec) -> u32 {
+        let index = self.tables.ensure_service(spec).expect("service");
+        self.tables.bind_address(&spec.name, Role::Vip, spec.vip, spec.vrrp.into()).expect("VIP");
+        self.tables.bind_ports(&spec.name, &spec.ports).expect("ports");
+        index
+    }
+
+    /// The hop to a server on the ingress interface.
+    pub fn hop(&mut self, server: IpAddr) -> u32 {
+        self.hop_by(server, INGRESS, [0, 0], mac_of(server))
+    }
+
+    pub fn hop_by(&mut self, neighbour: IpAddr, ifindex: u32, vlans: [u16; 2], mac: Mac) -> u32 {
+        let key = NextHopKey { neighbour, ifindex, vlans, for_clients: false };
+        self.tables.set_next_hop(&key, &hop_record(mac, ifindex, vlans)).expect("next hop")
+    }
+
+    /// Adds a real server behind a service and returns its destination's index; slots are another call.
+    pub fn server(&mut self, spec: &ServiceSpec, address: IpAddr, port: u16, forwarding: Forwarding) -> u32 {
+        let next_hop = self.hop(address);
+        self.server_by(spec, address, port, forwarding, next_hop, MTU)
+    }
+
+    pub fn server_by(
+        &mut self,
+        spec: &ServiceSpec,
+        address: IpAddr,
+        port: u16,
+        forwarding: Forwarding,
+        next_hop: u32,
+        mtu: u16,
+    ) -> u32 {
+        let overhead = if forwarding == Forwarding::Tun { tunnel_overhead(address.is_ipv6()) } else { 0 };
+        let vip_port = match spec.ports[..] {
+            [Ports::One(vip_port)] if port != 0 && port != vip_port => vip_port,
+            _ => 0,
+        };
+        let established = if spec.protocol == frame::UDP { State::Udp } else { State::Established };
+        let destination = DestinationSpec {
+            next_hop,
+            mtu: mtu - overhead,
+            timeout: spec.timeouts[established as usize],
+            vip_port,
+        };
+        let key = DestinationKey::new(&spec.name, address, port, forwarding);
+        if forwarding == Forwarding::Nat {
+            let owner = format!("{}/{address}", spec.name);
+            self.tables.bind_address(&owner, Role::NatSource, address, 0).expect("NAT source");
+        }
+        self.tables.ensure_destination(&key, &destination).expect("destination")
+    }
+
+    pub fn slots(&mut self, service: &str, destinations: &[u32]) {
+        let slots: Vec<_> = destinations.iter().copied().map(Some).collect();
+        self.tables.set_slots(service, &slots).expect("slots");
+    }
+
+    /// A pool of one local address; what a service's `pool` wants.
+    pub fn pool(&mut self, address: IpAddr, share: (u32, u32)) -> (u16, u8) {
+        let pool = self.tables.set_pool("pool", &[address], share, 0).expect("pool");
+        self.tables.bind_address("pool", Role::Pool(pool.0), address, 0).expect("pool address");
+        pool
+    }
+
+    /// Clients of both families are behind a router with this MAC.
+    pub fn clients_behind(&mut self, mac: Mac) {
+        let mut routes = Vec::new();
+        for (router, prefix) in [("10.0.0.254", "0.0.0.0/0"), ("2001:db8::254", "::/0")] {
+            let neighbour = router.parse().unwrap();
+            let key = NextHopKey { neighbour, ifindex: INGRESS, vlans: [0, 0], for_clients: true };
+            let index = self.tables.set_next_hop(&key, &hop_record(mac, INGRESS, [0, 0])).expect("next hop");
+            routes.push((prefix.parse::<IpNet>().unwrap(), ClientVia::NextHop(index)));
+        }
+        self.tables.set_client_routes(&routes).expect("client routes");
+    }
+
+    /// Runs one frame through. It must end in exactly one counter, with its length, and the action must fit that.
+    pub fn send(&mut self, frame: &[u8]) -> Seen {
+        let outcome = self.plane.test_run(frame).expect("BPF_PROG_TEST_RUN");
+        self.sent += 1;
+        let after = self.snapshot();
+        let (mut counted, mut events) = (Vec::new(), Vec::new());
+        for (old, new) in self.before.reasons.iter().zip(&after.reasons) {
+            let reason = new.0;
+            for _ in old.1..new.1 {
+                match reason.class() {
+                    Class::Event => events.push(reason),
+                    _ => counted.push((Counted::Reason(reason), new.2 - old.2)),
+                }
+            }
+        }
+        for (index, (old, new)) in (0..).zip(self.before.traffic.iter().zip(&after.traffic)) {
+            for _ in old.packets_in..new.packets_in {
+                counted.push((Counted::In(index), new.bytes_in - old.bytes_in));
+            }
+            for _ in old.packets_out..new.packets_out {
+                counted.push((Counted::Out(index), new.bytes_out - old.bytes_out));
+            }
+        }
+        self.before = after;
+        let [(counted, bytes)] = counted[..] else {
+            panic!("a frame must be counted once; it was counted as {counted:?} ({:?})", outcome.action);
+        };
+        assert_eq!(bytes, frame.len() as u64, "{counted:?}: bytes are those of the frame as it came");
+        match counted {
+            Counted::Reason(reason) if reason.class() == Class::Pass => {
+                assert_eq!(outcome.action, Action::Pass, "{reason:?}");
+                assert_eq!(outcome.frame, frame, "{reason:?}: a frame for the kernel was touched");
+            }
+            Counted::Reason(reason) if reason.class() == Class::Drop => {
+                assert_eq!(outcome.action, Action::Drop, "{reason:?}");
+            }
+            Counted::Reason(reason) => {
+                assert_eq!(outcome.action, Action::Tx, "{reason:?}: an answer goes back")
+            }
+            Counted::In(_) | Counted::Out(_) => {
+                assert!(matches!(outcome.action, Action::Tx | Action::Redirect), "{:?}", outcome.action);
+            }
+        }
+        Seen { action: outcome.action, frame: outcome.frame, counted, events }
+    }
+
+    /// The frame ends with a reason.
+    pub fn ends(&mut self, case: &str, packet: &Packet, reason: Reason) -> Seen {
+        self.ends_frame(case, &packet.bytes(), reason)
+    }
+
+    pub fn ends_frame(&mut self, case: &str, frame: &[u8], reason: Reason) -> Seen {
+        let seen = self.send(frame);
+        assert_eq!(seen.counted, Counted::Reason(reason), "{case}");
+        seen
+    }
+
+    /// The frame goes out of the ingress interface, byte for byte as expected.
+    pub fn forwards(&mut self, case: &str, packet: &Packet, counted: Counted, expected: &[u8]) -> Seen {
+        let seen = self.send(&packet.bytes());
+        assert_eq!(seen.counted, counted, "{case}");
+        assert_eq!(seen.action, Action::Tx, "{case}");
+        same_frame(case, &seen.frame, expected);
+        seen
+    }
+
+    /// The destination that a frame went to.
+    pub fn goes_to(&mut self, case: &str, packet: &Packet) -> u32 {
+        match self.send(&packet.bytes()).counted {
+            Counted::In(destination) => destination,
+            other => panic!("{case}: {other:?}"),
+        }
+    }
+
+    /// The live flows.
+    pub fn connections(&self) -> Vec<Connection> {
+        let mut all = Vec::new();
+        let pool = self.plane.pool().expect("pool");
+        dump::connections(&self.views(), &self.plane.clock(), &pool, |connection| {
+            all.push(connection);
+            true
+        })
+        .expect("dump");
+        all
+    }
+
+    /// The only live flow.
+    pub fn connection(&self, case: &str) -> Connection {
+        let all = self.connections();
+        assert_eq!(all.len(), 1, "{case}: {all:#?}");
+        all.into_iter().next().unwrap()
+    }
+
+    /// The state of the only live flow.
+    pub fn state(&self, case: &str) -> State {
+        self.connection(case).state
+    }
+
+    /// Value words of all entries that are not empty, replies of NAT included.
+    pub fn entries(&self) -> Vec<Value> {
+        let views = self.views();
+        let words = (0..views.connections.len()).flat_map(|b| (0..WAYS as u32).map(move |way| (b, way)));
+        words.map(|(b, way)| Value(views.value(b, way).load(SeqCst))).filter(|v| !v.is_empty()).collect()
+    }
+
+    /// Rewrites every entry's value word.
+    pub fn rewrite_entries(&self, mut change: impl FnMut(Value) -> Value) {
+        let views = self.views();
+        for bucket in 0..views.connections.len() {
+            for way in 0..WAYS as u32 {
+                let word = views.value(bucket, way);
+                let value = Value(word.load(SeqCst));
+                if !value.is_empty() {
+                    word.store(change(value).0, SeqCst);
+                }
+            }
+        }
+    }
+
+    /// Frees every entry: the next case begins anew.
+    pub fn forget_all(&self) {
+        self.rewrite_entries(|_| Value::EMPTY);
+    }
+
+    /// Lets every flow end in so many ticks; below 0 it is over, without waiting for it.
+    pub fn end_all_in(&self, ticks: i16) {
+        let deadline = self.plane.clock().tick().expect("tick").wrapping_add(ticks as u16);
+        self.rewrite_entries(|value| value.with(value.state(), deadline));
+        let views = self.views();
+        for lease in 0..views.leases.len() {
+            let word = views.leases.word(lease, 8);
+            let value = Value(word.load(SeqCst));
+            if !value.is_empty() {
+                word.store(value.with(value.state(), deadline).0, SeqCst);
+            }
+        }
+    }
+
+    /// The time of every flow is over.
+    pub fn expire_all(&self) {
+        self.end_all_in(-1);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let reasons = self.counters.reasons().expect("reasons");
+        Snapshot {
+            reasons: reasons
+                .into_iter()
+                .map(|(reason, count)| (reason, count.packets, count.bytes))
+                .collect(),
+            traffic: (0..self.sizes.destinations)
+                .map(|index| self.counters.destination(index).expect("traffic"))
+                .collect(),
+        }
+    }
+
+    /// Counters moved behind the program's back (a destination was retired): the next frame's difference starts
+    /// here.
+    pub fn look_again(&mut self) {
+        self.before = self.snapshot();
+    }
+
+    /// Frames by reason, for messages.
+    pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
+        self.before.reasons.iter().filter(|(_, n, _)| *n > 0).map(|(r, n, _)| (r.name(), *n)).collect()
+    }
+
+    /// received = Σ reasons of frames not forwarded + Σ destination counters + retired counters.
+    fn check_the_sum(&self) {
+        let snapshot = self.snapshot();
+        let not_forwarded: u64 =
+            snapshot.reasons.iter().filter(|(r, ..)| r.class() != Class::Event).map(|(_, n, _)| n).sum();
+        let retired = self.counters.retired().expect("retired");
+        let forwarded: u64 =
+            snapshot.traffic.iter().chain([&retired]).map(|t| t.packets_in + t.packets_out).sum();
+        assert_eq!(
+            self.sent,
+            not_forwarded + forwarded,
+            "frames sent and frames counted: {:?}",
+            self.reasons()
+        );
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.check_the_sum();
+        }
+    }
+}
+
+pub fn hop_record(mac: Mac, ifindex: u32, vlans: [u16; 2]) -> NextHop {
+    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (tunnel_source(false), tunnel_source(true)) else {
+        unreachable!()
+    };
+    NextHop {
+        destination: NextHop::pack(mac, vlans[0]),
+        source: NextHop::pack(DIRECTOR, vlans[1]),
+        ifindex,
+        mtu: MTU.into(),
+        source_v4: u32::from_ne_bytes(v4.octets()),
+        source_v6: lb_common::address::Address::from_v6(v6.octets()),
+        ..NextHop::default()
+    }
+}
+
+/// Says where two frames differ.
+pub fn same_frame(case: &str, seen: &[u8], expected: &[u8]) {
+    if seen == expected {
+        return;
+    }
+    let at = seen.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(seen.len().min(expected.len()));
+    panic!(
+        "{case}: the frame out differs from byte {at} on ({} bytes, expected {})\n  out      {}\n  expected {}",
+        seen.len(),
+        expected.len(),
+        hex(seen),
+        hex(expected)
+    );
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The frame of a client's packet on its way to a server by DR: another MAC, one hop less.
+pub fn to_server(packet: &Packet, server: IpAddr) -> Packet {
+    packet.clone().with(|p| {
+        (p.to, p.from) = (mac_of(server), DIRECTOR);
+        p.ttl -= 1;
+        p.tags.clear();
+    })
+}
+
+/// A reply's frame on its way to the client behind [`GATEWAY`].
+pub fn to_client(packet: &Packet) -> Packet {
+    packet.clone().with(|p| {
+        (p.to, p.from) = (GATEWAY, DIRECTOR);
+        p.ttl -= 1;
+        p.tags.clear();
+    })
+}
