@@ -62,7 +62,7 @@ fn two_cpus_a_sweeper_and_changing_servers_send_no_packet_to_a_wrong_server() ->
         assert_eq!(seen.wrong, 0, "{case:?}: packets went to a server that is not their flow's: {seen:?}");
         // The run must have been what it is meant to be: known flows, new ones, one in the place of another.
         // A lease lives until its time is over, so most flows that begin anew find no port before the next tick.
-        let most = if method == Forwarding::FullNat { share / 1000 } else { share / 2 };
+        let most = if method == Forwarding::FullNat { share / 1000 } else { share / 4 };
         assert!(seen.right > most, "{case:?}: few packets were forwarded: {seen:?}");
         if method == Forwarding::FullNat {
             assert!(seen.new > share / 1000, "{case:?}: {seen:?}");
