@@ -1,6 +1,6 @@
 //! For the tests: hands `lb` the packets of many flows in turn, as fast as BPF_PROG_TEST_RUN repeats, and checks
-//! where each went. A tail call does not return, so a packet is judged one round later: DR leaves its next hop's
-//! MAC address in the frame, the feeder finds it there and knows from its own record which flow that was.
+//! where each went. A tail call does not return, so a packet is judged one round later: its next hop's MAC
+//! address is left in the frame, the feeder finds it there and knows from its own record which flow that was.
 #![no_std]
 #![no_main]
 
@@ -91,7 +91,8 @@ fn choose(random: u64, plan: &[u32; 16]) -> Option<(u32, [u32; 4], u8)> {
     Some((index, flow, flags as u8))
 }
 
-/// Puts back what forwarding changed and writes the flow's fields. Neither checksum is looked at by DR.
+/// Puts back what forwarding changed and writes the flow's fields. Neither checksum is looked at
+/// by the program.
 #[inline(always)]
 fn write(frame: *mut u8, flow: [u32; 4], plan: &[u32; 16], flags: u8) {
     const UDP: u32 = 17;

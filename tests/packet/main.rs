@@ -6,6 +6,7 @@ mod forwarding;
 mod frame;
 mod full;
 mod hammer;
+mod local_ports;
 mod parsing;
 mod random;
 mod real_server;

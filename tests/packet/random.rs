@@ -26,7 +26,7 @@ fn random_frames_change_the_table_exactly_when_they_are_ours() -> Result<()> {
         Ok(text) => text.parse().with_context(|| format!("{name}={text} is no number")),
         Err(_) => Ok(default),
     };
-    let frames = number("LB_RANDOM_FRAMES", 1_000_000)?;
+    let frames = number("LB_RANDOM_FRAMES", 10_000_000)?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = number("LB_RANDOM_SEED", now.as_nanos() as u64)?;
     println!("LB_RANDOM_SEED={seed} LB_RANDOM_FRAMES={frames}");

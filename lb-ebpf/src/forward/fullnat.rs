@@ -42,8 +42,9 @@ impl Leased {
         atomic::load(unsafe { &raw const (*self.record).owner })
     }
 
+    /// Its word, to be replaced if nobody else did.
     #[inline(always)]
-    fn hit(&self) -> Hit {
+    pub fn hit(&self) -> Hit {
         Hit { word: word_of(self.record), value: self.word }
     }
 

@@ -117,6 +117,8 @@ pub fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
     frame
 }
 
+const PAYLOAD: [u8; 4096] = [0x5a; 4096];
+
 fn transport(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(20 + shape.payload);
     bytes.extend(tuple.source_port.to_be_bytes());
@@ -131,7 +133,7 @@ fn transport(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
             bytes.extend([2, 4, 5, 0xb4]);
         }
     }
-    bytes.extend(std::iter::repeat_n(0x5a, shape.payload));
+    bytes.extend_from_slice(&PAYLOAD[..shape.payload]);
     bytes
 }
 

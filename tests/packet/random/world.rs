@@ -106,6 +106,8 @@ fn restore<T: aya::Pod>(table: &Mapped<T>, image: &[u64]) {
 
 /// Of every path, towards servers and clients alike.
 pub const MTU: usize = 1500;
+/// Words that are compared at once.
+const PIECE: usize = 64;
 const VIP4: &str = "203.0.113.10";
 const VIP6: &str = "2001:db8:ff::10";
 const POOL4: &str = "10.0.0.200";
@@ -121,6 +123,18 @@ fn octets(text: &str) -> Result<([u8; 16], bool)> {
 impl World {
     /// Loads the program and begins the flows.
     pub fn new(object: &[u8]) -> Result<Self> {
+        loop {
+            let world = Self::with_new_secrets(object)?;
+            // Local addresses that share a cell of the address filter take another way, by chance.
+            let cell =
+                |(address, v6): &([u8; 16], bool)| world.views.cell_of(&Address::from_v6(*address), *v6);
+            if world.pools.iter().map(cell).collect::<BTreeSet<_>>().len() == world.pools.len() {
+                return Ok(world);
+            }
+        }
+    }
+
+    fn with_new_secrets(object: &[u8]) -> Result<Self> {
         let sizes = Sizes {
             // 512 entries: a bucket keeps at most two of the image, so that two more always find room.
             connections: 448,
@@ -432,9 +446,16 @@ impl World {
                 Effect::Steps { .. } => Ok(()),
             };
         }
-        let changed: Vec<usize> = (0..now.len() / 2)
-            .filter(|i| now[i * 2..i * 2 + 2] != self.image.connections[i * 2..i * 2 + 2])
-            .map(|i| i * 2 + 1)
+        // By pieces first: a word at a time takes longer than all else.
+        let changed: Vec<usize> = now
+            .chunks(PIECE)
+            .zip(self.image.connections.chunks(PIECE))
+            .enumerate()
+            .filter(|(_, (now, image))| now != image)
+            .flat_map(|(piece, (now, image))| {
+                let entries = (0..now.len() / 2).filter(|i| now[i * 2..i * 2 + 2] != image[i * 2..i * 2 + 2]);
+                entries.map(|i| piece * PIECE + i * 2 + 1).collect::<Vec<_>>()
+            })
             .collect();
         let words_of = |at: usize| (Value(self.image.connections[at]), Value(now[at]));
         match expected.effect {
