@@ -80,10 +80,7 @@ fn a_table_whose_readers_look_once_is_caught() -> Result<()> {
 #[test]
 fn a_table_that_is_refreshed_by_plain_stores_is_caught() -> Result<()> {
     // The tag catches nearly all of a plain store's victims: here it cannot.
-    caught(
-        &["mutant-plain-store"],
-        Case { flows: Flows::EqualTags, servers: Servers::Stay, protocol: TCP },
-    )
+    caught(&["mutant-plain-store"], Case { flows: Flows::EqualTags, servers: Servers::Stay, protocol: TCP })
 }
 
 #[test]
@@ -305,17 +302,17 @@ fn prepare(feeder: &mut Ebpf, plane: &Dataplane, flows: &[[u32; 4]], protocol: u
         table.set(index, flow, 0)?;
     }
     let flags = |mix: [u8; 16]| -> [u32; 4] {
-        std::array::from_fn(|i| u32::from_ne_bytes([mix[4 * i], mix[4 * i + 1], mix[4 * i + 2], mix[4 * i + 3]]))
+        std::array::from_fn(|i| {
+            u32::from_ne_bytes([mix[4 * i], mix[4 * i + 1], mix[4 * i + 2], mix[4 * i + 3]])
+        })
     };
     const FINISH: u8 = FIN | ACK;
     // A hot flow goes round its states: half open, established, closing, and begun anew. The others never get
     // established: such an entry stays until its time is over, and sixteen of them are a full table.
-    let hot = flags([
-        SYN, SYN, SYN, SYN, SYN, SYN, ACK, ACK, ACK, ACK, FINISH, FINISH, FINISH, FINISH, RST, RST,
-    ]);
-    let cold = flags([
-        SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, FINISH, FINISH, FINISH, RST,
-    ]);
+    let hot =
+        flags([SYN, SYN, SYN, SYN, SYN, SYN, ACK, ACK, ACK, ACK, FINISH, FINISH, FINISH, FINISH, RST, RST]);
+    let cold =
+        flags([SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, SYN, FINISH, FINISH, FINISH, RST]);
     let mut plan = [0; 16];
     // One packet of eight is another flow's; of UDP, whose flows are settled by their second packet, one of 64.
     let others = if protocol == UDP { 63 } else { 7 };
@@ -328,9 +325,11 @@ fn prepare(feeder: &mut Ebpf, plane: &Dataplane, flows: &[[u32; 4]], protocol: u
     ]);
     plan[8..12].copy_from_slice(&hot);
     plan[12..].copy_from_slice(&cold);
-    Array::<_, [u32; 16]>::try_from(feeder.map_mut("HAMMER_PLAN").context("HAMMER_PLAN")?)?.set(0, plan, 0)?;
+    Array::<_, [u32; 16]>::try_from(feeder.map_mut("HAMMER_PLAN").context("HAMMER_PLAN")?)?
+        .set(0, plan, 0)?;
 
-    let seeds = (1..=aya::util::nr_cpus().map_err(|(_, e)| e)? as u64).map(|cpu| [cpu << 40, 0, 0, 0, 0, 0, 0, 0]);
+    let seeds =
+        (1..=aya::util::nr_cpus().map_err(|(_, e)| e)? as u64).map(|cpu| [cpu << 40, 0, 0, 0, 0, 0, 0, 0]);
     let mut state =
         PerCpuArray::<_, [u64; 8]>::try_from(feeder.map_mut("HAMMER_STATE").context("HAMMER_STATE")?)?;
     state.set(0, PerCpuValues::try_from(seeds.collect::<Vec<_>>())?, 0)?;
@@ -364,7 +363,8 @@ fn set_program(array: BorrowedFd<'_>, program: BorrowedFd<'_>) -> std::io::Resul
     };
     // SAFETY: this part of `union bpf_attr` is what the command reads; key and value are live numbers of the
     // sizes that an array of programs has.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, MAP_UPDATE_ELEM, &raw const update, size_of::<Update>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, MAP_UPDATE_ELEM, &raw const update, size_of::<Update>()) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -470,8 +470,7 @@ impl Pool {
     }
 
     fn add(&mut self, class: usize) -> Result<u32> {
-        let spec =
-            DestinationSpec { next_hop: self.classes[class].0, mtu: 1500, timeout: 1, vip_port: 0 };
+        let spec = DestinationSpec { next_hop: self.classes[class].0, mtu: 1500, timeout: 1, vip_port: 0 };
         Ok(self.tables.ensure_destination(&self.key(class), &spec)?)
     }
 

@@ -52,7 +52,9 @@ fn random_frames_change_the_table_exactly_when_they_are_ours() -> Result<()> {
     println!("{sum:?}");
     ensure!(sum.received() >= frames);
     // Nothing was proven by frames that never get anywhere.
-    for (what, count) in [("passed", sum.passed), ("forwarded", sum.forwarded), ("begun", sum.begun), ("stepped", sum.stepped)] {
+    for (what, count) in
+        [("passed", sum.passed), ("forwarded", sum.forwarded), ("begun", sum.begun), ("stepped", sum.stepped)]
+    {
         ensure!(count > frames / 100, "only {count} of {frames} frames were {what}");
     }
     for reason in [
@@ -93,7 +95,9 @@ impl Tally {
         match expected.fate {
             Fate::Passes => self.passed += 1,
             Fate::Forwarded => self.forwarded += 1,
-            Fate::Dropped(reason) | Fate::Answered(reason) => *self.reasons.entry(reason.name()).or_default() += 1,
+            Fate::Dropped(reason) | Fate::Answered(reason) => {
+                *self.reasons.entry(reason.name()).or_default() += 1
+            }
         }
         match expected.effect {
             Effect::Nothing => {}

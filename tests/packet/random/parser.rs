@@ -29,9 +29,14 @@ pub enum Fate {
 pub enum Effect {
     Nothing,
     /// A flow of this service begins.
-    Begins { service: usize },
+    Begins {
+        service: usize,
+    },
     /// The entry of this flow, and its twin's, gets this state.
-    Steps { flow: usize, state: u8 },
+    Steps {
+        flow: usize,
+        state: u8,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -197,9 +197,14 @@ impl World {
             (8000, 8010, Method::Dr, false, 0, Reset, Pick::Cursor, true),
         ];
         for (number, row) in (1u8..).zip(rows) {
-            let (first_port, last_port, method, crosses, server_port, on_unknown_flow, pick, has_server) = row;
+            let (first_port, last_port, method, crosses, server_port, on_unknown_flow, pick, has_server) =
+                row;
             let name = format!("{first_port}-{}-{}", if udp { "udp" } else { "tcp" }, if v6 { 6 } else { 4 });
-            let ports = if first_port == last_port { Ports::One(first_port) } else { Ports::Range(first_port, last_port) };
+            let ports = if first_port == last_port {
+                Ports::One(first_port)
+            } else {
+                Ports::Range(first_port, last_port)
+            };
             let vip: IpAddr = if v6 { VIP6 } else { VIP4 }.parse()?;
             let index = tables.ensure_service(&ServiceSpec {
                 name: name.clone(),
@@ -458,7 +463,10 @@ impl World {
                 for at in &changed {
                     ensure!(flow.entries.contains(at), "another flow's entry changed: {:?}", words_of(*at));
                     let (old, new) = words_of(*at);
-                    ensure!(new.payload() == old.payload() && new.kind() == old.kind(), "{old:?} became {new:?}");
+                    ensure!(
+                        new.payload() == old.payload() && new.kind() == old.kind(),
+                        "{old:?} became {new:?}"
+                    );
                     ensure!(now[at - 1] == self.image.connections[at - 1], "an identity changed");
                     ensure!(new.state() == state, "state {} instead of {state}", new.state());
                 }
