@@ -82,7 +82,7 @@ fn nothing_is_lost(family: Family, count: usize) {
         }
         println!("{} kills and upgrades in {:.1?}; {}", 2 * count, start.elapsed(), events.summary());
         for load in loads {
-            load.finish(&topology, &servers);
+            load.finish(&topology, &servers, &events);
         }
     }
     newcomers.finish();
@@ -115,14 +115,14 @@ impl Load {
 
     /// Ends both; panics unless nothing was lost.
     #[track_caller]
-    fn finish(self, topology: &Topology, servers: &Servers) {
+    fn finish(self, topology: &Topology, servers: &Servers, events: &Events) {
         let Load { what, stream, download } = self;
         assert!(download.progress() < LENGTH as u64, "{what}: the download ended before the last event");
         let report = stream.finish(&servers.udp);
         let (sent, lost, unanswered) = (report.sent, report.lost.len(), report.unanswered.len());
         println!("{what}: {sent} datagrams, {:.0}/s, {lost} lost, {unanswered} unanswered", report.rate());
         if lost + unanswered > 0 {
-            println!("{}", drops(topology));
+            println!("{}{}", drops(topology), events.counters());
         }
         report.assert_complete();
         assert_eq!(report.split_flows, [0u16; 0], "{what}: flows changed their server");
@@ -256,15 +256,25 @@ fn drops(topology: &Topology) -> String {
         let links: serde_json::Value = serde_json::from_str(&links).expect("ip writes JSON");
         for link in links.as_array().into_iter().flatten() {
             let [rx, tx] = ["rx", "tx"].map(|way| link["stats64"][way]["dropped"].as_u64().unwrap_or(0));
+            let (host, name) = (namespace.role(), link["ifname"].as_str().unwrap_or_default());
             if rx + tx > 0 {
-                lines += &format!("{} {}: rx {rx} tx {tx} dropped\n", namespace.role(), link["ifname"]);
+                lines += &format!("{host} {name}: rx {rx} tx {tx} dropped\n");
+            }
+            if link["link_type"] == "ether" && !name.starts_with("br") {
+                let counters = namespace.output("ethtool", &["-S", name]);
+                let bad = |line: &&str| line.contains("drop") || line.contains("err");
+                let some = |line: &&str| !line.ends_with(": 0");
+                for line in counters.lines().map(str::trim).filter(bad).filter(some) {
+                    lines += &format!("{host} {name}: {line}\n");
+                }
             }
         }
         let sockets =
             namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap_or_default());
-        for line in sockets.lines().filter(|line| line.starts_with("Udp: ")) {
-            lines += &format!("{} {line}\n", namespace.role());
+        if let Some(udp) = sockets.lines().filter(|line| line.starts_with("Udp: ")).nth(1) {
+            lines += &format!("{} {udp}\n", namespace.role());
         }
     }
-    lines
+    // Second column: frames for which a CPU's backlog had no room, in all namespaces.
+    lines + &std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default()
 }

@@ -178,6 +178,11 @@ impl<'a> Events<'a> {
         )
     }
 
+    /// Where every frame went, as the agent says.
+    pub fn counters(&self) -> String {
+        self.agent.cli(&["get", "counters"]).stdout
+    }
+
     /// Gives the agent back.
     pub fn end(self) -> Agent<'a> {
         self.agent

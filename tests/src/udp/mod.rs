@@ -89,7 +89,6 @@ pub fn ask(client: &Namespace, server: SocketAddr) -> Result<String, String> {
 
 /// Receives, records and answers until told to stop.
 fn serve(socket: &UdpSocket, name: &str, stop: &AtomicBool, received: &Mutex<HashMap<u64, Tally>>) {
-    hurry();
     let mut inbox = Inbox::new();
     while !stop.load(Ordering::Relaxed) {
         // The socket has a timeout, so that this comes back to look at `stop`.
@@ -116,10 +115,11 @@ fn serve(socket: &UdpSocket, name: &str, stop: &AtomicBool, received: &Mutex<Has
     }
 }
 
-/// Puts the calling thread before the ordinary work of the machine: a stream is to keep its rate beside a
-/// compiler. Without the right to do so the rate is as it comes.
+/// Puts the calling thread a little before the ordinary work of the machine: a sender is to keep its rate beside a
+/// compiler. Receivers need no such favour, their sockets have room, and what the streams take the agent lacks.
+/// Without the right to do so the rate is as it comes.
 fn hurry() {
-    const NICE: i32 = -15;
+    const NICE: i32 = -5;
     // SAFETY: no memory is involved; 0 means the calling thread (Linux, setpriority(2), NOTES).
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }

@@ -243,7 +243,6 @@ fn send(stream: &Stream, sockets: &[UdpSocket], run: u64, stop: &AtomicBool, cou
 
 /// Takes in answers on all sockets until told to stop.
 fn receive_answers(sockets: &[UdpSocket], run: u64, stop: &AtomicBool, counter: &AtomicU64) -> Tally {
-    hurry();
     let mut tally = Tally::default();
     let mut inbox = Inbox::new();
     while !stop.load(Ordering::Relaxed) {
