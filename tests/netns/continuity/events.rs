@@ -190,7 +190,11 @@ impl<'a> Events<'a> {
 
     fn start(&mut self) {
         let start = Instant::now();
-        self.agent.restart();
+        self.agent.launch();
+        // As fast as on a machine that does nothing else: the test is long enough.
+        // SAFETY: no memory is involved. Threads that it starts later are as its first one.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, self.agent.process().pid(), -5) };
+        self.agent.wait_until_ready();
         self.starts.push(start.elapsed());
     }
 
