@@ -162,7 +162,12 @@ impl<'a> Events<'a> {
             }
         }
         if let Some(deviation) = self.deviation(self.weights) {
-            panic!("{:?} after {event:?}: {deviation}\n{}", self.weights, self.agent.log());
+            panic!(
+                "{:?} after {event:?}: {deviation}\n{}\n{}",
+                self.weights,
+                self.counters(),
+                self.agent.log()
+            );
         }
     }
 
