@@ -33,6 +33,11 @@ pub enum Family {
 }
 
 impl Method {
+    /// Whether what the real servers answer passes the director.
+    pub fn sees_replies(&self) -> bool {
+        self.translates_ports
+    }
+
     pub fn vip(&self, topology: &Topology, family: Family) -> IpAddr {
         match family {
             Family::V4 => topology.vip_v4(self.vip).into(),
