@@ -27,8 +27,8 @@ pub struct Applier {
     /// Jiffies in a second.
     hz: u32,
     done: Layout,
-    /// First index and number of addresses of each pool.
-    pools: BTreeMap<Name, (u16, u8)>,
+    /// First index and number of addresses of each pool, by family: a flow is leased an address of its own.
+    pools: BTreeMap<(Name, bool), (u16, u8)>,
     /// Announcements to repeat: one frame may be lost.
     announce: Vec<(Instant, String, IpAddr)>,
 }
@@ -183,12 +183,23 @@ impl Applier {
 
     fn set_pool(&mut self, name: &Name, pool: &Pool) -> Result<()> {
         let share = (u32::from(pool.share.index), u32::from(pool.share.of));
-        let range = self.tables.set_pool(name, &pool.addresses, share, 0)?;
-        self.pools.insert(name.clone(), range);
         let owner = pool_owner(name);
-        for address in &pool.addresses {
-            let index = self.tables.pool_index(name, *address).context("a pool lacks its own address")?;
-            self.tables.bind_address(&owner, TableRole::Pool(index), *address, 0)?;
+        for v6 in [false, true] {
+            let addresses: Vec<_> = pool.addresses.iter().copied().filter(|a| a.is_ipv6() == v6).collect();
+            if addresses.is_empty() {
+                if self.pools.remove(&(name.clone(), v6)).is_some() {
+                    self.tables.remove_pool(&table_pool(name, v6))?;
+                }
+                continue;
+            }
+            let table_pool = table_pool(name, v6);
+            let range = self.tables.set_pool(&table_pool, &addresses, share, 0)?;
+            self.pools.insert((name.clone(), v6), range);
+            for address in addresses {
+                let index =
+                    self.tables.pool_index(&table_pool, address).context("a pool lacks its own address")?;
+                self.tables.bind_address(&owner, TableRole::Pool(index), address, 0)?;
+            }
         }
         for (role, address) in self.tables.addresses_of(&owner) {
             if !pool.addresses.contains(&address) {
@@ -203,8 +214,12 @@ impl Applier {
         for (role, address) in self.tables.addresses_of(&owner) {
             self.tables.unbind_address(&owner, role, address)?;
         }
-        self.pools.remove(name);
-        Ok(self.tables.remove_pool(name)?)
+        for v6 in [false, true] {
+            if self.pools.remove(&(name.clone(), v6)).is_some() {
+                self.tables.remove_pool(&table_pool(name, v6))?;
+            }
+        }
+        Ok(())
     }
 
     fn set_client_routes(&mut self, routes: &BTreeMap<IpNet, Via>) -> Result<()> {
@@ -222,7 +237,8 @@ impl Applier {
     fn set_service(&mut self, name: &Name, service: &Service, ports: &Ports) -> Result<()> {
         let pool = match &service.pool {
             Some((pool, _)) => {
-                Some(*self.pools.get(pool).with_context(|| format!("pool {pool} is not in the tables"))?)
+                let range = self.pools.get(&(pool.clone(), service.vip.is_ipv6()));
+                Some(*range.with_context(|| format!("pool {pool} is not in the tables"))?)
             }
             None => None,
         };
@@ -386,6 +402,11 @@ fn protocol_number(protocol: Protocol) -> u8 {
         Protocol::Tcp => libc::IPPROTO_TCP as u8,
         Protocol::Udp => libc::IPPROTO_UDP as u8,
     }
+}
+
+/// The name of one family of a pool in the tables.
+fn table_pool(name: &Name, v6: bool) -> String {
+    format!("{name}/{}", if v6 { "v6" } else { "v4" })
 }
 
 /// A pool and a service may share a name.

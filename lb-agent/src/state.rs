@@ -6,9 +6,16 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::manifest::{self, Entry, Objects, Parsed, Report, Source};
+
+/// A lock on a state directory.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
 
 /// The directory and the names in it.
 #[derive(Debug, Clone)]
@@ -24,6 +31,22 @@ impl StateDirectory {
     pub fn open(path: &Path) -> Result<StateDirectory> {
         fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
         Ok(StateDirectory { path: path.to_owned() })
+    }
+
+    /// Keeps other agents off, until the lock is dropped or the process ends, however it does.
+    ///
+    /// # Errors
+    /// Another agent has it.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path.join(LOCK);
+        let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock { _file: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                bail!("another agent runs with the state directory {}", self.path.display())
+            }
+            Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
     }
 
     /// The API's objects as they were saved; those that cannot be read any more are in the report.
@@ -113,3 +136,60 @@ fn yaml<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
 const OBJECTS: &str = "objects.yaml";
 const REJECTED: &str = "rejected.yaml";
 const FILES: &str = "files.json";
+const LOCK: &str = "lock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OBJECT: &str = "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {name: web}\nspec: {address: 192.0.2.1, \
+                          ports: [80], protocol: tcp, forwarding: dr, scheduler: rr, realServers: []}\n";
+
+    fn directory() -> (tempfile::TempDir, StateDirectory) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(&directory.path().join("state")).unwrap();
+        (directory, state)
+    }
+
+    #[test]
+    fn objects_come_back_as_they_were_saved() {
+        let (_guard, state) = directory();
+        assert!(state.load_objects().unwrap().objects.is_empty());
+        let objects = manifest::load_text("web.yaml", OBJECT).unwrap();
+        state.save_objects(&objects).unwrap();
+        let back = state.load_objects().unwrap();
+        assert!(back.report.0.is_empty());
+        let values = |objects: &Objects| objects.iter().map(|(_, e)| e.object.clone()).collect::<Vec<_>>();
+        assert_eq!(values(&back.objects), values(&objects));
+    }
+
+    #[test]
+    fn a_half_written_file_beside_the_objects_does_not_count() {
+        let (_guard, state) = directory();
+        let objects = manifest::load_text("web.yaml", OBJECT).unwrap();
+        state.save_objects(&objects).unwrap();
+        fs::write(state.path.join(".objects.yaml.new"), "kind: [").unwrap();
+        let back = state.load_objects().unwrap();
+        assert_eq!((back.objects.len(), back.report.0.len()), (1, 0));
+        state.save_objects(&objects).unwrap();
+        assert_eq!(state.load_objects().unwrap().objects.len(), 1);
+    }
+
+    #[test]
+    fn the_last_good_manifests_come_back() {
+        let (_guard, state) = directory();
+        assert_eq!(state.load_files().unwrap(), None);
+        let sources = vec![Source { file: "a.yaml".into(), text: OBJECT.into() }];
+        state.save_files(&sources).unwrap();
+        assert_eq!(state.load_files().unwrap(), Some(sources));
+    }
+
+    #[test]
+    fn a_second_agent_is_kept_off_until_the_first_is_gone() {
+        let (_guard, state) = directory();
+        let lock = state.lock().unwrap();
+        assert!(state.lock().unwrap_err().to_string().contains("another agent"));
+        drop(lock);
+        state.lock().unwrap();
+    }
+}

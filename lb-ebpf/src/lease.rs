@@ -15,15 +15,16 @@ use lb_common::{
 /// Takes a free (local address, port) and fills its line with the client of the scratch record. Returns its
 /// index.
 #[inline(always)]
-pub fn take(service: u32, place: &Place, word: Value, now: u16) -> Option<u32> {
-    let index = lb_take_lease(service, place.identity, word.0, now as u32);
+pub fn take<const V6: bool>(service: u32, place: &Place, word: Value, now: u16) -> Option<u32> {
+    let family = if V6 { 6 } else { 4 };
+    let index = lb_take_lease(service, place.identity, word.0, now as u32, family);
     if index == 0 { None } else { Some(index as u32 - 1) }
 }
 
 /// [`take`], as a global function: its loop is verified once. The index plus one, or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32) -> u64 {
+extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, family: u32) -> u64 {
     let now = now as u16;
     let Some(client) = crate::tail::scratch() else { return 0 };
     let Some(service) = crate::flow::service(service) else { return 0 };
@@ -45,13 +46,14 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32) ->
         let address = first + (probe >> 24) % len;
         let Some(pool) = POOL.get_ptr(address & 0xff) else { continue };
         // SAFETY: a map value.
-        let (low, ports) = unsafe {
+        let (low, ports, of) = unsafe {
             (
                 core::ptr::read_volatile(&raw const (*pool).first_port),
                 core::ptr::read_volatile(&raw const (*pool).ports),
+                core::ptr::read_volatile(&raw const (*pool).family),
             )
         };
-        if ports == 0 {
+        if ports == 0 || of as u32 != family {
             continue;
         }
         let port = low.wrapping_add((((probe & 0xff_ffff) as u64 * ports as u64) >> 24) as u16);

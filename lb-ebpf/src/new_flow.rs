@@ -267,11 +267,23 @@ fn translated<const V6: bool>(
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
-    if let Inserted::Full = insert(packet, place, word, now) {
+    let placed = !matches!(insert(packet, place, word, now), Inserted::Full);
+    // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
+    if !placed || connection::find_rarely(&reply, now).is_none() {
+        withdraw(place, now);
+        withdraw(&reply, now);
         return Err(Reason::TableFull);
     }
     count::event(event);
     nat::send(packet, &target)
+}
+
+/// Takes an entry out again.
+#[inline(always)]
+fn withdraw(place: &Place, now: u16) {
+    if let Some(hit) = connection::find_rarely(place, now) {
+        hit.replace(Value::EMPTY);
+    }
 }
 
 /// Where the reply of this packet's flow lies.
@@ -338,7 +350,7 @@ fn leased<const V6: bool>(
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
-    let index = lease::take(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
+    let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
     if let Inserted::Full = insert(packet, place, entry, now) {
         lease::give_back(index, word);

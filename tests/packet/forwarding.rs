@@ -204,13 +204,7 @@ fn a_next_hop_on_another_interface_is_a_redirect() {
 
 /// Lists an interface as one that frames may leave by, as an attachment does.
 fn output(flow: &Flow, ifindex: u32) {
-    use aya::maps::{DevMapHash, Map, MapData};
-    let Map::DevMapHash(data) = flow.world.plane.map(pinned::OUTPUTS).expect("OUTPUTS") else {
-        panic!("OUTPUTS is a DEVMAP_HASH");
-    };
-    let fd = std::os::fd::AsFd::as_fd(data.fd()).try_clone_to_owned().expect("a descriptor");
-    let data = MapData::from_fd(fd).expect("OUTPUTS");
-    let mut outputs: DevMapHash<_> = Map::DevMapHash(data).try_into().expect("OUTPUTS");
+    let mut outputs: aya::maps::DevMapHash<_> = flow.world.map(pinned::OUTPUTS).try_into().expect("OUTPUTS");
     outputs.insert(ifindex, ifindex, None, 0).expect("an output");
 }
 

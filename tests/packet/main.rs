@@ -4,6 +4,12 @@
 mod flows;
 mod forwarding;
 mod frame;
+mod full;
 mod parsing;
 mod real_server;
+mod scheduling;
+mod size;
+mod translation;
+mod unknown;
+mod vrrp;
 mod world;

@@ -2,6 +2,7 @@
 //! Each frame must end in exactly one counter; at the end of the case all counters must sum up to what was sent.
 
 use crate::frame::{self, Mac, Packet};
+use aya::maps::{Map, MapData};
 use ipnet::IpNet;
 use lb_agent::dataplane::{
     Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
@@ -19,6 +20,7 @@ use lb_common::{
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering::SeqCst},
 };
 
@@ -144,6 +146,20 @@ impl World {
 
     pub fn views(&self) -> Arc<Views> {
         self.plane.views()
+    }
+
+    /// A handle of its own on a map of the data plane, to write what the tables do not.
+    pub fn map(&self, name: &'static str) -> Map {
+        fn again(data: &MapData) -> MapData {
+            let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
+            MapData::from_fd(fd).expect("a map")
+        }
+        match self.plane.map(name).expect("a map of this name") {
+            Map::DevMapHash(data) => Map::DevMapHash(again(data)),
+            Map::PerCpuArray(data) => Map::PerCpuArray(again(data)),
+            Map::LruHashMap(data) => Map::LruHashMap(again(data)),
+            _ => panic!("{name} is of a kind that no case writes"),
+        }
     }
 
     /// Ticks of a number of seconds.
@@ -368,18 +384,23 @@ impl World {
         self.rewrite_entries(|_| Value::EMPTY);
     }
 
-    /// Lets the time of every flow be over, without waiting for it.
-    pub fn expire_all(&self) {
-        let past = self.plane.clock().tick().expect("tick").wrapping_sub(1);
-        self.rewrite_entries(|value| value.with(value.state(), past));
+    /// Lets every flow end in so many ticks; below 0 it is over, without waiting for it.
+    pub fn end_all_in(&self, ticks: i16) {
+        let deadline = self.plane.clock().tick().expect("tick").wrapping_add(ticks as u16);
+        self.rewrite_entries(|value| value.with(value.state(), deadline));
         let views = self.views();
         for lease in 0..views.leases.len() {
             let word = views.leases.word(lease, 8);
             let value = Value(word.load(SeqCst));
             if !value.is_empty() {
-                word.store(value.with(value.state(), past).0, SeqCst);
+                word.store(value.with(value.state(), deadline).0, SeqCst);
             }
         }
+    }
+
+    /// The time of every flow is over.
+    pub fn expire_all(&self) {
+        self.end_all_in(-1);
     }
 
     fn snapshot(&self) -> Snapshot {

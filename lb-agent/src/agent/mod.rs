@@ -22,7 +22,7 @@ use crate::director::{Desired, Director, Event};
 use crate::model::{self, OnShutdown};
 use crate::net::{self, Net};
 use crate::plan;
-use crate::state::StateDirectory;
+use crate::state::{Lock, StateDirectory};
 use crate::watch::Watch;
 
 /// What `lb-agent run` was told.
@@ -65,6 +65,8 @@ struct Agent {
     counters: Counters,
     /// Held for its thread, which ends with it.
     _sweeper: Sweeper,
+    /// Held, so that no other agent uses the same state.
+    _lock: Lock,
     applier: Applier,
     net: Net,
     state: StateDirectory,
@@ -141,6 +143,7 @@ impl Agent {
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
                 _ = tick.tick() => self.tick().await,
+                () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
             self.answer_waiting();
         }
@@ -356,6 +359,13 @@ async fn changed(watch: &mut Option<Watch>) -> Result<()> {
     }
 }
 
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Requests that wait for the agent; whoever sends more waits. Each is answered in milliseconds.
 const REQUESTS: usize = 64;
 /// How often what was removed is looked after.
@@ -365,6 +375,3 @@ const TICK: Duration = Duration::from_secs(1);
 const APPLY_WAIT: Duration = Duration::from_millis(500);
 /// How often the sweeper walks the table.
 const SWEEP: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests;

@@ -124,7 +124,7 @@ impl Agent {
             cause: format!("{error:#}"),
         };
         let facts = self.net.host_facts().await.map_err(failed)?;
-        let report = manifest::check_against_host(objects, &host::facts(&facts));
+        let report = start::check_here(objects, &host::facts(&facts));
         if report.0.is_empty() { Ok(()) } else { Err(report.into()) }
     }
 

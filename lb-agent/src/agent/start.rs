@@ -24,6 +24,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     let started = Instant::now();
     let running = director_of(&options.config)?;
     let state = StateDirectory::open(&options.state_dir)?;
+    let lock = state.lock()?;
     let (net, mut events) = Net::start().await?;
     let facts = net.host_facts().await?;
     let mut problems = BTreeMap::new();
@@ -43,6 +44,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     let mut agent = Agent {
         counters: dataplane.counters()?,
         _sweeper: sweeper,
+        _lock: lock,
         options,
         started,
         kernel: facts.kernel,
@@ -134,8 +136,25 @@ fn files(
 /// Reads and checks manifests as a whole, against this host.
 pub fn check_files(sources: &[Source], host: &manifest::HostFacts) -> Result<Objects, Report> {
     let objects = manifest::load(sources)?;
-    let report = manifest::check_against_host(&objects, host);
+    let report = check_here(&objects, host);
     if report.0.is_empty() { Ok(objects) } else { Err(report) }
+}
+
+/// Checks objects against this host and this agent's tables.
+pub fn check_here(objects: &Objects, host: &manifest::HostFacts) -> Report {
+    let mut report = manifest::check_against_host(objects, host);
+    let mut addresses = 0;
+    for (pool, entry) in objects.pools() {
+        addresses += pool.addresses().count();
+        if addresses > POOL_ADDRESSES as usize {
+            let message = format!(
+                "all pools together have {addresses} addresses; the tables have room for {POOL_ADDRESSES}"
+            );
+            report.0.push(entry.diagnostic("spec.addresses", message, None));
+            break;
+        }
+    }
+    report
 }
 
 fn wrong(report: &Report, sources: &[Source]) -> anyhow::Error {
@@ -247,4 +266,4 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// ICMP errors and resets that a CPU sends in a second.
 const ANSWERS_PER_SECOND: u32 = 1000;
 /// Local addresses for FULLNAT: 4 MiB of leases each.
-const POOL_ADDRESSES: u32 = 16;
+pub const POOL_ADDRESSES: u32 = 16;

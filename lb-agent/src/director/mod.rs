@@ -243,7 +243,9 @@ impl Director {
             return Some(BTreeMap::new());
         }
         let mut routes = BTreeMap::new();
-        for route in self.client_routes.as_ref()? {
+        // Nothing is known yet: what is there stays.
+        let Some(known) = &self.client_routes else { return self.layout.client_routes.clone() };
+        for route in known {
             match route.via {
                 ClientHop::OnLink { .. } => {
                     routes.insert(route.prefix, Via::OnLink);

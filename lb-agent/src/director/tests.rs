@@ -1,1 +1,274 @@
+//! Objects and events in, layouts out.
 
+use super::*;
+use crate::manifest::{Objects, load_text, parse};
+use crate::model::{Kind, Scheduler};
+use crate::plan::{Binding, Role, ServiceLayout};
+
+const ETH0: u32 = 2;
+
+fn objects(text: &str) -> Objects {
+    load_text("test.yaml", text).unwrap_or_else(|report| panic!("{report}"))
+}
+
+fn service(more: &str, servers: &[&str]) -> String {
+    format!(
+        "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec: {{address: 192.0.2.1, ports: [80], \
+         protocol: tcp, {more}, realServers: [{}]}}\n",
+        servers.join(", ")
+    )
+}
+
+fn director(text: &str) -> Director {
+    let mut director = Director::default();
+    director.handle(Event::Outputs([(ETH0, "eth0".to_owned())].into()));
+    director.handle(Event::Objects(objects(text)));
+    director
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn way(neighbour: &str) -> NextHop {
+    NextHop {
+        ifindex: ETH0,
+        destination_mac: [2, 0, 0, 0, 0, 1],
+        source_mac: [2, 0, 0, 0, 0, 0xd],
+        vlans: [0, 0],
+        mtu: 1500,
+        source: Some(ip("10.0.0.254")),
+        neighbour: ip(neighbour),
+    }
+}
+
+fn resolved(director: &mut Director, address: &str, way: NextHop) {
+    director.handle(Event::Resolution { address: ip(address), resolution: Resolution::Resolved(way) });
+}
+
+fn web(director: &mut Director) -> ServiceLayout {
+    let layout = director.layout();
+    ServiceLayout::clone(layout.services.values().next().expect("a service"))
+}
+
+fn in_slots(layout: &ServiceLayout) -> Vec<String> {
+    layout.slots.named().iter().map(|binding| binding.address.to_string()).collect()
+}
+
+fn only(layout: &ServiceLayout) -> (Binding, crate::plan::Destination) {
+    layout.destinations.iter().map(|(binding, destination)| (*binding, *destination)).next().unwrap()
+}
+
+const TWO: [&str; 2] = ["{address: 10.0.0.1}", "{address: 10.0.0.2}"];
+
+#[test]
+fn a_real_server_joins_when_its_next_hop_is_known_and_stays_when_the_neighbour_falls_silent() {
+    let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
+    assert_eq!(in_slots(&web(&mut director)), [""; 0]);
+    let resolving = |reason: &str| Standing::Resolving { reason: reason.into() };
+    assert_eq!(director.standing(ip("10.0.0.1")), resolving("resolving next hop"));
+
+    let failed = |reason: &str| Resolution::Failed { reason: reason.into() };
+    director.handle(Event::Resolution { address: ip("10.0.0.2"), resolution: failed("no ARP answer") });
+    assert_eq!(director.standing(ip("10.0.0.2")), resolving("resolving next hop: no ARP answer"));
+
+    resolved(&mut director, "10.0.0.1", way("10.0.0.1"));
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    assert_eq!(director.standing(ip("10.0.0.1")), Standing::In { reason: String::new() });
+
+    for resolution in [Resolution::Pending, failed("no ARP answer")] {
+        director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution });
+        assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    }
+    assert_eq!(director.standing(ip("10.0.0.1")), Standing::In { reason: "no ARP answer".into() });
+}
+
+#[test]
+fn a_restart_keeps_the_servers_that_the_tables_know_until_something_newer_is_known() {
+    let mut director = Director::default();
+    director.recover([(ip("10.0.0.1"), way("10.0.0.1"))], []);
+    director.handle(Event::Outputs([(ETH0, "eth0".to_owned())].into()));
+    director.handle(Event::Objects(objects(&service("forwarding: dr, scheduler: rr", &TWO))));
+    director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution: Resolution::Pending });
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    resolved(&mut director, "10.0.0.1", way("10.0.0.253"));
+    let (_, destination) = only(&web(&mut director));
+    assert_eq!(destination.hop.unwrap().neighbour, ip("10.0.0.253"));
+}
+
+#[test]
+fn weight_0_means_no_slot_and_a_destination_all_the_same() {
+    let mut director =
+        director(&service("forwarding: dr, scheduler: wrr", &["{address: 10.0.0.1, weight: 0}", TWO[1]]));
+    resolved(&mut director, "10.0.0.1", way("10.0.0.1"));
+    resolved(&mut director, "10.0.0.2", way("10.0.0.2"));
+    let layout = web(&mut director);
+    assert_eq!(in_slots(&layout), ["10.0.0.2"]);
+    assert_eq!(layout.destinations.len(), 2);
+}
+
+#[test]
+fn a_server_behind_an_interface_without_the_program_is_out() {
+    let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
+    resolved(&mut director, "10.0.0.1", NextHop { ifindex: 9, ..way("10.0.0.1") });
+    assert_eq!(in_slots(&web(&mut director)), [""; 0]);
+    assert!(
+        matches!(director.standing(ip("10.0.0.1")), Standing::Out { reason } if reason.contains("interface 9"))
+    );
+}
+
+#[test]
+fn mtu_and_mss_are_what_is_left_after_encapsulation() {
+    let v6 = ["{address: \"fd00::1\"}"];
+    for (spec, servers, way_mtu, mtu, mss) in [
+        ("forwarding: tun, scheduler: rr", &TWO[..1], 1500, 1480, 1440),
+        ("forwarding: tun, scheduler: rr", &v6[..], 1500, 1460, 1420),
+        ("forwarding: tun, scheduler: rr, mssClamp: 1200", &TWO[..1], 1500, 1480, 1200),
+        ("forwarding: dr, scheduler: rr", &TWO[..1], 1500, 1500, 0),
+        ("forwarding: dr, scheduler: rr, mssClamp: true", &TWO[..1], 9000, 9000, 8960),
+        // Loopback and tunnels have more than an IP packet can hold.
+        ("forwarding: nat, scheduler: rr", &TWO[..1], 1 << 20, 65_535, 0),
+    ] {
+        let mut director = director(&service(spec, servers));
+        let address = director.watched().first().unwrap().to_string();
+        resolved(&mut director, &address, NextHop { mtu: way_mtu, ..way(&address) });
+        let layout = web(&mut director);
+        assert_eq!((only(&layout).1.mtu, layout.service.mss), (mtu, mss), "{spec} {way_mtu}");
+    }
+}
+
+#[test]
+fn a_port_is_translated_only_where_it_differs() {
+    for (servers, port, vip_port) in [
+        (["{address: 10.0.0.1, port: 8080}"], 8080, 80),
+        (["{address: 10.0.0.1, port: 80}"], 0, 0),
+        (["{address: 10.0.0.1}"], 0, 0),
+    ] {
+        let layout = web(&mut director(&service("forwarding: nat, scheduler: rr", &servers)));
+        let (binding, destination) = only(&layout);
+        assert_eq!((binding.port, destination.vip_port), (port, vip_port), "{servers:?}");
+    }
+}
+
+#[test]
+fn replies_are_looked_for_only_from_servers_reached_by_nat() {
+    let servers = ["{address: 10.0.0.1}", "{address: 10.0.0.2, forwarding: dr}"];
+    let layout = web(&mut director(&service("forwarding: nat, scheduler: rr", &servers)));
+    assert_eq!(
+        layout.roles.into_iter().collect::<Vec<_>>(),
+        [(Role::Vip, ip("192.0.2.1")), (Role::NatSource, ip("10.0.0.1"))]
+    );
+}
+
+#[test]
+fn a_new_mac_changes_the_next_hop_and_no_service() {
+    let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
+    resolved(&mut director, "10.0.0.1", way("10.0.0.253"));
+    resolved(&mut director, "10.0.0.2", way("10.0.0.253"));
+    let before = director.layout().clone();
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        resolved(
+            &mut director,
+            address,
+            NextHop { destination_mac: [2, 0, 0, 0, 0, 9], ..way("10.0.0.253") },
+        );
+    }
+    let steps = crate::plan::diff(&before, director.layout());
+    assert_eq!(steps.len(), 1, "{steps:?}");
+    assert!(steps[0].to_string().ends_with("02:00:00:00:00:09"), "{}", steps[0]);
+}
+
+#[test]
+fn routes_to_clients_are_kept_for_services_whose_replies_pass_here() {
+    let routes = vec![
+        ClientRoute { prefix: "10.1.0.0/24".parse().unwrap(), via: ClientHop::OnLink { ifindex: ETH0 } },
+        ClientRoute {
+            prefix: "0.0.0.0/0".parse().unwrap(),
+            via: ClientHop::Gateway { address: ip("10.0.0.253"), ifindex: ETH0 },
+        },
+        ClientRoute { prefix: "10.2.0.0/24".parse().unwrap(), via: ClientHop::Unreachable },
+    ];
+    let prefixes = |director: &mut Director| {
+        let routes = director.layout().client_routes.clone();
+        routes.map(|routes| routes.keys().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let mut dr = director(&service("forwarding: dr, scheduler: rr", &TWO));
+    dr.handle(Event::ClientRoutes(routes.clone()));
+    assert_eq!(prefixes(&mut dr), Some(vec![]));
+
+    let mut nat = director(&service("forwarding: nat, scheduler: rr", &TWO));
+    assert_eq!(prefixes(&mut nat), None, "nothing is known, so what is in the tables stays");
+    nat.handle(Event::ClientRoutes(routes));
+    assert_eq!(prefixes(&mut nat), Some(vec!["10.1.0.0/24".into()]));
+    let resolution = Resolution::Resolved(way("10.0.0.253"));
+    nat.handle(Event::Gateway { address: ip("10.0.0.253"), ifindex: ETH0, resolution });
+    assert_eq!(prefixes(&mut nat), Some(vec!["0.0.0.0/0".into(), "10.1.0.0/24".into()]));
+    assert_eq!(nat.layout().hops.keys().filter(|key| key.for_clients).count(), 1);
+}
+
+#[test]
+fn a_maglev_table_keeps_its_size_while_a_server_is_not_known_yet() {
+    let servers: Vec<String> = (1..=60).map(|n| format!("{{address: 10.0.0.{n}}}")).collect();
+    let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+    let mut director = director(&service("forwarding: dr, scheduler: mh", &servers));
+    for n in 1..60 {
+        resolved(&mut director, &format!("10.0.0.{n}"), way(&format!("10.0.0.{n}")));
+    }
+    let before = web(&mut director).slots.slots.len();
+    resolved(&mut director, "10.0.0.60", way("10.0.0.60"));
+    assert_eq!(web(&mut director).slots.slots.len(), before);
+    assert!(Scheduler::Mh.hashes());
+}
+
+fn id(name: &str) -> ObjectId {
+    ObjectId { kind: Kind::VirtualService, name: Name::new(name).unwrap() }
+}
+
+fn named(name: &str, vip: &str) -> String {
+    service("forwarding: dr, scheduler: rr", &TWO)
+        .replace("name: web", &format!("name: {name}"))
+        .replace("192.0.2.1", vip)
+}
+
+#[test]
+fn an_object_of_a_file_is_not_the_apis_to_change() {
+    let desired = Desired { files: objects(&named("web", "192.0.2.1")), api: Objects::default() };
+    let refused = Refused::Owned { object: id("web"), file: "test.yaml".into() };
+    assert_eq!(desired.apply(objects(&named("web", "192.0.2.9")), false).unwrap_err(), refused);
+    assert_eq!(desired.delete(&[id("web")]).unwrap_err(), refused);
+    assert_eq!(desired.delete(&[id("other")]).unwrap_err(), Refused::Missing(id("other")));
+}
+
+#[test]
+fn prune_takes_the_apis_objects_and_leaves_the_files() {
+    let desired = Desired { files: objects(&named("web", "192.0.2.1")), api: Objects::default() };
+    let desired = desired.apply(objects(&named("a", "192.0.2.2")), false).unwrap();
+    let desired = desired.apply(objects(&named("b", "192.0.2.3")), false).unwrap();
+    assert_eq!(desired.joined().len(), 3);
+    let pruned = desired.apply(objects(&named("b", "192.0.2.3")), true).unwrap().joined();
+    assert!(pruned.contains(&id("web")) && pruned.contains(&id("b")) && !pruned.contains(&id("a")));
+}
+
+#[test]
+fn what_no_longer_fits_beside_the_files_is_left_out_and_the_rest_stays() {
+    let mut stored = String::new();
+    for n in 1..=9 {
+        stored += &format!("---\n{}", named(&format!("s{n}"), &format!("192.0.2.{n}")));
+    }
+    let stored = parse(&[crate::manifest::Source { file: "objects.yaml".into(), text: stored }]).objects;
+    // Its address and port are those of s4, and s7 is now in the file.
+    let files = objects(&format!("{}---\n{}", named("web", "192.0.2.4"), named("s7", "192.0.2.70")));
+    let (desired, left) = Desired::restore(files, stored);
+    let left: Vec<String> = left.iter().map(|(entry, _)| entry.object.name().to_string()).collect();
+    assert_eq!(left, ["s4", "s7"]);
+    assert_eq!(desired.api.len(), 7);
+    assert!(crate::manifest::check(&desired.joined()).0.is_empty());
+}
+
+#[test]
+fn a_files_object_takes_the_place_of_the_apis() {
+    let desired = Desired { files: Objects::default(), api: objects(&named("web", "192.0.2.1")) };
+    let (next, taken) = desired.with_files(objects(&named("web", "192.0.2.8")));
+    assert_eq!((taken, next.api.len()), (vec![id("web")], 0));
+    assert_eq!(next.origin(&id("web")), Origin::File("test.yaml".into()));
+}

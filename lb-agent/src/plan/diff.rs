@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Layout, Role, ServiceLayout, Step};
+use super::{Layout, Role, ServiceLayout, Slots, Step};
 use crate::model::{Name, PortRange, Ports};
 
 /// The steps that make `from` into `to`. None when they are equal.
@@ -31,7 +31,15 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     for (name, service) in &to.services {
         let before = from.services.get(name).filter(|before| before.key() == service.key());
         if before != Some(service) {
-            set_service(name, before.map(|before| &**before), service, &mut steps, &mut late);
+            let taken_over = |port: &PortRange| {
+                // Those before this one in the order are set by now.
+                to.services.range(..name.clone()).any(|(_, other)| {
+                    other.key() == service.key()
+                        && matches!(&other.ports, Ports::List(ports) if ports.contains(port))
+                })
+            };
+            let before = before.map(|before| &**before);
+            set_service(name, before, service, taken_over, &mut steps, &mut late);
         }
     }
     steps.append(&mut late);
@@ -90,10 +98,11 @@ fn make_room(from: &Layout, to: &Layout, steps: &mut Vec<Step>) -> BTreeSet<IpAd
             )
         };
         if let Ports::List(ranges) = &before.ports {
-            let given_up = |range: &&PortRange| range.single().is_none() && !kept.contains(range);
-            if ranges.iter().filter(given_up).any(in_the_way) {
-                let ports = Ports::List(kept);
-                steps.push(Step::SetPorts { service: name.clone(), ports });
+            let stays =
+                |range: &&PortRange| range.single().is_some() || kept.contains(range) || !in_the_way(range);
+            let left: Vec<PortRange> = ranges.iter().filter(stays).copied().collect();
+            if left.len() < ranges.len() {
+                steps.push(Step::SetPorts { service: name.clone(), ports: Ports::List(left) });
             }
         }
     }
@@ -109,16 +118,19 @@ fn kept_ports(before: &Ports, after: Option<&Ports>) -> Vec<PortRange> {
     }
 }
 
-/// `late` are steps to be done when all services are set.
+/// `late` are steps to be done when all services are set; `taken_over` says of a port that another service has it
+/// already.
 fn set_service(
     name: &Name,
     before: Option<&ServiceLayout>,
     after: &ServiceLayout,
+    taken_over: impl Fn(&PortRange) -> bool,
     steps: &mut Vec<Step>,
     late: &mut Vec<Step>,
 ) {
     if before.is_none_or(|before| before.service != after.service) {
-        let (name, service, ports) = (name.clone(), after.service.clone(), after.ports.clone());
+        let (name, service) = (name.clone(), Box::new(after.service.clone()));
+        let ports = after.ports.clone();
         steps.push(Step::SetService { name, service, ports });
     }
     for (binding, destination) in &after.destinations {
@@ -134,7 +146,7 @@ fn set_service(
     }
     bind(name, before, after, Role::Vip, steps);
     if before.is_none_or(|before| before.ports != after.ports) {
-        set_ports(name, before.map(|before| &before.ports), &after.ports, steps, late);
+        set_ports(name, before.map(|before| &before.ports), &after.ports, taken_over, steps, late);
     }
     let Some(before) = before else { return };
     for binding in before.destinations.keys().filter(|binding| !after.destinations.contains_key(binding)) {
@@ -151,12 +163,14 @@ fn set_ports(
     name: &Name,
     before: Option<&Ports>,
     after: &Ports,
+    taken_over: impl Fn(&PortRange) -> bool,
     steps: &mut Vec<Step>,
     late: &mut Vec<Step>,
 ) {
     let set = |ports: Ports| Step::SetPorts { service: name.clone(), ports };
     if let (Some(Ports::List(before)), Ports::List(after)) = (before, after) {
-        let lost = before.iter().filter(|range| range.single().is_some() && !after.contains(range));
+        let lost = before.iter().filter(|range| range.single().is_some());
+        let lost = lost.filter(|range| !after.contains(range) && !taken_over(range));
         let mut both: Vec<PortRange> = after.iter().chain(lost).copied().collect();
         if both.len() > after.len() {
             both.sort();
@@ -184,9 +198,21 @@ fn bind(
     }
 }
 
+/// New flows end first, then what they would lean on goes.
 fn remove_service(name: &Name, service: &ServiceLayout, steps: &mut Vec<Step>) {
-    for (role, address) in &service.roles {
-        steps.push(Step::UnbindAddress { service: name.clone(), role: *role, address: *address });
+    let none = Ports::List(Vec::new());
+    if service.ports != none {
+        steps.push(Step::SetPorts { service: name.clone(), ports: none });
     }
+    let unbind = |role: Role, steps: &mut Vec<Step>| {
+        for (_, address) in service.roles.iter().filter(|(other, _)| *other == role) {
+            steps.push(Step::UnbindAddress { service: name.clone(), role, address: *address });
+        }
+    };
+    unbind(Role::Vip, steps);
+    if !service.slots.slots.is_empty() {
+        steps.push(Step::SetSlots { service: name.clone(), slots: Slots::default() });
+    }
+    unbind(Role::NatSource, steps);
     steps.push(Step::RemoveService { name: name.clone() });
 }

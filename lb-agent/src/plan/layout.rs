@@ -195,10 +195,10 @@ impl Layout {
             }
             Step::SetClientRoutes { routes } => self.client_routes = Some(routes.clone()),
             Step::SetService { name, service, .. } => match self.services.get_mut(name) {
-                Some(layout) => Arc::make_mut(layout).service = service.clone(),
+                Some(layout) => Arc::make_mut(layout).service = Service::clone(service),
                 None => {
                     let layout = ServiceLayout {
-                        service: service.clone(),
+                        service: Service::clone(service),
                         destinations: BTreeMap::new(),
                         slots: Slots::default(),
                         ports: Ports::List(Vec::new()),

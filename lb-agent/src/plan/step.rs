@@ -33,7 +33,7 @@ pub enum Step {
     /// `ports` bind nothing: by them a service is known again after a restart.
     SetService {
         name: Name,
-        service: Service,
+        service: Box<Service>,
         ports: Ports,
     },
     /// With all that is left of its ports, slots and destinations.

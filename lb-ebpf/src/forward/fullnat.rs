@@ -61,7 +61,8 @@ pub fn word_of(record: *mut Lease) -> *mut u64 {
     unsafe { &raw mut (*record).word }
 }
 
-/// A packet of a known flow to the server. A flow whose lease was lost is a new one.
+/// A packet of a known flow to the server. `NoLease`: a flow whose lease was lost, or whose server was removed
+/// and that can move, is a new one.
 #[inline(always)]
 pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, now: u16) -> Result<u32, Reason> {
     let index = hit.value.lease();
@@ -70,6 +71,9 @@ pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, n
         return Err(Reason::NoLease);
     }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
+    if target.is_removed() && crate::flow::moves(&hit, packet.udp) {
+        return Err(Reason::NoLease);
+    }
     may_serve(Destination::vrrp_of(target.flags()))?;
     fits(packet, &target)?;
     let step = Step::of(packet, Direction::Input, now);
