@@ -7,8 +7,8 @@ use lb_tests::topology::{Builder, Subnet};
 use lb_tests::{Agent, Nginx, RealServer, Topology, UdpServer, http, udp};
 
 use crate::site::{
-    self, Service, TRANSLATED, TRANSLATED_UDP, documents, expected, family, large_both_ways, nginx_everywhere,
-    shares, tunnels_everywhere, udp_everywhere, until_all_in, vips,
+    self, Service, TRANSLATED, TRANSLATED_UDP, documents, expected, family, large_both_ways,
+    nginx_everywhere, shares, tunnels_everywhere, udp_everywhere, until_all_in, vips,
 };
 
 /// Ports of the services, one per scheduler.
@@ -57,7 +57,8 @@ fn method(forwarding: &'static str) {
             .servers(&topology.servers)
     };
     let schedulers = [(RR, "rr"), (WRR, "wrr"), (SH, "sh"), (MH, "mh")];
-    let [rr, wrr, sh, mh] = schedulers.map(|(port, name)| vips(&topology).map(|vip| service(vip, port, name)));
+    let [rr, wrr, sh, mh] =
+        schedulers.map(|(port, name)| vips(&topology).map(|vip| service(vip, port, name)));
     let wrr = wrr.map(|service| service.weights(&[3, 2, 1]));
     let dns = vips(&topology).map(|vip| {
         Service::udp(&format!("dns-{}", family(vip)), vip, DNS, forwarding).servers(&topology.servers)
