@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -47,12 +47,22 @@ pub fn upload(client: &Namespace, url: &str, body: &[u8]) -> Result<Response, St
 
 /// Fetches a page `count` times, one after another, each over a connection of its own.
 pub fn get_in_turn(client: &Namespace, url: &str, count: usize) -> Result<Vec<Outcome>, String> {
-    many(client, url, count, 1)
+    many(client, url, count, 1, &[])
+}
+
+/// The same from one address of the client.
+pub fn get_in_turn_from(
+    client: &Namespace,
+    source: IpAddr,
+    url: &str,
+    count: usize,
+) -> Result<Vec<Outcome>, String> {
+    many(client, url, count, 1, &["--interface", &source.to_string()])
 }
 
 /// Fetches a page `count` times, up to 16 at once, each over a connection of its own; in order of completion.
 pub fn get_in_parallel(client: &Namespace, url: &str, count: usize) -> Result<Vec<Outcome>, String> {
-    many(client, url, count, 16)
+    many(client, url, count, 16, &[])
 }
 
 /// One of many requests, whose body was thrown away.
@@ -91,9 +101,18 @@ fn one(client: &Namespace, arguments: &[&str], input: &[u8]) -> Result<Response,
     Ok(Response { status, server, body, time })
 }
 
-fn many(client: &Namespace, url: &str, count: usize, at_once: usize) -> Result<Vec<Outcome>, String> {
+fn many(
+    client: &Namespace,
+    url: &str,
+    count: usize,
+    at_once: usize,
+    options: &[&str],
+) -> Result<Vec<Outcome>, String> {
     let mut command = client.command("curl");
+    command.args(options);
     command.args(["-sS", "-g", "--noproxy", "*", "--max-time", GIVE_UP, "-H", "Connection: close"]);
+    // The first failure is the answer; waiting for the others would only take longer.
+    command.arg("--fail-early");
     command.args(["-w", "%{http_code} %{local_port} %{time_total} %header{x-server}\n"]);
     if at_once > 1 {
         command.args(["--parallel", "--parallel-immediate", "--parallel-max", &at_once.to_string()]);

@@ -161,7 +161,7 @@ impl Agent {
         let mut servers_in = 0;
         let mut reasons = Vec::new();
         for server in service.real_servers.iter().filter(|server| server.weight > 0) {
-            match self.director.standing(server.address) {
+            match self.director.standing(server.address, service.forwarding_of(server)) {
                 Standing::In { .. } => servers_in += 1,
                 Standing::Resolving { reason } | Standing::Out { reason } => {
                     reasons.push(format!("{}: {reason}", server.address));
@@ -216,7 +216,7 @@ impl Agent {
         counts: &Counts<'_>,
     ) -> RealServerView {
         let binding = binding_of(service, server);
-        let (state, reason) = match self.director.standing(server.address) {
+        let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
             Standing::In { reason } if server.weight == 0 => (RealServerState::Draining, reason),

@@ -134,8 +134,8 @@ impl Director {
         &self.objects
     }
 
-    /// How a real server's address stands.
-    pub fn standing(&self, address: IpAddr) -> Standing {
+    /// How a real server stands, under the forwarding method it is used with.
+    pub fn standing(&self, address: IpAddr, forwarding: Forwarding) -> Standing {
         let reason = match self.resolutions.get(&address) {
             Some(Resolution::Failed { reason }) => reason.clone(),
             _ => String::new(),
@@ -143,13 +143,10 @@ impl Director {
         match self.ways.get(&address) {
             None if reason.is_empty() => Standing::Resolving { reason: "resolving next hop".into() },
             None => Standing::Resolving { reason: format!("resolving next hop: {reason}") },
-            Some(way) if self.leaves(way) => Standing::In { reason },
-            Some(way) => {
-                let ifindex = way.ifindex;
-                let reason =
-                    format!("its packets leave by interface {ifindex}, which is none of the Director's");
-                Standing::Out { reason }
-            }
+            Some(way) => match self.obstacle(address, forwarding, way) {
+                None => Standing::In { reason },
+                Some(reason) => Standing::Out { reason },
+            },
         }
     }
 
@@ -163,9 +160,24 @@ impl Director {
         self.outputs.get(&ifindex).map(String::as_str)
     }
 
-    /// The way to a real server by which packets can be sent.
-    fn usable_way(&self, address: IpAddr) -> Option<&NextHop> {
-        self.ways.get(&address).filter(|way| self.leaves(way))
+    /// The way to a real server by which packets can be sent with this forwarding method.
+    fn usable_way(&self, address: IpAddr, forwarding: Forwarding) -> Option<&NextHop> {
+        self.ways.get(&address).filter(|way| self.obstacle(address, forwarding, way).is_none())
+    }
+
+    /// Why packets cannot be sent this way.
+    fn obstacle(&self, address: IpAddr, forwarding: Forwarding, way: &NextHop) -> Option<String> {
+        if !self.leaves(way) {
+            let ifindex = way.ifindex;
+            return Some(format!(
+                "its packets leave by interface {ifindex}, which is none of the Director's"
+            ));
+        }
+        // The packet keeps the VIP as its destination: a router would send it back to us.
+        (forwarding == Forwarding::Dr && way.neighbour != address).then(|| {
+            let gateway = way.neighbour;
+            format!("dr reaches no real server behind a router, and it is behind {gateway}; tun would")
+        })
     }
 
     fn leaves(&self, way: &NextHop) -> bool {
@@ -268,7 +280,7 @@ impl Director {
             hop.add_source(way.source);
         };
         for address in self.users.keys() {
-            if let Some(way) = self.usable_way(*address) {
+            if let Some(way) = self.ways.get(address).filter(|way| self.leaves(way)) {
                 add(way, false);
             }
         }

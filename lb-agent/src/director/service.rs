@@ -24,7 +24,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     let mut servers = Vec::with_capacity(service.real_servers.len());
     for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
         let binding = binding_of(service, server);
-        let way = director.usable_way(server.address);
+        let way = director.usable_way(server.address, binding.forwarding);
         if way.is_none() {
             // It still counts for the size of a Maglev table.
             candidate.weight = 0;

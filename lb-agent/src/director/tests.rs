@@ -59,6 +59,10 @@ fn only(layout: &ServiceLayout) -> (Binding, crate::plan::Destination) {
     layout.destinations.iter().map(|(binding, destination)| (*binding, *destination)).next().unwrap()
 }
 
+fn standing(director: &Director, address: &str) -> Standing {
+    director.standing(ip(address), Forwarding::Dr)
+}
+
 const TWO: [&str; 2] = ["{address: 10.0.0.1}", "{address: 10.0.0.2}"];
 
 #[test]
@@ -66,21 +70,21 @@ fn a_real_server_joins_when_its_next_hop_is_known_and_stays_when_the_neighbour_f
     let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
     assert_eq!(in_slots(&web(&mut director)), [""; 0]);
     let resolving = |reason: &str| Standing::Resolving { reason: reason.into() };
-    assert_eq!(director.standing(ip("10.0.0.1")), resolving("resolving next hop"));
+    assert_eq!(standing(&director, "10.0.0.1"), resolving("resolving next hop"));
 
     let failed = |reason: &str| Resolution::Failed { reason: reason.into() };
     director.handle(Event::Resolution { address: ip("10.0.0.2"), resolution: failed("no ARP answer") });
-    assert_eq!(director.standing(ip("10.0.0.2")), resolving("resolving next hop: no ARP answer"));
+    assert_eq!(standing(&director, "10.0.0.2"), resolving("resolving next hop: no ARP answer"));
 
     resolved(&mut director, "10.0.0.1", way("10.0.0.1"));
     assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
-    assert_eq!(director.standing(ip("10.0.0.1")), Standing::In { reason: String::new() });
+    assert_eq!(standing(&director, "10.0.0.1"), Standing::In { reason: String::new() });
 
     for resolution in [Resolution::Pending, failed("no ARP answer")] {
         director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution });
         assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
     }
-    assert_eq!(director.standing(ip("10.0.0.1")), Standing::In { reason: "no ARP answer".into() });
+    assert_eq!(standing(&director, "10.0.0.1"), Standing::In { reason: "no ARP answer".into() });
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn a_restart_keeps_the_servers_that_the_tables_know_until_something_newer_is_kno
     let mut director = Director::default();
     director.recover([(ip("10.0.0.1"), way("10.0.0.1"))], []);
     director.handle(Event::Outputs([(ETH0, "eth0".to_owned())].into()));
-    director.handle(Event::Objects(objects(&service("forwarding: dr, scheduler: rr", &TWO))));
+    director.handle(Event::Objects(objects(&service("forwarding: nat, scheduler: rr", &TWO))));
     director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution: Resolution::Pending });
     assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
     resolved(&mut director, "10.0.0.1", way("10.0.0.253"));
@@ -108,12 +112,25 @@ fn weight_0_means_no_slot_and_a_destination_all_the_same() {
 }
 
 #[test]
+fn a_server_behind_a_router_is_out_under_dr_and_in_under_tun() {
+    for (forwarding, slots) in [("dr", &[""; 0][..]), ("tun", &["10.0.0.1"])] {
+        let mut director = director(&service(&format!("forwarding: {forwarding}, scheduler: rr"), &TWO));
+        resolved(&mut director, "10.0.0.1", way("10.0.0.253"));
+        assert_eq!(in_slots(&web(&mut director)), slots, "{forwarding}");
+        let out = director.standing(ip("10.0.0.1"), Forwarding::Dr);
+        assert!(matches!(out, Standing::Out { reason } if reason.contains("behind 10.0.0.253")));
+        let tun = director.standing(ip("10.0.0.1"), Forwarding::Tun);
+        assert_eq!(tun, Standing::In { reason: String::new() });
+    }
+}
+
+#[test]
 fn a_server_behind_an_interface_without_the_program_is_out() {
     let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
     resolved(&mut director, "10.0.0.1", NextHop { ifindex: 9, ..way("10.0.0.1") });
     assert_eq!(in_slots(&web(&mut director)), [""; 0]);
     assert!(
-        matches!(director.standing(ip("10.0.0.1")), Standing::Out { reason } if reason.contains("interface 9"))
+        matches!(standing(&director, "10.0.0.1"), Standing::Out { reason } if reason.contains("interface 9"))
     );
 }
 

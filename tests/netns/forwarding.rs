@@ -1,0 +1,217 @@
+//! Every forwarding method with real nginx, real curl and UDP servers, by both address families.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use lb_tests::topology::{Builder, Subnet};
+use lb_tests::{Agent, Nginx, RealServer, Topology, UdpServer, http, udp};
+
+use crate::site::{
+    self, Service, TRANSLATED, TRANSLATED_UDP, documents, expected, family, large_both_ways,
+    nginx_everywhere, shares, tunnels_everywhere, udp_everywhere, until_all_in, vips,
+};
+
+/// Ports of the services, one per scheduler.
+const RR: u16 = 80;
+const WRR: u16 = 81;
+const SH: u16 = 82;
+const MH: u16 = 83;
+const DNS: u16 = 53;
+
+/// Real servers ready for one method: everything that has to run there.
+struct Servers<'a> {
+    nginx: Vec<Nginx>,
+    _udp: Vec<UdpServer>,
+    _tunnels: Vec<RealServer<'a>>,
+}
+
+/// Does at the real servers what a method asks of them.
+fn prepare<'a>(topology: &'a Topology, methods: &[&str]) -> Servers<'a> {
+    let any = |names: &[&str]| methods.iter().any(|method| names.contains(method));
+    if any(&["dr"]) {
+        vips(topology).into_iter().for_each(|vip| topology.vip_on_servers(vip));
+    }
+    if any(&["nat"]) {
+        topology.replies_through_director();
+    }
+    Servers {
+        nginx: nginx_everywhere(topology, &[RR, WRR, SH, MH, 84, 85, TRANSLATED]),
+        _udp: udp_everywhere(topology, &[DNS, TRANSLATED_UDP]),
+        _tunnels: if any(&["tun"]) { tunnels_everywhere(topology, &vips(topology)) } else { Vec::new() },
+    }
+}
+
+fn three_servers() -> Builder {
+    Topology::builder().servers(3).servers_with_xdp()
+}
+
+/// One method from end to end: every scheduler, UDP, large transfers.
+fn method(forwarding: &'static str) {
+    let topology = three_servers().build();
+    let servers = prepare(&topology, &[forwarding]);
+    let client = &topology.client().namespace;
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0, xdp: native"]));
+    let service = |vip, port, scheduler| {
+        Service::tcp(&format!("{scheduler}-{}", family(vip)), vip, port, forwarding)
+            .scheduler(scheduler)
+            .servers(&topology.servers)
+    };
+    let schedulers = [(RR, "rr"), (WRR, "wrr"), (SH, "sh"), (MH, "mh")];
+    let [rr, wrr, sh, mh] =
+        schedulers.map(|(port, name)| vips(&topology).map(|vip| service(vip, port, name)));
+    let wrr = wrr.map(|service| service.weights(&[3, 2, 1]));
+    let dns = vips(&topology).map(|vip| {
+        Service::udp(&format!("dns-{}", family(vip)), vip, DNS, forwarding).servers(&topology.servers)
+    });
+    let all = [&rr, &wrr, &sh, &mh, &dns].into_iter().flatten();
+    let pool = if forwarding == "fullnat" { site::pool(&topology, "eth0") } else { String::new() };
+    agent.apply(&(pool + &documents(all)));
+    until_all_in(&agent);
+
+    for service in &rr {
+        assert_eq!(shares(client, &service.url("/"), 60), expected(&[20, 20, 20]), "{}", service.name);
+        large_both_ways(client, service, &servers.nginx);
+    }
+    for service in &wrr {
+        assert_eq!(shares(client, &service.url("/"), 60), expected(&[30, 20, 10]), "{}", service.name);
+    }
+    for service in sh.iter().chain(&mh) {
+        same_client_same_server(&topology, service);
+    }
+    for service in &dns {
+        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+        for _ in 0..30 {
+            let answer = udp::ask(client, service.socket()).unwrap();
+            *answers.entry(answer).or_default() += 1;
+        }
+        assert_eq!(answers, expected(&[10, 10, 10]), "{}", service.name);
+    }
+}
+
+/// Twelve addresses of one client: each always finds the server that it found first, and not all the same.
+fn same_client_same_server(topology: &Topology, service: &Service) {
+    let client = topology.client();
+    let mut found = BTreeSet::new();
+    for number in 60..72 {
+        let source: IpAddr = match service.vip {
+            IpAddr::V4(_) => client.subnet.v4(number).into(),
+            IpAddr::V6(_) => client.subnet.v6(number).into(),
+        };
+        let length = if source.is_ipv4() { 24 } else { 64 };
+        client.namespace.ip(&format!("address replace {source}/{length} dev eth0 nodad"));
+        let outcomes = http::get_in_turn_from(&client.namespace, source, &service.url("/"), 4).unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.status == 200), "{}: {outcomes:?}", service.name);
+        let shares = http::shares(&outcomes);
+        assert_eq!(shares.len(), 1, "{}: {source} was served by {shares:?}", service.name);
+        found.extend(shares.into_keys());
+    }
+    assert!(found.len() > 1, "{}: twelve clients were all served by {found:?}", service.name);
+}
+
+#[test]
+fn dr_serves_every_request_by_the_schedulers_share_and_carries_large_transfers() {
+    method("dr");
+}
+
+#[test]
+fn tun_serves_every_request_by_the_schedulers_share_and_carries_large_transfers() {
+    method("tun");
+}
+
+#[test]
+fn nat_serves_every_request_by_the_schedulers_share_and_carries_large_transfers() {
+    method("nat");
+}
+
+#[test]
+fn fullnat_serves_every_request_by_the_schedulers_share_and_carries_large_transfers() {
+    method("fullnat");
+}
+
+/// A service per method and family, on ports of their own, each real server behind each.
+fn every_method(topology: &Topology, methods: &[&'static str]) -> Vec<Service> {
+    let services = methods.iter().enumerate().flat_map(|(index, forwarding)| {
+        vips(topology).map(|vip| {
+            Service::tcp(&format!("{forwarding}-{}", family(vip)), vip, RR + index as u16, forwarding)
+                .servers(&topology.servers)
+        })
+    });
+    services.collect()
+}
+
+#[test]
+fn clients_on_one_interface_and_servers_on_the_other_by_every_method() {
+    const METHODS: [&str; 4] = ["dr", "tun", "nat", "fullnat"];
+    let topology = three_servers().two_armed().far_clients(1).build();
+    let servers = prepare(&topology, &METHODS);
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0", "eth1"]));
+    let services = every_method(&topology, &METHODS);
+    agent.apply(&(site::pool(&topology, "eth1") + &documents(&services)));
+    until_all_in(&agent);
+    for service in &services {
+        // The second client is behind the router: what NAT and FULLNAT send back goes by the gateway.
+        for client in &topology.clients {
+            let shares = shares(&client.namespace, &service.url("/"), 6);
+            assert_eq!(shares, expected(&[2, 2, 2]), "{} from {}", service.name, client.namespace.role());
+            large_both_ways(&client.namespace, service, &servers.nginx);
+        }
+    }
+}
+
+#[test]
+fn a_one_armed_director_answers_clients_behind_a_router_and_uses_servers_behind_it() {
+    const METHODS: [&str; 3] = ["tun", "nat", "fullnat"];
+    let topology =
+        Topology::builder().servers(1).far_servers(1).far_clients(1).clients(1).servers_with_xdp().build();
+    let servers = prepare(&topology, &METHODS);
+    assert_eq!(topology.servers[1].subnet, Subnet::FarServers);
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    let services = every_method(&topology, &METHODS);
+    agent.apply(&(site::pool(&topology, "eth0") + &documents(&services)));
+    until_all_in(&agent);
+    for service in &services {
+        for client in &topology.clients {
+            let shares = shares(&client.namespace, &service.url("/"), 4);
+            assert_eq!(shares, expected(&[2, 2]), "{} from {}", service.name, client.namespace.role());
+            large_both_ways(&client.namespace, service, &servers.nginx);
+        }
+    }
+}
+
+#[test]
+fn dr_to_a_server_behind_a_router_is_explained_and_the_near_one_serves() {
+    let topology = Topology::builder().servers(1).far_servers(1).build();
+    let _servers = prepare(&topology, &["dr"]);
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    let services = every_method(&topology, &["dr"]);
+    agent.apply(&documents(&services));
+    for service in &services {
+        let far = topology.servers[1].address(service.vip);
+        let shown = site::real_server(&agent, &service.name, far);
+        assert_eq!(shown["state"], "out", "{shown}");
+        let reason = shown["reason"].as_str().unwrap();
+        assert!(reason.contains("router") || reason.contains("gateway"), "{reason:?} does not say why");
+        assert_eq!(shares(&topology.client().namespace, &service.url("/"), 4), expected(&[4]));
+    }
+}
+
+#[test]
+fn tun_carries_either_family_inside_the_other() {
+    let topology = three_servers().build();
+    let servers = prepare(&topology, &["tun"]);
+    let client = &topology.client().namespace;
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0, xdp: native"]));
+    let [v4, v6] = vips(&topology);
+    let across = [
+        Service::tcp("v4-in-v6", v4, RR, "tun")
+            .addresses(topology.servers.iter().map(|server| server.v6().into())),
+        Service::tcp("v6-in-v4", v6, RR, "tun")
+            .addresses(topology.servers.iter().map(|server| server.v4().into())),
+    ];
+    agent.apply(&documents(&across));
+    until_all_in(&agent);
+    for service in &across {
+        assert_eq!(shares(client, &service.url("/"), 30), expected(&[10, 10, 10]), "{}", service.name);
+        large_both_ways(client, service, &servers.nginx);
+    }
+}
