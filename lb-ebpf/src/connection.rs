@@ -74,11 +74,16 @@ impl Hit {
 /// Looks an identity up: first bucket, then second. Expired means absent.
 #[inline(always)]
 pub fn find(place: &Place, now: u16) -> Option<Hit> {
-    if let Some(hit) = scan(CONNECTIONS.get_ptr_mut(place.first_bucket())?, place, now) {
-        return Some(hit);
+    let stale = match scan(CONNECTIONS.get_ptr_mut(place.first_bucket())?, place, now) {
+        Scanned::Hit(hit) => return Some(hit),
+        Scanned::Stale => true,
+        Scanned::Nothing => false,
+    };
+    // Out of line: most flows lie in their first bucket, and there once.
+    let mut slot = if stale { lb_find_in(place.identity, place.first_bucket(), now as u32) } else { 0 };
+    if slot == 0 {
+        slot = lb_find_in(place.identity, place.second_bucket(), now as u32);
     }
-    // Out of line: most flows lie in their first bucket.
-    let slot = lb_find_second(place.identity, place.second_bucket(), now as u32);
     if slot == 0 {
         return None;
     }
@@ -93,7 +98,7 @@ pub fn find(place: &Place, now: u16) -> Option<Hit> {
 /// function, Linux 5.6), which looks at it once whoever calls.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_find_second(identity: u64, bucket: u32, now: u32) -> u64 {
+extern "C" fn lb_find_in(identity: u64, bucket: u32, now: u32) -> u64 {
     let place = Place { identity, first: crate::maps::keys().first(identity), shift: 0 };
     let Some(line) = CONNECTIONS.get_ptr_mut(bucket) else { return 0 };
     for way in 0..WAYS {
@@ -108,24 +113,35 @@ extern "C" fn lb_find_second(identity: u64, bucket: u32, now: u32) -> u64 {
     0
 }
 
+enum Scanned {
+    Hit(Hit),
+    /// The identity stands there, with a value that is no flow: an expired or swept entry, behind which the flow
+    /// may stand once more.
+    Stale,
+    Nothing,
+}
+
+/// Without branches on the way: which of them it is, is chance, and a branch on it would be mispredicted when the
+/// line has come at last.
 #[inline(always)]
-fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Option<Hit> {
-    macro_rules! look {
-        ($way:literal) => {
-            let entry = entry(bucket, $way);
-            if atomic::load(identity_of(entry)) == place.identity {
-                let value = Value(atomic::load(value_of(entry)));
-                if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
-                    return Some(Hit { word: value_of(entry), value });
-                }
-            }
-        };
+fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Scanned {
+    let differs = |way: usize| {
+        let d = atomic::load(identity_of(entry(bucket, way))) ^ place.identity;
+        (d | d.wrapping_neg()) >> 63
+    };
+    let (d0, d1, d2, d3) = (differs(0), differs(1), differs(2), differs(3));
+    // Four, if none.
+    let way = opaque(d0 + (d0 & d1) + (d0 & d1 & d2) + (d0 & d1 & d2 & d3));
+    if way > 3 {
+        return Scanned::Nothing;
     }
-    look!(0);
-    look!(1);
-    look!(2);
-    look!(3);
-    None
+    let entry = entry(bucket, way as usize);
+    let value = Value(atomic::load(value_of(entry)));
+    if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
+        Scanned::Hit(Hit { word: value_of(entry), value })
+    } else {
+        Scanned::Stale
+    }
 }
 
 /// Neither empty, nor being written, nor expired. States 0 and 15 are no entries.
