@@ -18,7 +18,11 @@ pub const SERVER_PORT: u16 = 8080;
 
 /// The VIP.
 pub fn vip(v6: bool) -> IpAddr {
-    if v6 { Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 0x10).into() } else { Ipv4Addr::new(203, 0, 113, 10).into() }
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 0x10).into()
+    } else {
+        Ipv4Addr::new(203, 0, 113, 10).into()
+    }
 }
 
 /// A real server's address; also its neighbour's.
@@ -69,9 +73,13 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
         Packet::ToVip(flags) => (with_last_bits(v6, CLIENT_NETWORK, 0), vip(v6), false, CLIENTS, flags),
         Packet::Reply => (server(v6, 0), with_last_bits(v6, CLIENT_NETWORK, 0), true, CLIENTS, state::ACK),
         Packet::ReplyToLease => (server(v6, 0), with_last_bits(v6, LOCAL_NETWORK, 0), true, 0, state::ACK),
-        Packet::Stranger => {
-            (with_last_bits(v6, CLIENT_NETWORK, 1), with_last_bits(v6, CLIENT_NETWORK, 0), true, STRANGERS, state::ACK)
-        }
+        Packet::Stranger => (
+            with_last_bits(v6, CLIENT_NETWORK, 1),
+            with_last_bits(v6, CLIENT_NETWORK, 0),
+            true,
+            STRANGERS,
+            state::ACK,
+        ),
     };
     let fixed = match packet {
         Packet::ToVip(_) => ports_word(0, VIP_PORT),
@@ -81,11 +89,14 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
     let frame = frame(source, destination, flags);
     let mut words = [0; 10];
     for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
-        *word = u64::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]]);
+        *word = u64::from_ne_bytes([
+            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
+        ]);
     }
     let header = if v6 { IPV6 } else { IPV4 };
     let sum = |bytes: &[u8]| !checksum::of_bytes(bytes) as u64;
-    let addresses = if v6 { &frame[ETHERNET + 8..ETHERNET + IPV6] } else { &frame[ETHERNET + 12..ETHERNET + IPV4] };
+    let addresses =
+        if v6 { &frame[ETHERNET + 8..ETHERNET + IPV6] } else { &frame[ETHERNET + 12..ETHERNET + IPV4] };
     let transport = &frame[ETHERNET + header..];
     // Pseudo header: addresses, protocol, length (RFC 9293, section 3.1; RFC 8200, section 8.1).
     let pseudo = (protocol::TCP as u16).to_be() as u64 + (transport.len() as u16).to_be() as u64;

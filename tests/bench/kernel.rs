@@ -126,7 +126,8 @@ impl Meter {
         if unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let counters = (self.cycles.as_ref().and_then(read_counter), self.instructions.as_ref().and_then(read_counter));
+        let counters =
+            (self.cycles.as_ref().and_then(read_counter), self.instructions.as_ref().and_then(read_counter));
         Ok((Duration::new(time.tv_sec as u64, time.tv_nsec as u32), counters.0, counters.1))
     }
 }

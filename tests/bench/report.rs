@@ -134,9 +134,8 @@ impl Report {
         rounds: u32,
         gigahertz: f64,
     ) -> anyhow::Result<Self> {
-        let value = |rows: &[Measured], name: &str| {
-            rows.iter().find(|row| row.row == name).and_then(Measured::value)
-        };
+        let value =
+            |rows: &[Measured], name: &str| rows.iter().find(|row| row.row == name).and_then(Measured::value);
         for index in 0..rows.len() {
             let (Some(goal), Some(own)) = (&rows[index].wanted, rows[index].value()) else { continue };
             let (against, ratio) = match &goal.against {
@@ -150,7 +149,7 @@ impl Report {
             // A floor of a few cycles vanishes beside the run's own; nothing can be said of its multiples.
             let floor = value_of(&rows, &goal.against);
             let met = if floor.is_none_or(|floor| floor < RESOLVED) {
-                "unresolved"
+                "unclear"
             } else if ratio > goal.must {
                 "MISSED"
             } else if goal.aim.is_some_and(|aim| ratio <= aim) {
@@ -162,7 +161,8 @@ impl Report {
         }
         let floor_tx = bases.iter().zip(base_samples).map(|(row, samples)| {
             let kind = row.feed.kind;
-            let mut name = format!("floor_tx {}", if kind & lb_common::feed::kind::V6 != 0 { "v6" } else { "v4" });
+            let mut name =
+                format!("floor_tx {}", if kind & lb_common::feed::kind::V6 != 0 { "v6" } else { "v4" });
             if kind & lb_common::feed::kind::REPLY != 0 {
                 name += " reply";
             }
@@ -170,11 +170,14 @@ impl Report {
                 name += " listed";
             }
             name += &format!(" {} flows", row.feed.mask + 1);
-            Measured { row: name, ..Measured::new(row, samples, &Samples {
-                nanoseconds: vec![0.0],
-                cycles: vec![0.0],
-                instructions: vec![0.0],
-            }) }
+            Measured {
+                row: name,
+                ..Measured::new(
+                    row,
+                    samples,
+                    &Samples { nanoseconds: vec![0.0], cycles: vec![0.0], instructions: vec![0.0] },
+                )
+            }
         });
         let mut memory = Vec::new();
         for scene in scenes.iter().filter(|scene| scene.plan.flows > 0) {
@@ -188,7 +191,11 @@ impl Report {
             cpu: cpu(),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().into(),
             commit: commit(),
-            clock: if feeder.meter.has_counters() { "hardware counters of the thread" } else { "CPU time of the thread" },
+            clock: if feeder.meter.has_counters() {
+                "hardware counters of the thread"
+            } else {
+                "CPU time of the thread"
+            },
             rounds,
             gigahertz,
             floor_tx: floor_tx.collect(),
@@ -252,7 +259,8 @@ fn commit() -> String {
         out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
     };
     let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return "unknown".into() };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|list| !list.is_empty());
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|list| !list.is_empty());
     if changed { format!("{commit} and changes") } else { commit }
 }
 
@@ -273,10 +281,20 @@ impl fmt::Display for Report {
         )?;
         for row in self.floor_tx.iter().take(1).chain(&self.rows) {
             let Some(ns) = row.nanoseconds else { continue };
-            write!(f, "{:<20}{:>7.1}{:>7.1}", row.row.split(" v4 1 fl").next().unwrap_or(&row.row), ns.min, ns.median)?;
+            write!(
+                f,
+                "{:<20}{:>7.1}{:>7.1}",
+                row.row.split(" v4 1 fl").next().unwrap_or(&row.row),
+                ns.min,
+                ns.median
+            )?;
             if let Some(held) = &row.goal {
                 let aim = held.aim.map_or("-".into(), |aim| format!("{aim:.1}"));
-                write!(f, "  {:<20}{:>6.2}{:>5.1}{:>5} {}", held.against, held.ratio, held.must, aim, held.met)?;
+                write!(
+                    f,
+                    "  {:<20}{:>6.2}{:>5.1}{:>5} {}",
+                    held.against, held.ratio, held.must, aim, held.met
+                )?;
             }
             writeln!(f)?;
         }

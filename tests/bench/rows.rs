@@ -77,11 +77,7 @@ pub const CONNECTIONS: u32 = 1_000_000;
 /// All rows, and the scenes that they play in. Only rows whose name contains one of `only`, if there are any;
 /// floors are always there.
 pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
-    let mut rows = vec![
-        floor("floor_swap", 1),
-        floor("floor_ipip", 1),
-        floor("floor_line", MANY),
-    ];
+    let mut rows = vec![floor("floor_swap", 1), floor("floor_ipip", 1), floor("floor_line", MANY)];
     let mut plans = Vec::new();
     for v6 in [false, true] {
         for (name, forwarding) in [

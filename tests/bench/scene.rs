@@ -18,11 +18,13 @@ use lb_common::{
     header::protocol,
     scratch::ticks,
     service::{OnUnknownFlow, Pick},
-    state::{ACK, DEFAULT_TIMEOUTS, State, SYN},
+    state::{ACK, DEFAULT_TIMEOUTS, SYN, State},
     verdict::Reason,
 };
 
-use crate::frames::{self, LOCAL_NETWORK, LOCALS, Packet, SERVER_PORT, VIP_PORT, feed, server, vip, with_last_bits};
+use crate::frames::{
+    self, LOCAL_NETWORK, LOCALS, Packet, SERVER_PORT, VIP_PORT, feed, server, vip, with_last_bits,
+};
 use crate::kernel::{Meter, set_tail};
 
 /// What BPF_PROG_TEST_RUN says frames came in by: the loopback of this namespace. A next hop there is XDP_TX.
@@ -180,9 +182,8 @@ impl Scene {
     fn make_flows(&mut self, feeder: &mut Feeder) -> Result<()> {
         const TURN: u32 = 1 << 15;
         feeder.test(self.plane.main_program()?)?;
-        let [mut syn, mut ack] = [SYN, ACK].map(|flags| {
-            feed(Packet::ToVip(flags), self.plan.v6, self.plan.flows as u64, 0)
-        });
+        let [mut syn, mut ack] =
+            [SYN, ACK].map(|flags| feed(Packet::ToVip(flags), self.plan.v6, self.plan.flows as u64, 0));
         let mut left = self.plan.flows;
         while left > 0 {
             let turn = left.min(TURN);
@@ -265,7 +266,8 @@ impl Scene {
             sums.packets_out += traffic.packets_out;
         }
         let reasons = self.counters.reasons()?;
-        sums.reasons = reasons.into_iter().filter(|(_, c)| c.packets > 0).map(|(r, c)| (r, c.packets)).collect();
+        sums.reasons =
+            reasons.into_iter().filter(|(_, c)| c.packets > 0).map(|(r, c)| (r, c.packets)).collect();
         Ok(sums)
     }
 }
