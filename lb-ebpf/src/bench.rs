@@ -205,7 +205,9 @@ pub fn floor_ipip(ctx: XdpContext) -> u32 {
 pub fn floor_line(ctx: XdpContext) -> u32 {
     let Some(start) = parse(&Frame::new(ctx.ctx)) else { return xdp_action::XDP_PASS };
     let flow = load32(start, ETHERNET + 12) as u64 | (load32(start, ETHERNET + IPV4) as u64) << 32;
-    let line = flow.wrapping_mul(feed::MULTIPLIER) >> LINE_SHIFT.load();
+    // Twice, as for the connection table: once would leave rows of flows in few lines.
+    let line = flow.wrapping_mul(feed::MULTIPLIER);
+    let line = (line ^ (line >> 32)).wrapping_mul(feed::MULTIPLIER) >> LINE_SHIFT.load();
     let Some(line) = LINES.get_ptr(line as u32) else { return xdp_action::XDP_ABORTED };
     // SAFETY: a map value.
     let word = unsafe { core::ptr::read_volatile((line as *const u64).add((flow & 7) as usize)) };
