@@ -1,6 +1,9 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
+mod counters;
 mod forwarding;
 mod lab;
+mod manifests;
+mod neighbours;
 mod real_server;
 mod site;
