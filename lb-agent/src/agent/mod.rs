@@ -133,8 +133,9 @@ impl Agent {
                         tracing::error!("{error:#}: changes of manifests are seen at SIGHUP only");
                         watch = None;
                     } else {
-                        self.reload().await;
+                        // First: what changes while the files are read is seen as well.
                         watch = self.watch_again(watch);
+                        self.reload().await;
                     }
                 }
                 Some(request) = inbox.recv() => self.answer(request).await,
