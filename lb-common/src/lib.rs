@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod connection;
 pub mod decapsulator;
 pub mod destination;
+pub mod feed;
 pub mod filter;
 pub mod hash;
 pub mod header;

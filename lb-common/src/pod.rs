@@ -15,6 +15,7 @@ pod!(
     crate::destination::Destination,
     crate::destination::NextHop,
     crate::destination::Traffic,
+    crate::feed::Feed,
     crate::filter::AddressKey,
     crate::filter::AddressRecord,
     crate::filter::FilterLine,

@@ -74,11 +74,17 @@ impl Hit {
 /// Looks an identity up: first bucket, then second. Expired means absent.
 #[inline(always)]
 pub fn find(place: &Place, now: u16) -> Option<Hit> {
-    if let Some(hit) = scan(CONNECTIONS.get_ptr_mut(place.first_bucket())?, place, now) {
-        return Some(hit);
+    let stale = match scan(CONNECTIONS.get_ptr_mut(place.first_bucket())?, place, now) {
+        Scanned::Hit(hit) => return Some(hit),
+        Scanned::Stale => true,
+        Scanned::Nothing => false,
+    };
+    // Out of line: most flows lie in their first bucket, and there once.
+    let mut slot = if stale { lb_find_in(place.identity, place.first_bucket(), now as u32) } else { 0 };
+    if slot == 0 {
+        slot = lb_find_in(place.identity, place.second_bucket(), now as u32);
     }
-    // Out of line: most flows lie in their first bucket.
-    hit_at(lb_find_in(place.identity, place.second_bucket(), now as u32), place, now)
+    hit_at(slot, place, now)
 }
 
 /// As [`find`], out of line altogether: for rare paths.
@@ -124,24 +130,35 @@ extern "C" fn lb_find_in(identity: u64, bucket: u32, now: u32) -> u64 {
     0
 }
 
+enum Scanned {
+    Hit(Hit),
+    /// The identity stands there, with a value that is no flow: an expired or swept entry, behind which the flow
+    /// may stand once more.
+    Stale,
+    Nothing,
+}
+
+/// Without branches on the way: which of them it is, is chance, and a branch on it would be mispredicted when the
+/// line has come at last.
 #[inline(always)]
-fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Option<Hit> {
-    macro_rules! look {
-        ($way:literal) => {
-            let entry = entry(bucket, $way);
-            if atomic::load(identity_of(entry)) == place.identity {
-                let value = Value(atomic::load(value_of(entry)));
-                if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
-                    return Some(Hit { word: value_of(entry), value });
-                }
-            }
-        };
+fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Scanned {
+    let differs = |way: usize| {
+        let d = atomic::load(identity_of(entry(bucket, way))) ^ place.identity;
+        (d | d.wrapping_neg()) >> 63
+    };
+    let (d0, d1, d2, d3) = (differs(0), differs(1), differs(2), differs(3));
+    // Four, if none.
+    let way = opaque(d0 + (d0 & d1) + (d0 & d1 & d2) + (d0 & d1 & d2 & d3));
+    if way > 3 {
+        return Scanned::Nothing;
     }
-    look!(0);
-    look!(1);
-    look!(2);
-    look!(3);
-    None
+    let entry = entry(bucket, way as usize);
+    let value = Value(atomic::load(value_of(entry)));
+    if is_live(value, now) && guards_hold(identity_of(entry), value, place) {
+        Scanned::Hit(Hit { word: value_of(entry), value })
+    } else {
+        Scanned::Stale
+    }
 }
 
 /// Neither empty, nor being written, nor expired. States 0 and 15 are no entries.
@@ -241,13 +258,26 @@ extern "C" fn lb_cheapest(index: u32, now: u32) -> u64 {
     least
 }
 
+/// How many slots of a bucket hold no live flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_free_slots(index: u32, now: u32) -> u64 {
+    let Some(bucket) = CONNECTIONS.get_ptr_mut(index) else { return 0 };
+    let mut free = 0;
+    for way in 0..WAYS {
+        let value = Value(atomic::load(value_of(entry(bucket, way))));
+        free += (value.is_empty() || (!value.is_busy() && value.is_expired(now as u16))) as u64;
+    }
+    opaque(free)
+}
+
 const NEVER: u32 = u32::MAX;
 const UNCONFIRMED: u32 = 1 << 16;
 const HALF_OPEN: u32 = 2 << 16;
 const CLOSING: u32 = 3 << 16;
 
-/// Puts an entry in: into a free slot of its first bucket if there is one (so that hits stay on one line),
-/// then of its second, then in place of what is least worth keeping. `source` and `ports` are an IPv6 flow's
+/// Puts an entry in: into a free slot of its first bucket (so that hits stay on one line), or of its second where
+/// the first has one left and the second more, then in place of what is least worth keeping. `source` and `ports` are an IPv6 flow's
 /// cold tuple.
 #[inline(always)]
 pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, source: Address, ports: u32) -> Inserted {
@@ -273,9 +303,12 @@ extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
     // Another CPU may take the chosen victim first: choose again, a bounded number of times.
     for _ in 0..3 {
         let mut least = lb_cheapest(place.first_bucket(), now as u32);
-        if least >> 32 > 1 {
+        let room = lb_free_slots(place.first_bucket(), now as u32);
+        if room <= 1 {
+            // The last free slot is left to a flow whose second bucket is fuller: else a table would overflow here
+            // and there long before it is full.
             let second = lb_cheapest(place.second_bucket(), now as u32);
-            if second < least {
+            if second >> 32 < least >> 32 || (room == 1 && lb_free_slots(place.second_bucket(), now as u32) > 1) {
                 least = second;
             }
         }

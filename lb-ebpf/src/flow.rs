@@ -7,7 +7,7 @@ use crate::{
     packet::{Packet, Words, opaque},
 };
 use lb_common::{
-    connection::{Value, slack},
+    connection::{Kind, Value, slack},
     hash,
     service::Service,
     state::{self, Direction, State},
@@ -142,20 +142,25 @@ pub fn turned(ports: u32) -> u32 {
     ports.rotate_left(16)
 }
 
-/// Gives the twin of a pair the state and deadline of the entry just written. Out of line: once a quarter of
-/// the timeout, and at changes of state.
+/// Gives the twin of a pair the state and deadline of the entry just written. `partner` is what the twin must
+/// name, its destination (NAT) or lease (FULLNAT): the client may have taken its ports again for a flow to another
+/// server, to which late packets of the old one mean nothing. Out of line: once a quarter of the timeout, and at
+/// changes of state.
 #[inline(always)]
-pub fn write_twin<const V6: bool>(twin: &Place, new: Value, now: u16) {
-    lb_write_twin(twin.identity, V6 as u32, new.0, now as u32);
+pub fn write_twin<const V6: bool>(twin: &Place, new: Value, now: u16, partner: u32) {
+    lb_write_twin(twin.identity, V6 as u32, new.0, now as u32, partner);
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32) -> u64 {
+extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner: u32) -> u64 {
     let new = Value(new);
     let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
     if let Some(twin) = connection::find_rarely(&place, now as u16) {
-        twin.replace(twin.value.with(new.state(), new.deadline()));
+        let named = if matches!(twin.value.kind(), Kind::FullNat) { twin.value.lease() } else { twin.value.destination() };
+        if named == partner {
+            twin.replace(twin.value.with(new.state(), new.deadline()));
+        }
     }
     0
 }

@@ -40,7 +40,9 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
     }
     // SAFETY: takes no arguments.
     let cpu = unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() };
-    let mut probe = (crate::maps::keys().first(identity) >> 20) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
+    // The upper half: flows of one client differ in their identities' upper bits only, which a product carries
+    // upwards, so the lower half would begin them all at a few places.
+    let mut probe = (crate::maps::keys().first(identity) >> 32) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
     for _ in 0..PROBES {
         probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
         let address = first + (probe >> 24) % len;

@@ -79,7 +79,9 @@ fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)
         protocol: if packet.udp { protocol::UDP } else { protocol::TCP },
         family: if V6 { 6 } else { 4 },
     };
-    let index = match SERVICE_INDEX.get_ptr(&key) {
+    // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
+    let exact = if port == 0 { None } else { SERVICE_INDEX.get_ptr(&key) };
+    let index = match exact {
         // SAFETY: one word, read whole.
         Some(index) => unsafe { core::ptr::read_volatile(index) },
         None => {
@@ -151,32 +153,41 @@ fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bo
         return nat::to_client(packet, hit, target, now).map(Resumed::Sent);
     }
     let fullnat = matches!(hit.value.kind(), Kind::FullNat);
+    let mut leased = None;
     let destination = if fullnat {
         match fullnat::Leased::of(hit.value.lease(), now) {
-            Some(lease) if lease.owner() == place.identity => lease.word.destination(),
-            _ => return Ok(give_back(hit, Reason::FlowReplaced)),
+            Some(lease) if lease.owner() == place.identity => {
+                leased = Some(lease);
+                lease.word.destination()
+            }
+            _ => return Ok(give_back(hit, None, Reason::FlowReplaced)),
         }
     } else {
         hit.value.destination()
     };
     let target = Target::of(destination).ok_or(Reason::Internal)?;
     if target.is_removed() && (syn || flow::moves(&hit, packet.udp)) {
-        return Ok(give_back(hit, Reason::FlowMoved));
+        return Ok(give_back(hit, leased, Reason::FlowMoved));
     }
     let direction = match target.forwarding() {
         Forwarding::Dr | Forwarding::Tun => Direction::InputOnly,
         Forwarding::Nat | Forwarding::FullNat => Direction::Input,
     };
     if syn && state::syn_starts_anew(hit.value.state(), direction) {
-        return Ok(give_back(hit, Reason::FlowReplaced));
+        return Ok(give_back(hit, leased, Reason::FlowReplaced));
     }
     forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
 }
 
-/// Frees the entry, so that the flow can be placed anew.
+/// Frees the entry, so that the flow can be placed anew, and its lease: a client that begins anew on one port
+/// again and again would else hold every port that its flow can find, until their time is over.
 #[inline(always)]
-fn give_back(hit: Hit, why: Reason) -> Resumed {
-    hit.replace(Value::EMPTY);
+fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed {
+    if hit.replace(Value::EMPTY) {
+        if let Some(lease) = leased {
+            lease.hit().replace(Value::EMPTY);
+        }
+    }
     Resumed::Anew(why)
 }
 

@@ -9,8 +9,8 @@ use lb_tests::{Agent, Namespace, Topology, udp, wait};
 use serde_json::Value;
 
 use crate::site::{
-    SOON, Service, director, documents, get, nginx_everywhere, pool, shares, tunnels_everywhere,
-    udp_everywhere, until_all_in, vips,
+    SOON, Service, director, documents, get, nginx_everywhere, nobody_serves, pool, shares,
+    tunnels_everywhere, udp_everywhere, until_all_in, vips,
 };
 
 /// Frames that the interface says it has received, XDP's included.
@@ -77,7 +77,7 @@ fn every_frame_that_came_in_is_counted_once() {
     }
     // Nobody's port on a VIP, a ping to it, and a ping to the director itself.
     for vip in vips(&topology) {
-        assert!(http::get(client, &http::url(SocketAddr::new(vip, 999), "/")).is_err());
+        nobody_serves(client, &http::url(SocketAddr::new(vip, 999), "/"));
         for address in [vip, topology.director().address(vip)] {
             let address = address.to_string();
             assert!(

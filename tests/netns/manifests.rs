@@ -9,8 +9,8 @@ use lb_tests::{Agent, Namespace, Nginx, Topology, wait};
 use serde_json::Value;
 
 use crate::site::{
-    SOON, Service, director, director_with, documents, expected, get, nginx_everywhere, pool, real_server,
-    shares, until_all_in,
+    SOON, Service, director, director_with, documents, expected, get, nginx_everywhere, nobody_serves, pool,
+    real_server, shares, until_all_in,
 };
 
 /// The service that runs while others are tried: NAT, so that the real servers need nothing.
@@ -237,7 +237,7 @@ fn files_of_the_manifests_directory_count_when_they_come_change_break_and_go() {
     wait::until("nothing is wrong any more", SOON, || complaint(&agent).is_none() && weight(&agent) == 1);
     std::fs::remove_file(agent.manifests().join("other.yaml")).unwrap();
     wait::until("the service goes with its file", SOON, || origin(&agent, "other").is_none());
-    assert!(http::get(client, &other.url("/")).is_err(), "nobody serves port 81 any more");
+    nobody_serves(client, &other.url("/"));
     assert_eq!(shares(client, &web.url("/"), 4), expected(&[2, 2]));
 }
 
@@ -333,7 +333,7 @@ fn a_changed_weight_moves_new_flows_only() {
     assert_eq!(servers, ["server0", "server1"]);
 
     agent.cli(&["delete", "VirtualService", "web"]).expect_success();
-    assert!(http::get(client, &web.url("/")).is_err(), "a deleted service serves nobody");
+    nobody_serves(client, &web.url("/"));
 }
 
 /// The addresses on an interface, as `ip` writes them, IPv4 and IPv6.

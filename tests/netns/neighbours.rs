@@ -17,8 +17,11 @@ use crate::site::{
 /// A change is followed within a second on a quiet machine; a busy one gets more.
 const FOLLOWED: Duration = Duration::from_secs(3);
 
+/// Every next hop is asked again after 20 to 30 seconds.
+const SILENT: Duration = Duration::from_secs(45);
+
 #[test]
-fn a_real_server_with_a_new_hardware_address_is_followed_at_once() {
+fn a_real_server_that_announces_a_new_hardware_address_is_followed_at_once() {
     let topology = Topology::builder().servers(2).build();
     vips(&topology).into_iter().for_each(|vip| topology.vip_on_servers(vip));
     let servers = udp_everywhere(&topology, &[53]);
@@ -29,7 +32,10 @@ fn a_real_server_with_a_new_hardware_address_is_followed_at_once() {
     agent.apply(&documents(&services));
     until_all_in(&agent);
 
+    // It says so itself when its address changes, as a virtual machine does that has moved.
     let moved = &topology.servers[0];
+    moved.namespace.sysctl("net.ipv4.conf.eth0.arp_notify=1");
+    moved.namespace.sysctl("net.ipv6.conf.eth0.ndisc_notify=1");
     for (number, service) in services.iter().enumerate() {
         let stream = Stream { to: service.socket(), rate: 200, flows: 2, answers: true };
         let stream = stream.start(client);
@@ -58,6 +64,24 @@ fn a_real_server_with_a_new_hardware_address_is_followed_at_once() {
         assert!(lost.is_empty(), "{}: {lost:?} of {} still lost", service.name, report.sent);
         assert_eq!(report.per_server.values().filter(|count| **count > 0).count(), 2, "{report:?}");
     }
+}
+
+#[test]
+fn a_real_server_that_changes_its_hardware_address_in_silence_is_found_again() {
+    let topology = Topology::builder().servers(1).build();
+    let vip = topology.vip_v4(0).into();
+    topology.vip_on_servers(vip);
+    let _udp = udp_everywhere(&topology, &[53]);
+    let agent = Agent::start(&topology.director().namespace, &director(&["eth0"]));
+    let service = Service::udp("dns", vip, 53, "dr").servers(&topology.servers);
+    agent.apply(&service.yaml());
+    until_all_in(&agent);
+    set_mac(&topology.servers[0].namespace, "eth0", [2, 0, 0, 0, 9, 9]);
+    let address = topology.servers[0].v4().into();
+    wait::until("its new hardware address is used", SILENT, || {
+        real_server(&agent, "dns", address)["nextHop"] == "02:00:00:00:09:09 on eth0"
+    });
+    assert_eq!(udp::ask(&topology.client().namespace, service.socket()).unwrap(), "server0");
 }
 
 #[test]

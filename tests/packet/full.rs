@@ -87,9 +87,10 @@ fn candidates(views: &Views, identity: u64) -> Vec<u32> {
 #[test]
 fn the_least_worth_keeping_makes_room() {
     use State::{CloseWait, Established, FinWait, SynReceived, SynSent, TimeWait, Udp, Unconfirmed};
-    // Ways of every bucket, the way that must go, and what is counted.
+    /// What lies in the ways of every bucket with the ticks left, the way that must go, and what is counted.
+    type Round = (&'static str, [(State, i16); WAYS], u32, Option<Reason>);
     let long = 200;
-    let rounds: [(&str, [(State, i16); 4], u32, Option<Reason>); 9] = [
+    let rounds: [Round; 9] = [
         ("expired first", [(Unconfirmed, 1), (SynReceived, 1), (TimeWait, 1), (Established, -1)], 3, None),
         (
             "then unconfirmed",

@@ -4,12 +4,13 @@
 use crate::{
     flows::{Flow, Method, VIP_PORT},
     frame::{
-        ACK, AH, DESTINATION_OPTIONS, FIN, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, ROUTING, RST, SYN, framed,
+        ACK, AH, DESTINATION_OPTIONS, FIN, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, ROUTING, RST, SYN, TCP,
+        framed,
     },
     world::{Counted, DIRECTOR, GATEWAY, World, client, server, vip},
 };
-use lb_agent::dataplane::{Action, tables::Role};
-use lb_common::{address::Address, verdict::Reason};
+use lb_agent::dataplane::{Action, Ports, tables::Role};
+use lb_common::{address::Address, destination::Forwarding, verdict::Reason};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fn stranger(v6: bool) -> IpAddr {
@@ -403,6 +404,28 @@ fn two_pool_addresses_in_one_cell_are_told_apart() {
         flow.answer(&flow.reply(ACK));
         let packet = Packet::tcp((flow.real, 8080), (alike, flow.lease()), ACK);
         flow.world.ends("the same port of the other address", &packet, Reason::NoLease);
+    }
+}
+
+#[test]
+fn a_vip_in_a_pool_addresss_or_servers_filter_cell_is_served() {
+    for v6 in [false, true] {
+        for method in [Method::Nat, Method::FullNat] {
+            let mut flow = Flow::new(method, v6, false);
+            flow.establish();
+            for (n, with) in [(1, crate::world::local(v6)), (2, flow.real)] {
+                let alike = shares_a_cell(&flow.world, v6, with);
+                let spec = flow.world.spec(&format!("alike{n}"), alike, TCP, &[Ports::One(VIP_PORT)]);
+                flow.world.service(&spec);
+                let destination = flow.world.server(&spec, server(v6, 30 + n), 0, Forwarding::Dr);
+                flow.world.slots(&spec.name, &[destination]);
+                for flags in [SYN, ACK] {
+                    let packet = Packet::tcp((client(v6, 7), 50_000), (alike, VIP_PORT), flags);
+                    assert_eq!(flow.world.goes_to(&spec.name, &packet), destination);
+                }
+            }
+            assert_eq!(flow.world.connections().len(), 3);
+        }
     }
 }
 

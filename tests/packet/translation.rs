@@ -2,7 +2,7 @@
 
 use crate::{
     flows::{CLIENT_PORT, Flow, Method, REAL_PORT, VIP_PORT},
-    frame::{ACK, Mac, Packet, SYN, TCP, Tag, Transport, framed},
+    frame::{ACK, FIN, Mac, Packet, RST, SYN, TCP, Tag, Transport, framed},
     world::{
         Counted, DIRECTOR, GATEWAY, INGRESS, client, hop_record, local, mac_of, same_frame, server, vip,
     },
@@ -12,11 +12,7 @@ use lb_agent::dataplane::{
     tables::{ClientVia, NextHopKey},
 };
 use lb_common::{
-    connection::{Kind, Value},
-    destination::Forwarding,
-    lease::port_share,
-    state::State,
-    verdict::Reason,
+    connection::Value, destination::Forwarding, lease::port_share, state::State, verdict::Reason,
 };
 use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering::SeqCst};
 
@@ -304,6 +300,40 @@ fn a_fullnat_flow_whose_lease_was_lost_gets_another() {
         assert_eq!(seen.counted, Counted::In(flow.destination));
         assert_eq!(seen.events, [Reason::FlowReplaced]);
         assert_ne!(flow.lease(), lease);
+    }
+}
+
+/// The client took its port again for a new connection, which another server got. What the old server still
+/// sends goes to the client, whose stack knows what is old, and changes nothing of the new flow.
+#[test]
+fn a_late_packet_of_the_old_server_does_not_touch_the_flow_that_took_its_ports() {
+    for method in TRANSLATING {
+        for v6 in [false, true] {
+            let mut flow = Flow::new(method, v6, false);
+            let case = flow.name();
+            flow.establish();
+            let late = [flow.reply(RST | ACK), flow.reply(FIN | ACK)];
+            let old = flow.destination;
+            flow.answer(&flow.reply(FIN | ACK));
+            flow.forward(&flow.packet(FIN | ACK));
+            assert_eq!(flow.world.state(&case), State::TimeWait, "{case}");
+            let new = flow.world.server(&flow.spec, server(v6, 12), REAL_PORT, method.forwarding());
+            flow.world.slots("web", &[new]);
+            assert_eq!(flow.world.goes_to(&case, &flow.packet(SYN)), new, "{case}");
+            (flow.destination, flow.real) = (new, server(v6, 12));
+            flow.answer(&flow.reply(SYN | ACK));
+            flow.forward(&flow.packet(ACK));
+            // A while later: the old pair's deadline would be written again.
+            flow.world.end_all_in(20);
+            let before = flow.world.connection(&case);
+            for packet in late {
+                let expected = flow.towards_client(&packet);
+                flow.world.forwards(&case, &packet, Counted::Out(old), &expected);
+                let after = flow.world.connection(&case);
+                assert_eq!((after.state, after.destination), (State::Established, new), "{case}");
+                assert!(before.expires_in.abs_diff(after.expires_in).as_secs() < 5, "{case}");
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The real agent in a director's namespace, with directories of its own, and its command line.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -115,6 +116,7 @@ pub struct Agent<'a> {
     process: Option<Process>,
     pins: PinDirectory,
     directory: PathBuf,
+    binary: PathBuf,
 }
 
 impl<'a> Agent<'a> {
@@ -134,7 +136,8 @@ impl<'a> Agent<'a> {
         for part in ["manifests", "state", "run"] {
             std::fs::create_dir_all(directory.join(part)).expect("make the agent's directories");
         }
-        let agent = Agent { namespace, process: None, pins: PinDirectory::new(), directory };
+        let pins = PinDirectory::new();
+        let agent = Agent { namespace, process: None, pins, directory, binary: binary() };
         agent.configure(config);
         agent
     }
@@ -142,6 +145,11 @@ impl<'a> Agent<'a> {
     /// Replaces the configuration file; the agent reads it at its next start.
     pub fn configure(&self, config: &str) {
         std::fs::write(self.config_file(), config).expect("write the agent's configuration");
+    }
+
+    /// Starts and commands use this binary from now on, as after the installation of another version.
+    pub fn use_binary(&mut self, binary: &Path) {
+        self.binary = binary.to_owned();
     }
 
     /// Writes a file of the manifests directory, all at once as an editor would: a new file renamed into place.
@@ -177,7 +185,8 @@ impl<'a> Agent<'a> {
     pub fn wait_until_ready(&mut self) {
         let ready = wait::holds_within(START, || {
             self.process().assert_running();
-            self.cli(&["get", "services"]).status.success()
+            // A look at the socket costs nothing; the command would compete with the agent's start.
+            UnixStream::connect(self.socket()).is_ok() && self.cli(&["get", "services"]).status.success()
         });
         if !ready {
             let last = self.cli(&["get", "services"]).stderr;
@@ -199,7 +208,7 @@ impl<'a> Agent<'a> {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child =
-            command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", binary().display()));
+            command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", self.binary.display()));
         let mut stdin = child.stdin.take().expect("stdin is piped");
         let output = std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -270,10 +279,10 @@ impl<'a> Agent<'a> {
         self.directory.join("director.yaml")
     }
 
-    #[track_caller]
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = command(self.namespace, arguments);
-        command.envs(self.environment());
+    /// A command of the CLI against this agent, to be started by the caller.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(&self.binary);
+        command.args(arguments).envs(self.environment());
         command
     }
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::content;
 use crate::namespace::Namespace;
@@ -166,6 +168,25 @@ fn seconds(word: &str) -> Option<Duration> {
 pub struct Download {
     thread: JoinHandle<Result<DownloadReport, String>>,
     progress: Arc<AtomicU64>,
+    pace: Arc<Pace>,
+}
+
+/// How fast a download is read: the server can send no faster than that.
+struct Pace {
+    /// Bytes per second.
+    rate: u64,
+    lifted: AtomicBool,
+}
+
+impl Pace {
+    /// Waits until byte `length` may be read, `elapsed` after the beginning.
+    fn wait(&self, length: u64, start: Instant) {
+        while !self.lifted.load(Ordering::Relaxed)
+            && length as f64 > start.elapsed().as_secs_f64() * self.rate as f64
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 /// A download that came to its end with every byte right.
@@ -182,11 +203,19 @@ pub struct DownloadReport {
 impl Download {
     /// Starts `GET path` from `client`. A silence of ten seconds ends it with an error.
     pub fn start(client: &Namespace, server: SocketAddr, path: &str) -> Download {
+        Download::start_paced(client, server, path, u64::MAX)
+    }
+
+    /// The same, read at `rate` bytes per second until [`Download::finish`]: it lasts as long as the caller likes,
+    /// and bytes are always on their way.
+    pub fn start_paced(client: &Namespace, server: SocketAddr, path: &str, rate: u64) -> Download {
         let progress = Arc::new(AtomicU64::new(0));
-        let (path, counter) = (path.to_owned(), progress.clone());
+        let pace = Arc::new(Pace { rate, lifted: AtomicBool::new(rate == u64::MAX) });
+        let (path, counter, reading) = (path.to_owned(), progress.clone(), pace.clone());
         // The thread is started by one inside the namespace and so is inside, too.
-        let thread = client.run(move || std::thread::spawn(move || download(server, &path, &counter)));
-        Download { thread, progress }
+        let thread =
+            client.run(move || std::thread::spawn(move || download(server, &path, &counter, &reading)));
+        Download { thread, progress, pace }
     }
 
     /// How many bytes of the body have arrived and were right.
@@ -194,21 +223,37 @@ impl Download {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// Waits for the end. The error names the wrong offset, or what cut the connection and where.
+    /// Reads the rest as fast as it comes and waits for the end. The error names the wrong offset, or what cut the connection and where.
     pub fn finish(self) -> Result<DownloadReport, String> {
+        self.pace.lifted.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
-fn download(server: SocketAddr, path: &str, progress: &AtomicU64) -> Result<DownloadReport, String> {
+/// A connection; where reading is slow, with little room for what was not read yet.
+fn connect(server: SocketAddr, patience: Duration, slow: bool) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+    if slow {
+        socket.set_recv_buffer_size(1 << 16)?;
+    }
+    socket.connect_timeout(&server.into(), patience)?;
+    Ok(socket.into())
+}
+
+fn download(
+    server: SocketAddr,
+    path: &str,
+    progress: &AtomicU64,
+    pace: &Pace,
+) -> Result<DownloadReport, String> {
     const SILENCE: Duration = Duration::from_secs(10);
     let failed = |what: &str, error: std::io::Error| format!("{what}: {error}");
-    let mut stream =
-        TcpStream::connect_timeout(&server, SILENCE).map_err(|error| failed("connect", error))?;
+    let paced = !pace.lifted.load(Ordering::Relaxed);
+    let mut stream = connect(server, SILENCE, paced).map_err(|error| failed("connect", error))?;
     stream.set_read_timeout(Some(SILENCE)).map_err(|error| failed("set a timeout", error))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
         .map_err(|error| failed("send the request", error))?;
-    let mut reader = BufReader::with_capacity(1 << 16, stream);
+    let mut reader = BufReader::with_capacity(if paced { 1 << 13 } else { 1 << 16 }, stream);
     let mut read_line = || {
         let mut line = String::new();
         reader.read_line(&mut line).map_err(|error| failed("read the header", error))?;
@@ -230,9 +275,11 @@ fn download(server: SocketAddr, path: &str, progress: &AtomicU64) -> Result<Down
             _ => {}
         }
     }
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; reader.capacity()];
+    let start = Instant::now();
     let (mut length, mut longest_silence, mut last) = (0, Duration::ZERO, Instant::now());
     loop {
+        pace.wait(length, start);
         let count = reader
             .read(&mut buffer)
             .map_err(|error| format!("after {length} of {announced} bytes: {error}"))?;

@@ -13,6 +13,7 @@ pub mod real_server;
 pub mod sweep;
 pub mod topology;
 pub mod udp;
+pub mod version;
 pub mod wait;
 pub mod xdp_pass;
 

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use crate::namespace::Namespace;
 use crate::xdp_pass::XdpPass;
 
+/// Frames that wait where a ring is full: most of a second of the laboratory's fastest streams.
+const QUEUE: &str = "50000";
+
 /// One port of a switch and the interface plugged into it.
 pub struct Plug<'a> {
     /// The namespace of the bridges.
@@ -48,9 +51,15 @@ impl Plug<'_> {
     /// Makes the switch's end fit for an XDP program at the host's end: frames sent by XDP arrive at a veth
     /// only if it has a program itself, and a frame whose checksum is still to be filled in loses that mark
     /// in XDP, so the last hop before it must fill it in. Keep the returned guard for as long as XDP is used.
+    ///
+    /// An end whose peer has a program hands frames over in a ring of 256, which overflows when the reader is
+    /// off the CPU for 10 ms. With a queue before it the sender waits instead (kernel 6.16 and later).
     #[track_caller]
     pub fn prepare_for_xdp(&self) -> XdpPass {
         self.switch.output("ethtool", &["-K", self.port, "tx", "off"]);
+        for (namespace, interface) in [(self.switch, self.port), (self.host, self.interface)] {
+            namespace.output("tc", &["qdisc", "replace", "dev", interface, "root", "pfifo", "limit", QUEUE]);
+        }
         XdpPass::attach(self.switch, self.port)
     }
 }

@@ -42,8 +42,9 @@ impl Leased {
         atomic::load(unsafe { &raw const (*self.record).owner })
     }
 
+    /// Its word, to be replaced if nobody else did.
     #[inline(always)]
-    fn hit(&self) -> Hit {
+    pub fn hit(&self) -> Hit {
         Hit { word: word_of(self.record), value: self.word }
     }
 
@@ -152,7 +153,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {
         if lease.hit().replace(new) {
             let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.udp);
-            write_twin::<V6>(&flow, new, now);
+            write_twin::<V6>(&flow, new, now, index);
         }
     }
     let vip = target.vip::<V6>();

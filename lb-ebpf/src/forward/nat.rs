@@ -27,7 +27,8 @@ pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
             let ports = reply_ports(packet.ports(), target);
-            write_twin::<V6>(&place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp), new, now);
+            let reply = place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp);
+            write_twin::<V6>(&reply, new, now, target.index);
         }
     }
 }
@@ -69,7 +70,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: Target, 
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
             let flow = place::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp);
-            write_twin::<V6>(&flow, new, now);
+            write_twin::<V6>(&flow, new, now, target.index);
         }
     }
     let delta = !target.delta() as u16 as u64;

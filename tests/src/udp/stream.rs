@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::batch::{BATCH, Inbox, message};
 use super::datagram::{NUMBERED, Tally, numbered, parse};
-use super::{LOOK_UP, UdpServer, connect, hurry};
+use super::{LOOK_UP, UdpServer, connect, prepare_thread};
 use crate::namespace::{Namespace, next_number};
 
 /// A stream is over when nothing has arrived for this long after its last datagram.
@@ -198,7 +198,7 @@ fn count(sent: u64, servers: &[(String, Tally)], answers: Option<&Tally>) -> Rep
 
 /// Sends numbered datagrams at the stream's rate until told to stop.
 fn send(stream: &Stream, sockets: &[UdpSocket], run: u64, stop: &AtomicBool, counter: &AtomicU64) -> Sent {
-    hurry();
+    prepare_thread();
     let mut datagrams = [[0u8; NUMBERED]; BATCH];
     let (mut sent, mut refused, started) = (0u64, 0u64, Instant::now());
     for socket in (0..sockets.len()).cycle() {
@@ -243,7 +243,7 @@ fn send(stream: &Stream, sockets: &[UdpSocket], run: u64, stop: &AtomicBool, cou
 
 /// Takes in answers on all sockets until told to stop.
 fn receive_answers(sockets: &[UdpSocket], run: u64, stop: &AtomicBool, counter: &AtomicU64) -> Tally {
-    hurry();
+    prepare_thread();
     let mut tally = Tally::default();
     let mut inbox = Inbox::new();
     while !stop.load(Ordering::Relaxed) {

@@ -1,0 +1,369 @@
+//! A data plane with one virtual service and the flows that a row visits. Flows are made by the program under
+//! test itself, from packets.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_agent::dataplane::{
+    Counters, Dataplane, Mapped, Ports, Sizes, Views,
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec, Tables},
+};
+use lb_common::{
+    address::Address,
+    connection::{Value, WAYS},
+    destination::{Forwarding, NextHop, tunnel_overhead},
+    feed::Feed,
+    header::protocol,
+    scratch::ticks,
+    service::{OnUnknownFlow, Pick},
+    state::{ACK, DEFAULT_TIMEOUTS, SYN, State},
+    verdict::Reason,
+};
+
+use crate::frames::{
+    self, LOCAL_NETWORK, LOCALS, Packet, SERVER_PORT, VIP_PORT, feed, server, vip, with_last_bits,
+};
+use crate::kernel::{Meter, set_tail};
+
+/// What BPF_PROG_TEST_RUN says frames came in by: the loopback of this namespace. A next hop there is XDP_TX.
+const IFINDEX: u32 = 1;
+/// Real servers of a DR or TUN service. NAT and FULLNAT have one, so that the source of replies is constant.
+const SERVERS: u16 = 64;
+/// Local addresses of FULLNAT: two million ports, so that a million flows find one in few probes.
+const LOCAL_ADDRESSES: u32 = 32;
+
+/// The feeder, its maps, and the floors.
+pub struct Feeder {
+    ebpf: aya::Ebpf,
+    pub feed: Mapped<Feed>,
+    list: Mapped<u64>,
+    listed: u32,
+    pub meter: Meter,
+}
+
+impl Feeder {
+    /// Loads the programs. `lines` is the number of buckets of the connection table; `list` has room for so many
+    /// flows.
+    pub fn load(object: &[u8], lines: u32, list: u32) -> Result<Self> {
+        let shift = 64 - lines.ilog2();
+        let mut ebpf = aya::EbpfLoader::new()
+            .map_max_entries("LINES", lines)
+            .map_max_entries("FLOWS", list.max(1))
+            .override_global("LINE_SHIFT", &shift, true)
+            .load(object)
+            .context("load the benchmark's programs")?;
+        for (name, program) in ebpf.programs_mut() {
+            let program: &mut aya::programs::Xdp = program.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        let feed = Mapped::of_map("FEED", map_fd(&ebpf, "FEED")?, 1)?;
+        let list = Mapped::of_map("FLOWS", map_fd(&ebpf, "FLOWS")?, list.max(1))?;
+        Ok(Self { ebpf, feed, list, listed: 0, meter: Meter::new() })
+    }
+
+    /// One of its programs.
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        let program: &aya::programs::Xdp = program.try_into()?;
+        Ok(program.fd()?.as_fd())
+    }
+
+    /// Makes a program the one under test.
+    pub fn test(&self, program: BorrowedFd<'_>) -> Result<()> {
+        set_tail(map_fd(&self.ebpf, "NEXT")?, program).context("hand the program under test to the feeder")
+    }
+
+    /// Feeds so many frames to the program under test.
+    pub fn run(&self, feed: &Feed, rounds: u32) -> Result<crate::kernel::Cost> {
+        self.feed.update(0, feed, 0);
+        self.go_on(rounds)
+    }
+
+    /// As [`Feeder::run`], with the flows after those of the last run.
+    pub fn go_on(&self, rounds: u32) -> Result<crate::kernel::Cost> {
+        let len = self.feed.get(0).len as usize;
+        self.meter.run(self.program("feeder")?, len, rounds).context("run the program under test")
+    }
+
+    /// Adds flows to the list. Returns the index of the first.
+    fn list(&mut self, flows: &[u64]) -> Result<u64> {
+        let first = self.listed;
+        ensure!(first as usize + flows.len() <= self.list.len() as usize, "the list of flows is full");
+        for (index, flow) in (first..).zip(flows) {
+            self.list.word(index, 0).store(*flow, Relaxed);
+        }
+        self.listed += flows.len() as u32;
+        Ok(first as u64)
+    }
+}
+
+fn map_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
+    match ebpf.map(name) {
+        Some(aya::maps::Map::Array(data) | aya::maps::Map::ProgramArray(data)) => Ok(data.fd().as_fd()),
+        _ => anyhow::bail!("no map {name}"),
+    }
+}
+
+/// What is to be built.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub forwarding: Forwarding,
+    pub v6: bool,
+    pub pick: Pick,
+    pub on_unknown_flow: OnUnknownFlow,
+    /// Flows to make; a power of two, or 0.
+    pub flows: u32,
+    /// Flows that the table is sized for.
+    pub connections: u32,
+}
+
+impl Plan {
+    /// Entries that a flow takes.
+    fn entries(&self) -> u32 {
+        if let Forwarding::Nat = self.forwarding { 2 } else { 1 }
+    }
+
+    /// The sizes of its tables.
+    pub fn sizes(&self) -> Sizes {
+        let entries = self.connections * self.entries();
+        Sizes {
+            connections: entries,
+            connections_v6: if self.v6 { entries } else { 0 },
+            pool_addresses: if let Forwarding::FullNat = self.forwarding { LOCAL_ADDRESSES } else { 0 },
+            ..Sizes::default()
+        }
+    }
+
+    /// Bytes per flow that the table was sized for: entries, cold tuples and leases, empty ones included.
+    pub fn bytes_per_flow(&self) -> f64 {
+        let sizes = self.sizes();
+        let mut bytes = sizes.buckets() as u64 * 64;
+        if self.v6 {
+            bytes += sizes.buckets_v6() as u64 * WAYS as u64 * 32;
+        }
+        bytes += (sizes.pool_addresses as u64 * 65_536) * 64;
+        bytes as f64 / self.connections as f64
+    }
+}
+
+/// A data plane with its flows.
+pub struct Scene {
+    pub plan: Plan,
+    pub plane: Dataplane,
+    views: Arc<Views>,
+    counters: Counters,
+    /// First index of the FULLNAT flows in the feeder's list.
+    pub list: u64,
+    /// Flows that found no room.
+    pub refused: u64,
+    _tables: Tables,
+}
+
+impl Scene {
+    /// Loads the data plane, fills its tables, makes the flows.
+    pub fn build(object: &[u8], plan: Plan, feeder: &mut Feeder) -> Result<Self> {
+        let sizes = plan.sizes();
+        let plane = Dataplane::open_for_test(object, &sizes)?;
+        let mut tables = plane.tables()?;
+        configure(&mut tables, &plan, plane.clock().hz())?;
+        let views = plane.views();
+        let counters = plane.counters()?;
+        let mut scene = Self { plan, plane, views, counters, list: 0, refused: 0, _tables: tables };
+        if plan.flows > 0 {
+            scene.make_flows(feeder)?;
+        }
+        Ok(scene)
+    }
+
+    /// The flows' SYN and ACK, in turns, so that few are half-open at a time. A run with repetitions waits some
+    /// twenty milliseconds for RCU (the kernel patches its XDP dispatcher), so turns are not short.
+    fn make_flows(&mut self, feeder: &mut Feeder) -> Result<()> {
+        const TURN: u32 = 1 << 15;
+        feeder.test(self.plane.main_program()?)?;
+        let [mut syn, mut ack] =
+            [SYN, ACK].map(|flags| feed(Packet::ToVip(flags), self.plan.v6, self.plan.flows as u64, 0));
+        let mut left = self.plan.flows;
+        while left > 0 {
+            let turn = left.min(TURN);
+            feeder.run(&syn, turn)?;
+            syn.position = feeder.feed.get(0).position;
+            feeder.run(&ack, turn)?;
+            ack.position = syn.position;
+            left -= turn;
+        }
+        let sums = self.sums()?;
+        self.refused = self.plan.flows as u64 - sums.event(Reason::FlowNew).min(self.plan.flows as u64);
+        let established = self.count(State::Established);
+        ensure!(
+            self.refused * 50 <= self.plan.flows as u64
+                && established + self.refused * 2 >= self.plan.flows as u64,
+            "of {} flows {} were refused, and {established} entries are established: {:?}",
+            self.plan.flows,
+            self.refused,
+            sums.reasons,
+        );
+        if let Forwarding::FullNat = self.plan.forwarding {
+            self.list = feeder.list(&self.leased(self.plan.flows as usize))?;
+        }
+        Ok(())
+    }
+
+    /// Entries in a state.
+    fn count(&self, state: State) -> u64 {
+        let mut n = 0;
+        for bucket in 0..self.views.connections.len() {
+            for way in 0..WAYS as u32 {
+                n += (Value(self.views.value(bucket, way).load(Relaxed)).state() == state as u8) as u64;
+            }
+        }
+        n
+    }
+
+    /// `wanted` leased flows for the feeder's list, in an order that no prefetcher knows. Where flows were
+    /// refused, the first ones come twice.
+    fn leased(&self, wanted: usize) -> Vec<u64> {
+        let leases = &self.views.leases;
+        let mut flows = Vec::with_capacity(wanted);
+        for lease in 0..leases.len() {
+            if Value(leases.word(lease, 8).load(Relaxed)).state() == State::Established as u8 {
+                let local = with_last_bits(self.plan.v6, LOCAL_NETWORK, LOCALS + (lease >> 16));
+                flows.push(frames::listed(&Address::from(local), self.plan.v6, lease as u16));
+            }
+        }
+        // Fisher and Yates, by the feeder's own generator.
+        let mut random = 1u64;
+        for i in (1..flows.len()).rev() {
+            random = lb_common::feed::next(random);
+            flows.swap(i, ((random >> 32) as usize) % (i + 1));
+        }
+        let missing = wanted.saturating_sub(flows.len());
+        flows.extend_from_within(..missing.min(flows.len()));
+        flows
+    }
+
+    /// Empties connection table and leases.
+    pub fn wipe(&self) {
+        for bucket in 0..self.views.connections.len() {
+            for way in 0..WAYS as u32 {
+                self.views.identity(bucket, way).store(0, Relaxed);
+                self.views.value(bucket, way).store(0, Relaxed);
+            }
+        }
+        if self.plan.sizes().pool_addresses > 0 {
+            for lease in 0..self.views.leases.len() {
+                self.views.leases.word(lease, 8).store(0, Relaxed);
+            }
+        }
+    }
+
+    /// The counters, summed.
+    pub fn sums(&self) -> Result<Sums> {
+        let mut sums = Sums::default();
+        for traffic in self.counters.destinations()?.values() {
+            sums.packets_in += traffic.packets_in;
+            sums.packets_out += traffic.packets_out;
+        }
+        let reasons = self.counters.reasons()?;
+        sums.reasons =
+            reasons.into_iter().filter(|(_, c)| c.packets > 0).map(|(r, c)| (r, c.packets)).collect();
+        Ok(sums)
+    }
+}
+
+/// Counters of a data plane.
+#[derive(Clone, Default, Debug)]
+pub struct Sums {
+    /// Forwarded to real servers.
+    pub packets_in: u64,
+    /// Forwarded to clients.
+    pub packets_out: u64,
+    pub reasons: Vec<(Reason, u64)>,
+}
+
+impl Sums {
+    /// How often a reason or event was counted.
+    pub fn event(&self, reason: Reason) -> u64 {
+        self.reasons.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n)
+    }
+}
+
+fn hop(last: u8, mtu: u32) -> NextHop {
+    NextHop {
+        destination: NextHop::pack([2, 0, 0, 1, 0, last], 0),
+        source: NextHop::pack([2, 0, 0, 0, 0, 1], 0),
+        ifindex: IFINDEX,
+        mtu,
+        source_v4: Address::from(server(false, 200)).words()[0],
+        source_v6: Address::from(server(true, 200)),
+        ..NextHop::default()
+    }
+}
+
+fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
+    const NAME: &str = "bench";
+    let v6 = plan.v6;
+    let translates = matches!(plan.forwarding, Forwarding::Nat | Forwarding::FullNat);
+    let timeouts = DEFAULT_TIMEOUTS.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
+    let pool = if let Forwarding::FullNat = plan.forwarding {
+        let addresses: Vec<_> =
+            (0..LOCAL_ADDRESSES).map(|n| with_last_bits(v6, LOCAL_NETWORK, LOCALS + n)).collect();
+        let pool = tables.set_pool(NAME, &addresses, (1, 1), 0)?;
+        for address in addresses {
+            let index = tables.pool_index(NAME, address).context("the pool lacks its address")?;
+            ensure!(
+                with_last_bits(v6, LOCAL_NETWORK, LOCALS + index as u32) == address,
+                "pool address {address} has index {index}"
+            );
+            tables.bind_address(NAME, Role::Pool(index), address, 0)?;
+        }
+        Some(pool)
+    } else {
+        None
+    };
+    tables.bind_address(NAME, Role::Vip, vip(v6), 0)?;
+    tables.ensure_service(&ServiceSpec {
+        name: NAME.into(),
+        vip: vip(v6),
+        protocol: protocol::TCP,
+        ports: vec![Ports::One(VIP_PORT)],
+        pick: plan.pick,
+        on_unknown_flow: plan.on_unknown_flow,
+        mss: 0,
+        timeouts,
+        pool,
+        vrrp: 0,
+    })?;
+    let mut slots = Vec::new();
+    for number in 0..if translates { 1 } else { SERVERS } {
+        let address = server(v6, number);
+        let key = NextHopKey { neighbour: address, ifindex: IFINDEX, vlans: [0; 2], for_clients: false };
+        let next_hop = tables.set_next_hop(&key, &hop(number as u8 + 1, 1500))?;
+        let overhead = if let Forwarding::Tun = plan.forwarding { tunnel_overhead(v6) } else { 0 };
+        let (port, vip_port) = if translates { (SERVER_PORT, VIP_PORT) } else { (0, 0) };
+        let spec = DestinationSpec {
+            next_hop,
+            mtu: 1500 - overhead,
+            timeout: timeouts[State::Established as usize],
+            vip_port,
+        };
+        let key = DestinationKey::new(NAME, address, port, plan.forwarding);
+        slots.push(Some(tables.ensure_destination(&key, &spec)?));
+        if let Forwarding::Nat = plan.forwarding {
+            tables.bind_address(NAME, Role::NatSource, address, 0)?;
+        }
+    }
+    tables.set_slots(NAME, &slots)?;
+    let gateway = NextHopKey {
+        neighbour: frames::first_client(v6),
+        ifindex: IFINDEX,
+        vlans: [0; 2],
+        for_clients: true,
+    };
+    let gateway = tables.set_next_hop(&gateway, &hop(250, 1500))?;
+    let everywhere = if v6 { "::/0" } else { "0.0.0.0/0" };
+    tables.set_client_routes(&[(everywhere.parse()?, ClientVia::NextHop(gateway))])?;
+    tables.bind_ports(NAME, &[Ports::One(VIP_PORT)])?;
+    Ok(())
+}
