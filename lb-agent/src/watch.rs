@@ -6,10 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
+use tokio::time::Instant;
 
 /// Changes of one directory.
 pub struct Watch {
     events: EventStream<[u8; 4096]>,
+    /// When the first and the last change came of those not yet reported.
+    unrest: Option<(Instant, Instant)>,
 }
 
 impl Watch {
@@ -29,22 +32,32 @@ impl Watch {
             | WatchMask::MOVE_SELF;
         inotify.watches().add(directory, mask).with_context(what)?;
         let events = inotify.into_event_stream([0; 4096]).with_context(what)?;
-        Ok(Watch { events })
+        Ok(Watch { events, unrest: None })
     }
 
     /// Returns when something has changed and then nothing for [`QUIET`], or changes do not end for [`PATIENCE`].
+    /// Safe to be dropped and called again, as `select!` does: what was noticed is kept.
     ///
     /// # Errors
     /// The kernel's refusal; there is nothing to wait for any more.
     pub async fn changed(&mut self) -> Result<()> {
-        self.next().await?;
-        let patience = tokio::time::sleep(PATIENCE);
-        tokio::pin!(patience);
         loop {
+            let Some((first, last)) = self.unrest else {
+                self.next().await?;
+                let now = Instant::now();
+                self.unrest = Some((now, now));
+                continue;
+            };
+            let due = (last + QUIET).min(first + PATIENCE);
             tokio::select! {
-                event = self.next() => event?,
-                () = tokio::time::sleep(QUIET) => return Ok(()),
-                () = &mut patience => return Ok(()),
+                event = self.next() => {
+                    event?;
+                    self.unrest = Some((first, Instant::now()));
+                }
+                () = tokio::time::sleep_until(due) => {
+                    self.unrest = None;
+                    return Ok(());
+                }
             }
         }
     }

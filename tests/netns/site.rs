@@ -240,6 +240,14 @@ pub fn large_both_ways(client: &Namespace, service: &Service, nginx: &[Nginx]) {
     assert_eq!(content::sha256(&kept), *sum, "{what}: {} of {LARGE} bytes came up", kept.len());
 }
 
+/// Nobody serves this URL: the connection is refused, or nothing answers for a second.
+#[track_caller]
+pub fn nobody_serves(client: &Namespace, url: &str) {
+    let output =
+        client.command("curl").args(["-sS", "-g", "--max-time", "1", url]).output().expect("curl starts");
+    assert!(!output.status.success(), "{url} was answered: {}", String::from_utf8_lossy(&output.stdout));
+}
+
 /// What `get WORDS -o json` says.
 #[track_caller]
 pub fn get(agent: &Agent, words: &[&str]) -> Value {

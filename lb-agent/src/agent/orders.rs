@@ -115,7 +115,7 @@ impl Agent {
     }
 
     async fn check(&self, objects: &Objects) -> Result<(), Refusal> {
-        let report = manifest::check(objects);
+        let report = manifest::check_change(self.director.objects(), objects);
         if !report.0.is_empty() {
             return Err(report.into());
         }

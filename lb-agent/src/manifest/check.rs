@@ -13,15 +13,23 @@ use crate::model::{
 
 /// Checks a set of objects as a whole. Empty when it may be applied.
 pub fn check(objects: &Objects) -> Report {
-    check_beside(objects, &BTreeSet::new())
+    check_beside(objects, &BTreeSet::new(), &Objects::default())
+}
+
+/// As [`check`], for objects that are to replace `running` ones: of two that exclude each other, the one that is
+/// new is wrong.
+pub fn check_change(running: &Objects, objects: &Objects) -> Report {
+    check_beside(objects, &BTreeSet::new(), running)
 }
 
 /// As [`check`], where `broken` names objects that exist but could not be read, so that what refers to them is
 /// not called wrong too.
-pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>) -> Report {
+pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>, running: &Objects) -> Report {
     let mut found = Vec::new();
     let mut services: Vec<(&VirtualService, &Entry)> = objects.services().collect();
-    services.sort_by_key(|(service, entry)| (entry.file.clone(), entry.line(), service.name.clone()));
+    let new = |entry: &Entry| running.get(&entry.object.id()).is_none_or(|old| old.object != entry.object);
+    services
+        .sort_by_key(|(service, entry)| (new(entry), entry.file.clone(), entry.line(), service.name.clone()));
 
     one_director(objects, &mut found);
     capacity(objects, &mut found);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-pub use check::{HostFacts, HostInterface, check, check_against_host};
+pub use check::{HostFacts, HostInterface, check, check_against_host, check_change};
 pub use diagnostic::{Diagnostic, Report};
 pub use objects::{Entry, Objects};
 pub use read::{ReadError, read_path};
@@ -55,7 +55,7 @@ pub struct Parsed {
 /// Everything that is wrong in any of them.
 pub fn load(sources: &[Source]) -> Result<Objects, Report> {
     let Parsed { objects, mut report, broken } = parse(sources);
-    report.0.extend(check::check_beside(&objects, &broken).0);
+    report.0.extend(check::check_beside(&objects, &broken, &Objects::default()).0);
     if report.0.is_empty() { Ok(objects) } else { Err(check::sorted(report.0)) }
 }
 
