@@ -103,7 +103,12 @@ fn next_flow(feed: *mut Feed, kind: u32) -> Option<(u32, u32)> {
 }
 
 #[inline(always)]
-fn write<const V6: bool, const REPLY: bool>(frame: &Frame, feed: *mut Feed, address: u32, ports: u32) -> bool {
+fn write<const V6: bool, const REPLY: bool>(
+    frame: &Frame,
+    feed: *mut Feed,
+    address: u32,
+    ports: u32,
+) -> bool {
     let len = if V6 { FRAME_V6 } else { FRAME_V4 };
     let Some(start) = frame.at(0, len) else { return false };
     // SAFETY: a map value, and a frame of at least `len` bytes, a multiple of eight.

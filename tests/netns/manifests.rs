@@ -35,8 +35,11 @@ spec:
     - {address: 10.1.0.11, weight: 1}
 ";
 
+/// What is wrong, what is written otherwise (from, to), and what the refusal must say.
+type Mistake = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 /// What is wrong, how it is made from the good manifest, and what is said about it after the file's name.
-const BAD: [(&str, &[(&str, &str)], &[&str]); 10] = [
+const BAD: [Mistake; 10] = [
     (
         "a typo",
         &[("  scheduler:", "  schedular:")],
