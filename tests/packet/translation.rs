@@ -329,8 +329,9 @@ fn a_late_packet_of_the_old_server_does_not_touch_the_flow_that_took_its_ports()
             let before = flow.world.connection(&case);
             for packet in late {
                 if matches!(method, Method::FullNat) {
-                    // Its lease was given back when the flow began anew.
-                    flow.world.ends(&case, &packet, Reason::NoLease);
+                    // Its lease was given back when the flow began anew, and taken again by it: the search for
+                    // a port begins at the same place.
+                    flow.world.ends(&case, &packet, Reason::WrongServer);
                 } else {
                     let expected = flow.towards_client(&packet);
                     flow.world.forwards(&case, &packet, Counted::Out(old), &expected);
