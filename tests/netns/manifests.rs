@@ -36,7 +36,9 @@ spec:
 ";
 
 /// What is wrong, how it is made from the good manifest, and what is said about it after the file's name.
-const BAD: [(&str, &[(&str, &str)], &[&str]); 10] = [
+type Mistake = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
+const BAD: [Mistake; 10] = [
     (
         "a typo",
         &[("  scheduler:", "  schedular:")],
