@@ -215,3 +215,38 @@ fn tun_carries_either_family_inside_the_other() {
         large_both_ways(client, service, &servers.nginx);
     }
 }
+
+#[test]
+fn a_client_that_sends_too_much_for_the_tunnel_is_told_by_icmp_and_its_upload_arrives() {
+    let topology = three_servers().servers(1).build();
+    let all = [0, 1].map(|n| [IpAddr::from(topology.vip_v4(n)), topology.vip_v6(n).into()]).concat();
+    let nginx = nginx_everywhere(&topology, &[RR]);
+    let _tunnels = tunnels_everywhere(&topology, &all);
+    let client = &topology.client().namespace;
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    let server = &topology.servers[0];
+    let ends: [IpAddr; 4] = [server.v4().into(), server.v6().into(), server.v6().into(), server.v4().into()];
+    // Without the clamp the client begins with segments of a whole MTU. Each VIP has a path of its own in the
+    // client's mind, so one case does not teach the next.
+    let service = |(vip, end): (&IpAddr, IpAddr)| {
+        let name = format!("{}-in-{}", family(*vip), family(end));
+        Service::tcp(&name, *vip, RR, "tun").addresses([end]).with("mssClamp: false")
+    };
+    let services: Vec<Service> = all.iter().zip(ends).map(service).collect();
+    agent.apply(&documents(&services));
+    until_all_in(&agent);
+    let told = |agent: &Agent| {
+        let counters = site::get(agent, &["counters"]);
+        let reasons = counters["reasons"].as_array().unwrap();
+        let told = reasons.iter().find(|reason| reason["name"] == "packet_too_big");
+        told.unwrap_or_else(|| panic!("no such reason in {counters:#}"))["packets"].as_u64().unwrap()
+    };
+    for service in &services {
+        let before = told(&agent);
+        large_both_ways(client, service, &nginx);
+        assert!(told(&agent) > before, "{}: nobody was told, so this proved nothing", service.name);
+        let route = client.output("ip", &["route", "get", &service.vip.to_string()]);
+        let outer = if service.servers[0].0.is_ipv4() { 20 } else { 40 };
+        assert!(route.contains(&format!("mtu {}", 1500 - outer)), "{}: {route}", service.name);
+    }
+}

@@ -35,10 +35,9 @@ spec:
     - {address: 10.1.0.11, weight: 1}
 ";
 
-/// What is wrong, what is written otherwise (from, to), and what the refusal must say.
+/// What is wrong, how it is made from the good manifest, and what is said about it after the file's name.
 type Mistake = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
 
-/// What is wrong, how it is made from the good manifest, and what is said about it after the file's name.
 const BAD: [Mistake; 10] = [
     (
         "a typo",
@@ -54,7 +53,7 @@ const BAD: [Mistake; 10] = [
     (
         "a FULLNAT service without a pool",
         &[("forwarding: dr", "forwarding: fullnat")],
-        &[":5:3: spec.localAddresses: "],
+        &[":4:1: spec.localAddresses: is required by fullnat"],
     ),
     (
         "a FULLNAT service with a pool that is not there",
@@ -69,7 +68,11 @@ const BAD: [Mistake; 10] = [
         )],
         &[":4:20: spec.addresses[0]: ", "10.1.0.1", "eth0"],
     ),
-    ("a port under dr", &[("weight: 1}", "port: 8080}")], &[":11:33: spec.realServers[0].port: ", "dr"]),
+    (
+        "a port under dr",
+        &[("weight: 1}", "port: 8080}")],
+        &[":11:28: spec.realServers[0].port: dr cannot change the port", "dr"],
+    ),
     (
         "a real server of the wrong family for its method",
         &[("10.1.0.11,", "\"fd00:1::11\",")],
@@ -80,7 +83,7 @@ const BAD: [Mistake; 10] = [
         &[("  scheduler:", "  addressInterface: eth9\n  scheduler:")],
         &[":9:21: spec.addressInterface: interface `eth9` does not exist", "this host has", "eth0"],
     ),
-    ("no YAML at all", &[("ports: [80]", "ports: [80")], &["bad.yaml:"]),
+    ("no YAML at all", &[("ports: [80]", "ports: [80")], &["bad.yaml:7:11: did not find expected"]),
 ];
 
 #[test]
