@@ -351,6 +351,29 @@ fn only_addresses_of_ours_are_taken_away() {
 }
 
 #[test]
+fn lists_that_are_asked_for_at_once_are_all_answered() {
+    let (director, _peer) = lab();
+    director.run_async(|| async {
+        // Too many for one answer of the kernel's: there is time to ask in between.
+        let line = |n| format!("address add 10.2.{}.{}/32 dev eth0\n", n / 200, n % 200);
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(batch.path(), (0..1000).map(line).collect::<String>()).unwrap();
+        run_ip(&format!("-batch {}", batch.path().display()));
+        let (net, _events) = Net::start().await.unwrap();
+        let mut askers = tokio::task::JoinSet::new();
+        for n in 0..100 {
+            let net = net.clone();
+            askers.spawn(async move {
+                let asked = if n % 2 == 0 { net.addresses().await.err() } else { net.links().await.err() };
+                asked.map(|error| format!("{error:#}"))
+            });
+        }
+        let refused: Vec<String> = askers.join_all().await.into_iter().flatten().collect();
+        assert!(refused.is_empty(), "{} of 100: {}", refused.len(), refused[0]);
+    });
+}
+
+#[test]
 fn the_driver_of_an_interface_is_named() {
     let (director, _peer) = lab();
     director.run(|| {

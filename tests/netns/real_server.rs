@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
@@ -10,7 +11,8 @@ use lb_tests::{Host, RealServer, Topology, UdpServer};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const PORT: u16 = 5000;
-const CLIENT_PORT: u16 = 40_000;
+/// Each question has a port of its own: a socket that was just closed may live on in a process being started.
+static CLIENT_PORT: AtomicU16 = AtomicU16::new(40_000);
 
 /// `sender` tunnels to `server` what the client would ask the VIP; the client says what it heard.
 fn ask_through_tunnel(
@@ -21,7 +23,8 @@ fn ask_through_tunnel(
     patience: Duration,
 ) -> io::Result<String> {
     let client = topology.client().address(vip);
-    let socket = topology.client().namespace.run(|| UdpSocket::bind(SocketAddr::new(client, CLIENT_PORT)))?;
+    let port = CLIENT_PORT.fetch_add(1, Ordering::Relaxed);
+    let socket = topology.client().namespace.run(|| UdpSocket::bind(SocketAddr::new(client, port)))?;
     // The answer comes from the VIP, or not to this socket.
     socket.connect(SocketAddr::new(vip, PORT))?;
     socket.set_read_timeout(Some(patience))?;
@@ -29,11 +32,11 @@ fn ask_through_tunnel(
     let mut inner = Vec::new();
     match (client, vip) {
         (IpAddr::V4(client), IpAddr::V4(vip)) => PacketBuilder::ipv4(client.octets(), vip.octets(), 64)
-            .udp(CLIENT_PORT, PORT)
+            .udp(port, PORT)
             .write(&mut inner, b"who")
             .unwrap(),
         (IpAddr::V6(client), IpAddr::V6(vip)) => PacketBuilder::ipv6(client.octets(), vip.octets(), 64)
-            .udp(CLIENT_PORT, PORT)
+            .udp(port, PORT)
             .write(&mut inner, b"who")
             .unwrap(),
         _ => unreachable!("the client's address is like the VIP"),

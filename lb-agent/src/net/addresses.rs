@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, anyhow};
 use futures_util::StreamExt;
 use ipnet::IpNet;
+use rtnetlink::Handle;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -105,7 +106,7 @@ impl Net {
     async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), i32> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut answers = self.handle.clone().request(request).map_err(|_| libc::EPIPE)?;
+        let mut answers = Handle::clone(&self.handle).request(request).map_err(|_| libc::EPIPE)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload
                 && error.code.is_some()

@@ -6,6 +6,7 @@ pub mod announce;
 pub mod interfaces;
 mod links;
 mod messages;
+mod requests;
 mod resolver;
 mod routes;
 pub mod sysctl;
@@ -16,13 +17,13 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::TryStreamExt;
-use rtnetlink::Handle;
 use tokio::sync::mpsc;
 
 pub use crate::model::{ClientHop, ClientRoute, NextHop, Resolution};
 pub use addresses::{AddOutcome, OwnAddress, RemoveOutcome};
 pub use links::{Link, Vlan};
 pub use messages::{ADDRESS_PROTOCOL, HostAddress};
+use requests::Requests;
 
 /// A change in the network. Nothing is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub struct HostFacts {
 /// Watching ends when the last clone and the receiver are gone.
 #[derive(Clone)]
 pub struct Net {
-    handle: Handle,
+    handle: Requests,
     watched: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
 }
 
@@ -68,9 +69,7 @@ impl Net {
     /// # Errors
     /// Netlink sockets that cannot be opened or read.
     pub async fn start() -> Result<(Net, mpsc::UnboundedReceiver<Event>)> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().context("open a netlink socket for requests")?;
-        tokio::spawn(connection);
+        let handle = Requests::open()?;
         let (events, receiver) = mpsc::unbounded_channel();
         let (watched, sets) = mpsc::unbounded_channel();
         let watcher = watcher::Watcher::start(handle.clone(), events).await?;
@@ -98,6 +97,7 @@ impl Net {
     /// # Errors
     /// The kernel's refusal to list them.
     pub async fn addresses(&self) -> Result<Vec<HostAddress>> {
+        let _turn = self.handle.turn_to_list().await;
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.context("list addresses")?;
         Ok(messages.iter().filter_map(messages::host_address).collect())

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::links::{Link, Links};
+use super::requests::Requests;
 use super::resolver::{Action, Hop, Neighbour, Resolver, Route, Target};
 use super::routes::client_routes;
 use super::{Event, messages};
@@ -27,7 +28,7 @@ use crate::model::{ClientHop, ClientRoute};
 
 /// The copy of the kernel's state and the connections that keep it true.
 pub struct Watcher {
-    handle: Handle,
+    handle: Requests,
     events: mpsc::UnboundedSender<Event>,
     resolver: Resolver,
     client_routes: Option<Vec<ClientRoute>>,
@@ -65,7 +66,7 @@ struct Subscription {
 
 impl Watcher {
     /// Subscribes, then reads everything once: an event between the two is applied twice, never lost.
-    pub async fn start(handle: Handle, events: mpsc::UnboundedSender<Event>) -> Result<Self> {
+    pub async fn start(handle: Requests, events: mpsc::UnboundedSender<Event>) -> Result<Self> {
         let kernel = Subscription::open()?;
         let (answer, answers) = mpsc::unbounded_channel();
         let resolver = Resolver::default();
@@ -121,7 +122,7 @@ impl Watcher {
                 Action::ReadClientRoutes => self.read_client_routes(),
                 Action::Probe { hop, confirm } => {
                     tokio::spawn(async move {
-                        if let Err(reason) = probe(handle, hop, confirm).await {
+                        if let Err(reason) = probe(&handle, hop, confirm).await {
                             let _ = answer.send(Answer::ProbeRefused { hop, reason });
                         }
                     });
@@ -279,18 +280,21 @@ impl Drop for Subscription {
 }
 
 /// Reads all interfaces.
-pub async fn read_links(handle: &Handle) -> Result<Vec<Link>> {
+pub async fn read_links(handle: &Requests) -> Result<Vec<Link>> {
+    let _turn = handle.turn_to_list().await;
     let messages: Vec<_> = handle.link().get().execute().try_collect().await.context("list interfaces")?;
     Ok(messages.iter().filter_map(messages::link).collect())
 }
 
-async fn read_neighbours(handle: &Handle) -> Result<HashMap<Hop, Neighbour>> {
+async fn read_neighbours(handle: &Requests) -> Result<HashMap<Hop, Neighbour>> {
+    let _turn = handle.turn_to_list().await;
     let messages: Vec<_> =
         handle.neighbours().get().execute().try_collect().await.context("list neighbours")?;
     Ok(messages.iter().filter_map(messages::neighbour).collect())
 }
 
-async fn read_client_routes(handle: &Handle) -> Result<Vec<ClientRoute>> {
+async fn read_client_routes(handle: &Requests) -> Result<Vec<ClientRoute>> {
+    let _turn = handle.turn_to_list().await;
     let mut routes = vec![];
     for family in
         [rtnetlink::packet_route::AddressFamily::Inet, rtnetlink::packet_route::AddressFamily::Inet6]
@@ -324,13 +328,11 @@ async fn ask_route(handle: &Handle, target: Target) -> Result<Route, String> {
 }
 
 /// Makes the kernel resolve a neighbour.
-async fn probe(mut handle: Handle, hop: Hop, confirm: bool) -> Result<(), String> {
+async fn probe(handle: &Handle, hop: Hop, confirm: bool) -> Result<(), String> {
     let flags = if confirm { NLM_F_REPLACE } else { NLM_F_CREATE };
-    match request_probe(&mut handle, hop, confirm, flags).await {
+    match request_probe(handle, hop, confirm, flags).await {
         // The entry went away, or lost its address, a moment ago.
-        Err(libc::ENOENT | libc::EINVAL) if confirm => {
-            request_probe(&mut handle, hop, false, NLM_F_CREATE).await
-        }
+        Err(libc::ENOENT | libc::EINVAL) if confirm => request_probe(handle, hop, false, NLM_F_CREATE).await,
         result => result,
     }
     .map_err(|errno| match errno {
@@ -346,11 +348,11 @@ async fn probe(mut handle: Handle, hop: Hop, confirm: bool) -> Result<(), String
 }
 
 /// One RTM_NEWNEIGH; an error is the kernel's number.
-async fn request_probe(handle: &mut Handle, hop: Hop, confirm: bool, flags: u16) -> Result<(), i32> {
+async fn request_probe(handle: &Handle, hop: Hop, confirm: bool, flags: u16) -> Result<(), i32> {
     let message = RouteNetlinkMessage::NewNeighbour(messages::probe(hop, confirm));
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-    let mut answers = handle.request(request).map_err(|_| libc::EPIPE)?;
+    let mut answers = handle.clone().request(request).map_err(|_| libc::EPIPE)?;
     while let Some(answer) = answers.next().await {
         if let NetlinkPayload::Error(error) = answer.payload
             && error.code.is_some()

@@ -185,13 +185,13 @@ impl<'a> Events<'a> {
 
     /// What happened so far, for a reader of the test's output.
     pub fn summary(&self) -> String {
+        let count = self.starts.len();
         let longest = self.starts.iter().max().copied().unwrap_or_default();
-        let all: Duration = self.starts.iter().sum();
-        let mean = all / self.starts.len().max(1) as u32;
+        let mean = self.starts.iter().sum::<Duration>() / count.max(1) as u32;
         let Events { acknowledged, interrupted, apply_takes, .. } = self;
         format!(
-            "start {mean:.0?}, at most {longest:.0?}; {acknowledged} of {} applies acknowledged, one takes {apply_takes:.0?}",
-            acknowledged + interrupted
+            "so far {count} starts of {mean:.0?}, at most {longest:.0?}; of the applies with an event inside \
+             {acknowledged} were acknowledged and {interrupted} were not; one alone takes {apply_takes:.0?}"
         )
     }
 
