@@ -103,7 +103,12 @@ fn next_flow(feed: *mut Feed, kind: u32) -> Option<(u32, u32)> {
 }
 
 #[inline(always)]
-fn write<const V6: bool, const REPLY: bool>(frame: &Frame, feed: *mut Feed, address: u32, ports: u32) -> bool {
+fn write<const V6: bool, const REPLY: bool>(
+    frame: &Frame,
+    feed: *mut Feed,
+    address: u32,
+    ports: u32,
+) -> bool {
     let len = if V6 { FRAME_V6 } else { FRAME_V4 };
     let Some(start) = frame.at(0, len) else { return false };
     // SAFETY: a map value, and a frame of at least `len` bytes, a multiple of eight.
@@ -205,7 +210,9 @@ pub fn floor_ipip(ctx: XdpContext) -> u32 {
 pub fn floor_line(ctx: XdpContext) -> u32 {
     let Some(start) = parse(&Frame::new(ctx.ctx)) else { return xdp_action::XDP_PASS };
     let flow = load32(start, ETHERNET + 12) as u64 | (load32(start, ETHERNET + IPV4) as u64) << 32;
-    let line = flow.wrapping_mul(feed::MULTIPLIER) >> LINE_SHIFT.load();
+    // Twice, as for the connection table: once would leave rows of flows in few lines.
+    let line = flow.wrapping_mul(feed::MULTIPLIER);
+    let line = (line ^ (line >> 32)).wrapping_mul(feed::MULTIPLIER) >> LINE_SHIFT.load();
     let Some(line) = LINES.get_ptr(line as u32) else { return xdp_action::XDP_ABORTED };
     // SAFETY: a map value.
     let word = unsafe { core::ptr::read_volatile((line as *const u64).add((flow & 7) as usize)) };

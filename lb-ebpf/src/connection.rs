@@ -5,8 +5,8 @@
 
 use crate::{
     atomic,
-    packet::opaque,
     maps::{COLD_TUPLES, CONNECTIONS, config},
+    packet::opaque,
 };
 use lb_common::{
     address::Address,
@@ -232,7 +232,10 @@ fn cost(value: Value, now: u16) -> u32 {
     let state = value.state();
     let class = if state == State::Unconfirmed as u8 {
         UNCONFIRMED
-    } else if state == State::SynReceived as u8 || state == State::SynSent as u8 || state == State::SynAck as u8 {
+    } else if state == State::SynReceived as u8
+        || state == State::SynSent as u8
+        || state == State::SynAck as u8
+    {
         HALF_OPEN
     } else if state == State::Established as u8 || state == State::Udp as u8 {
         return NEVER;
@@ -308,7 +311,9 @@ extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
             // The last free slot is left to a flow whose second bucket is fuller: else a table would overflow here
             // and there long before it is full.
             let second = lb_cheapest(place.second_bucket(), now as u32);
-            if second >> 32 < least >> 32 || (room == 1 && lb_free_slots(place.second_bucket(), now as u32) > 1) {
+            if second >> 32 < least >> 32
+                || (room == 1 && lb_free_slots(place.second_bucket(), now as u32) > 1)
+            {
                 least = second;
             }
         }
@@ -334,9 +339,12 @@ extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
             });
         }
         if v6 != 0 {
-            if let (Some(tuple), Some(scratch)) = (COLD_TUPLES.get_ptr_mut(best_slot), crate::tail::scratch()) {
+            if let (Some(tuple), Some(scratch)) = (COLD_TUPLES.get_ptr_mut(best_slot), crate::tail::scratch())
+            {
                 // SAFETY: the slot is ours (BUSY); readers of cold tuples check the value before and after.
-                unsafe { *tuple = ColdTuple { source: scratch.client, ports: scratch.ports, reserved: [0; 3] } };
+                unsafe {
+                    *tuple = ColdTuple { source: scratch.client, ports: scratch.ports, reserved: [0; 3] }
+                };
             }
         }
         atomic::store(identity_of(entry), place.identity);

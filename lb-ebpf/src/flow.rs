@@ -157,7 +157,11 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
     let new = Value(new);
     let place = if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
     if let Some(twin) = connection::find_rarely(&place, now as u16) {
-        let named = if matches!(twin.value.kind(), Kind::FullNat) { twin.value.lease() } else { twin.value.destination() };
+        let named = if matches!(twin.value.kind(), Kind::FullNat) {
+            twin.value.lease()
+        } else {
+            twin.value.destination()
+        };
         if named == partner {
             twin.replace(twin.value.with(new.state(), new.deadline()));
         }

@@ -2,8 +2,7 @@
 //! before it, and goes back to its sender. The source is the VIP.
 
 use crate::{
-    answer,
-    nexthop,
+    answer, nexthop,
     packet::{Frame, Words, ip_len, load16, source, store8, store16, store32, store64, sum},
     tail,
 };
@@ -33,7 +32,11 @@ struct Say {
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     if !answer::allowed() {
-        return Err(if scratch.limited == Reason::TtlExpired as u32 { Reason::TtlExpired } else { Reason::TooBigLimited });
+        return Err(if scratch.limited == Reason::TtlExpired as u32 {
+            Reason::TtlExpired
+        } else {
+            Reason::TooBigLimited
+        });
     }
     let l3 = scratch.l3 as usize & 0x1f;
     let say = Say {

@@ -195,7 +195,10 @@ fn extension_headers(frame: &Frame, l3: usize, first: u8) -> Result<(usize, u8),
 fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
     let now = connection::now();
     let pool = (cell >> cell::POOL_SHIFT) as u32;
-    if pool != 0 && pool != cell::POOL_AMBIGUOUS as u32 && fullnat::is_pool_address::<V6>(pool - 1, packet.destination()) {
+    if pool != 0
+        && pool != cell::POOL_AMBIGUOUS as u32
+        && fullnat::is_pool_address::<V6>(pool - 1, packet.destination())
+    {
         return fullnat::to_client(packet, pool - 1, now);
     }
     let ports = packet.ports();

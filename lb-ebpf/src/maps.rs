@@ -97,17 +97,22 @@ static KEYS: Global<Secrets> = Global::new(Secrets {
 /// One field of the configuration: a load from read-only data.
 macro_rules! config {
     ($field:ident) => {
-        $crate::maps::config_field(|config| {
-            // SAFETY: the global is initialised, and the pointer its address.
-            unsafe { core::ptr::read_volatile(&raw const (*config).$field) }
-        })
+        $crate::maps::read(&raw const $crate::maps::config_ref().$field)
     };
 }
 pub(crate) use config;
 
 #[inline(always)]
-pub fn config_field(read: impl FnOnce(*const Config) -> u32) -> u32 {
-    read((&raw const CONFIG).cast())
+pub fn config_ref() -> &'static Config {
+    // SAFETY: the global is initialised by the loader before the program runs and is read-only.
+    unsafe { &*(&raw const CONFIG).cast::<Config>() }
+}
+
+/// Reads a word of read-only data: volatile, or the compiler would put the placeholder's value in its place.
+#[inline(always)]
+pub fn read(word: *const u32) -> u32 {
+    // SAFETY: callers pass a field of `config_ref`.
+    unsafe { core::ptr::read_volatile(word) }
 }
 
 /// The secrets. Fields are read where they are used.

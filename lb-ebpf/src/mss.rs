@@ -31,8 +31,11 @@ pub fn clamp<const V6: bool>(packet: &Packet<V6>, most: u16) {
                     let new = most.to_be();
                     store16(option, 2, new);
                     // An option may begin at an odd byte of the segment: then its bytes lie crosswise.
-                    let (old, new) =
-                        if (offset - packet.l4) & 1 == 0 { (old, new) } else { (old.swap_bytes(), new.swap_bytes()) };
+                    let (old, new) = if (offset - packet.l4) & 1 == 0 {
+                        (old, new)
+                    } else {
+                        (old.swap_bytes(), new.swap_bytes())
+                    };
                     let delta = checksum::sub(checksum::add(0, new as u32), old as u32);
                     store16(packet.transport, 16, checksum::update(load16(packet.transport, 16), delta));
                     count::event(Reason::MssClamped);

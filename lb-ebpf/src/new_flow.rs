@@ -6,8 +6,9 @@ use crate::{
     count,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    lease, mss, nexthop,
+    lease,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
+    mss, nexthop,
     packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
     schedule, tail,
 };
@@ -29,14 +30,18 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
     let udp = scratch.protocol == protocol::UDP;
-    if scratch.family == 6 { arrived::<true>(frame, l3, l4, udp) } else { arrived::<false>(frame, l3, l4, udp) }
+    if scratch.family == 6 {
+        arrived::<true>(frame, l3, l4, udp)
+    } else {
+        arrived::<false>(frame, l3, l4, udp)
+    }
 }
 
 #[inline(always)]
 fn exact<const V6: bool>(address: Words) -> Option<AddressRecord> {
     let key = AddressKey { address: nat::address(address), family: if V6 { 6 } else { 4 } };
     // SAFETY: the record is copied at once; at worst it is that of an address removed just now.
-    ADDRESSES.get_ptr(&key).map(|p| unsafe { *p })
+    ADDRESSES.get_ptr(key).map(|p| unsafe { *p })
 }
 
 #[inline(always)]
@@ -57,7 +62,8 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Res
         return Err(Reason::BadTransport);
     }
     // The transport's own length must lie in the packet.
-    let claimed = if udp { u16::from_be(load16(transport, 4)) as u32 } else { (load8(transport, 12) >> 4) as u32 * 4 };
+    let claimed =
+        if udp { u16::from_be(load16(transport, 4)) as u32 } else { (load8(transport, 12) >> 4) as u32 * 4 };
     if claimed < need as u32 || claimed > len - header {
         return Err(Reason::BadTransport);
     }
@@ -80,13 +86,13 @@ fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)
         family: if V6 { 6 } else { 4 },
     };
     // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
-    let exact = if port == 0 { None } else { SERVICE_INDEX.get_ptr(&key) };
+    let exact = if port == 0 { None } else { SERVICE_INDEX.get_ptr(key) };
     let index = match exact {
         // SAFETY: one word, read whole.
         Some(index) => unsafe { core::ptr::read_volatile(index) },
         None => {
             key.port = 0;
-            let list = SERVICE_INDEX.get_ptr(&key)?;
+            let list = SERVICE_INDEX.get_ptr(key)?;
             // SAFETY: as above.
             schedule::in_ranges(unsafe { core::ptr::read_volatile(list) }, u16::from_be(port))?
         }
@@ -146,7 +152,13 @@ enum Resumed {
 
 /// A packet whose flow is known after all: a SYN sent again, a race, or one that must begin anew.
 #[inline(always)]
-fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bool, now: u16) -> Result<Resumed, Reason> {
+fn take_up<const V6: bool>(
+    packet: &Packet<V6>,
+    hit: Hit,
+    place: &Place,
+    syn: bool,
+    now: u16,
+) -> Result<Resumed, Reason> {
     if let Kind::NatReply = hit.value.kind() {
         // A real server's packet to an address that is a VIP too.
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
@@ -183,23 +195,33 @@ fn take_up<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, syn: bo
 /// again and again would else hold every port that its flow can find, until their time is over.
 #[inline(always)]
 fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed {
-    if hit.replace(Value::EMPTY) {
-        if let Some(lease) = leased {
-            lease.hit().replace(Value::EMPTY);
-        }
+    if hit.replace(Value::EMPTY)
+        && let Some(lease) = leased
+    {
+        lease.hit().replace(Value::EMPTY);
     }
     Resumed::Anew(why)
 }
 
 /// State and deadline of a new entry.
 #[inline(always)]
-fn beginning<const V6: bool>(packet: &Packet<V6>, service: u32, event: Reason, direction: Direction, now: u16) -> (State, u16) {
+fn beginning<const V6: bool>(
+    packet: &Packet<V6>,
+    service: u32,
+    event: Reason,
+    direction: Direction,
+    now: u16,
+) -> (State, u16) {
     let state = if packet.udp || matches!(event, Reason::FlowAdopted) {
         State::Unconfirmed
     } else {
         // A packet that is neither has SYN: the entry begins as SYN_RECV, or ESTABLISHED for a flow that moved.
         let step = Step::of(packet, direction, now);
-        if state::step(direction, 0, step.flags) == State::SynReceived as u8 { State::SynReceived } else { State::Unconfirmed }
+        if state::step(direction, 0, step.flags) == State::SynReceived as u8 {
+            State::SynReceived
+        } else {
+            State::Unconfirmed
+        }
     };
     let timeout = flow::timeout_of(service, state as u8);
     (state, now.wrapping_add(timeout).wrapping_add(slack(timeout, false)))
@@ -249,7 +271,8 @@ fn translated<const V6: bool>(
         let reply = reply_place(packet, &target);
         match connection::find_rarely(&reply, now) {
             Some(other)
-                if other.value.kind() as u8 != Kind::NatReply as u8 || other.value.destination() != target.index =>
+                if other.value.kind() as u8 != Kind::NatReply as u8
+                    || other.value.destination() != target.index =>
             {
                 pick = pick.next();
             }
@@ -336,7 +359,11 @@ fn direct<const V6: bool>(
             count::event(Reason::Stateless);
         }
     }
-    if let Forwarding::Tun = target.forwarding() { tun::send(packet, &target) } else { dr::send(packet, &target) }
+    if let Forwarding::Tun = target.forwarding() {
+        tun::send(packet, &target)
+    } else {
+        dr::send(packet, &target)
+    }
 }
 
 /// FULLNAT: a lease, then the entry that names it.
@@ -394,15 +421,19 @@ fn client_hop<const V6: bool>(packet: &Packet<V6>) -> Result<u8, Reason> {
     }
     let back = nexthop::back(&packet.frame, packet.l3).ok_or(Reason::Internal)?;
     let key = AddressKey { address: nat::address(packet.source()), family: if V6 { 6 } else { 4 } };
-    let neighbour =
-        ClientNeighbour { destination: back.destination, source: back.source, ifindex: back.ifindex, reserved: 0 };
-    if let Some(known) = CLIENT_NEIGHB.get_ptr(&key) {
+    let neighbour = ClientNeighbour {
+        destination: back.destination,
+        source: back.source,
+        ifindex: back.ifindex,
+        reserved: 0,
+    };
+    if let Some(known) = CLIENT_NEIGHB.get_ptr(key) {
         // SAFETY: an element of a hash map; only compared.
         let known = unsafe { *known };
         if known == neighbour {
             return Ok(HOP_ON_LINK);
         }
     }
-    CLIENT_NEIGHB.insert(&key, &neighbour, 0).map_err(|_| Reason::NoClientHop)?;
+    CLIENT_NEIGHB.insert(key, neighbour, 0).map_err(|_| Reason::NoClientHop)?;
     Ok(HOP_ON_LINK)
 }

@@ -2,7 +2,9 @@
 
 use crate::{
     answer, count, nexthop,
-    packet::{Frame, Words, destination, ip_len, load8, load32, source, store8, store16, store32, store64, sum},
+    packet::{
+        Frame, Words, destination, ip_len, load8, load32, source, store8, store16, store32, store64, sum,
+    },
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};

@@ -44,8 +44,9 @@ impl Choice {
 #[inline(always)]
 pub fn pick<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Option<Choice> {
     // SAFETY: a map value; the slots word is read once, so first and length belong together.
-    let (word, pick) =
-        unsafe { (atomic::load(&raw const (*service).slots), core::ptr::read_volatile(&raw const (*service).pick)) };
+    let (word, pick) = unsafe {
+        (atomic::load(&raw const (*service).slots), core::ptr::read_volatile(&raw const (*service).pick))
+    };
     let (first, len) = Service::slots_of(word);
     if len == 0 {
         return None;

@@ -7,6 +7,7 @@ mod report;
 mod rows;
 mod scene;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -66,13 +67,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
 
     let (rows, plans) = rows::all(&arguments.only);
-    ensure!(plans.iter().len() > 0, "no row's name contains any of {:?}", arguments.only);
+    ensure!(!plans.is_empty(), "no row's name contains any of {:?}", arguments.only);
     let lists = plans.iter().filter(|plan| plan.flows > 0 && plan.sizes().pool_addresses > 0).count() as u32;
     let lines = lb_agent::dataplane::Sizes { connections: CONNECTIONS, ..Default::default() }.buckets();
     let mut feeder = Feeder::load(&programs, lines, lists * MANY)?;
     let mut scenes = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
-        eprint!("\rmaking flows: {} of {} data planes ", number + 1, plans.len());
+        progress(&format!("making flows: {} of {} data planes", number + 1, plans.len()));
         scenes.push(
             Scene::build(&object, *plan, &mut feeder)
                 .with_context(|| format!("make the flows of {plan:?}"))?,
@@ -92,14 +93,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut gigahertz = 0f64;
     let mut samples = vec![Samples::default(); cases.len()];
     for round in 0..effort.rounds {
-        eprint!("\rmeasuring: round {} of {}             ", round + 1, effort.rounds);
+        progress(&format!("measuring: round {} of {}", round + 1, effort.rounds));
         gigahertz = gigahertz.max(feeder.meter.gigahertz()?);
         for (case, samples) in cases.iter_mut().zip(&mut samples) {
             measure(case, samples, &effort, &feeder, &scenes)
                 .with_context(|| format!("measure {:?}", case.name))?;
         }
     }
-    eprint!("\r{:60}\r", "");
+    progress("");
 
     let base_of = |row: &Row| cases[..first_row].iter().position(|base| base.same_feed(row));
     let mut measured = Vec::new();
@@ -133,6 +134,13 @@ fn bases(rows: &[Row]) -> Vec<Row> {
         }
     }
     bases
+}
+
+/// Says on a terminal how far it is.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{text:<60}\r");
+    }
 }
 
 /// Rounds before those that count: every flow once, so that caches, branch predictors and deadlines are as they

@@ -149,7 +149,7 @@ impl Report {
             // A floor of a few cycles vanishes beside the run's own; nothing can be said of its multiples.
             let floor = value_of(&rows, &goal.against);
             let met = if floor.is_none_or(|floor| floor < RESOLVED) {
-                "unresolved"
+                "unclear"
             } else if ratio > goal.must {
                 "MISSED"
             } else if goal.aim.is_some_and(|aim| ratio <= aim) {

@@ -90,6 +90,38 @@ fn nothing_is_lost(family: Family, count: usize) {
     works_without_an_agent(&mut agent, &topology, &servers, family);
 }
 
+#[test]
+fn nothing_is_lost_over_a_thousand_applies() {
+    let family = Family::V4;
+    let topology = topology();
+    let servers = Servers::start(&topology, family);
+    for nginx in &servers.nginx {
+        nginx.offer(LENGTH);
+    }
+    let agent = Agent::start(&topology.director().namespace, &director("keep"));
+    let mut events = Events::begin(agent, &topology, family, Dice::new());
+    let client = &topology.client().namespace;
+    let services =
+        METHODS.iter().map(|method| (method.tcp(&topology, family), method.udp(&topology, family)));
+    let newcomers = Newcomers::start(client, services.collect());
+    for methods in [&METHODS[..2], &METHODS[2..3], &METHODS[3..]] {
+        let loads: Vec<Load> = methods
+            .iter()
+            .map(|method| Load::start(method, &topology, family, method.sees_replies()))
+            .collect();
+        let start = Instant::now();
+        for _ in 0..334 {
+            events.apply_another();
+        }
+        println!("334 applies in {:.1?}", start.elapsed());
+        for load in loads {
+            load.finish(&topology, &servers, &events);
+        }
+    }
+    newcomers.finish();
+    events.assert_as_applied();
+}
+
 /// A stream of numbered datagrams and a download by one forwarding method.
 struct Load {
     what: String,

@@ -60,6 +60,7 @@ fn sections(elf: &[u8]) -> Option<Vec<Range<usize>>> {
     let mut found = Vec::new();
     for index in 0..count {
         let at = header(index)?;
+        elf.get(at..at.checked_add(64)?)?;
         let name = elf.get(names.checked_add(word(at)?)?..)?;
         let (start, length) = (long(at + 24)?, long(at + 32)?);
         if name.starts_with(b"xdp\0") && start.checked_add(length)? <= elf.len() {

@@ -1,11 +1,7 @@
 //! DR: the packet stays as it is but for its TTL; the frame goes to the real server's MAC.
 
 use super::Target;
-use crate::{
-    count,
-    nexthop,
-    packet::Packet,
-};
+use crate::{count, nexthop, packet::Packet};
 use lb_common::verdict::Reason;
 
 #[inline(always)]

@@ -65,7 +65,12 @@ pub fn word_of(record: *mut Lease) -> *mut u64 {
 /// A packet of a known flow to the server. `NoLease`: a flow whose lease was lost, or whose server was removed
 /// and that can move, is a new one.
 #[inline(always)]
-pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, now: u16) -> Result<u32, Reason> {
+pub fn to_server<const V6: bool>(
+    packet: &Packet<V6>,
+    hit: Hit,
+    place: &Place,
+    now: u16,
+) -> Result<u32, Reason> {
     let index = hit.value.lease();
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };
     if lease.owner() != place.identity {

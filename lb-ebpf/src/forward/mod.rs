@@ -134,7 +134,13 @@ pub fn may_serve(instance: u32) -> Result<(), Reason> {
 
 /// A packet of a known flow from a client, by the method of its destination.
 #[inline(always)]
-pub fn to_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, place: &Place, target: Target, now: u16) -> Result<u32, Reason> {
+pub fn to_server<const V6: bool>(
+    packet: &Packet<V6>,
+    hit: Hit,
+    place: &Place,
+    target: Target,
+    now: u16,
+) -> Result<u32, Reason> {
     may_serve(Destination::vrrp_of(target.flags()))?;
     match target.forwarding() {
         Forwarding::Dr => {

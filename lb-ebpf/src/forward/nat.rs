@@ -11,13 +11,8 @@ use crate::{
     packet::{Packet, Words},
 };
 use lb_common::{
-    address::Address,
-    checksum,
-    connection::HOP_ON_LINK,
-    destination::Destination,
-    filter::AddressKey,
-    state::Direction,
-    verdict::Reason,
+    address::Address, checksum, connection::HOP_ON_LINK, destination::Destination, filter::AddressKey,
+    state::Direction, verdict::Reason,
 };
 
 /// The step of a client's packet, and the twin's.
@@ -60,16 +55,23 @@ pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32,
 
 /// A reply of a known flow.
 #[inline(always)]
-pub fn to_client<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: Target, now: u16) -> Result<u32, Reason> {
+pub fn to_client<const V6: bool>(
+    packet: &Packet<V6>,
+    hit: Hit,
+    target: Target,
+    now: u16,
+) -> Result<u32, Reason> {
     may_serve(Destination::vrrp_of(target.flags()))?;
     let (hop, mtu) = client_hop::<V6>(hit.value.hop(), packet.destination())?;
     fits_mtu(packet, mtu, &target)?;
     let ports = packet.ports();
-    let client_ports = if target.vip_port() == 0 { ports } else { ports & 0xffff_0000 | target.vip_port() as u32 };
+    let client_ports =
+        if target.vip_port() == 0 { ports } else { ports & 0xffff_0000 | target.vip_port() as u32 };
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
-            let flow = place::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp);
+            let flow =
+                place::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp);
             write_twin::<V6>(&flow, new, now, target.index);
         }
     }
@@ -87,10 +89,14 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: Target, 
 fn client_hop<const V6: bool>(hop: u8, client: Words) -> Result<(Hop, u32), Reason> {
     if hop == HOP_ON_LINK {
         let key = AddressKey { address: address(client), family: if V6 { 6 } else { 4 } };
-        let neighbour = CLIENT_NEIGHB.get_ptr(&key).ok_or(Reason::NoClientHop)?;
+        let neighbour = CLIENT_NEIGHB.get_ptr(key).ok_or(Reason::NoClientHop)?;
         // SAFETY: an element of a hash map, at worst recycled for another client on this segment while we read it.
         let hop = unsafe {
-            Hop { destination: (*neighbour).destination, source: (*neighbour).source, ifindex: (*neighbour).ifindex }
+            Hop {
+                destination: (*neighbour).destination,
+                source: (*neighbour).source,
+                ifindex: (*neighbour).ifindex,
+            }
         };
         return Ok((hop, 0xffff));
     }

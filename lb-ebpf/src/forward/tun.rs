@@ -82,7 +82,8 @@ fn make_room<const V6: bool>(packet: &Packet<V6>, header: usize) -> Result<Frame
     }
     let frame = Frame::new(packet.frame.ctx);
     let ethernet = frame.at(0, ETHERNET).ok_or(Reason::Internal)?;
-    let kind = if header == IPV6 { lb_common::header::ethertype::IPV6 } else { lb_common::header::ethertype::IPV4 };
+    let kind =
+        if header == IPV6 { lb_common::header::ethertype::IPV6 } else { lb_common::header::ethertype::IPV4 };
     store16(ethernet, 12, kind.to_be());
     Ok(frame)
 }

@@ -118,8 +118,7 @@ impl<'a> Events<'a> {
     pub fn happen(&mut self, event: Event, newcomers: &Newcomers) {
         self.dice.sleep(QUIET);
         let apply = event.inside_apply.then(|| {
-            let others: Vec<Weights> = WEIGHTS.into_iter().filter(|other| *other != self.weights).collect();
-            let wanted = others[self.dice.below(others.len())];
+            let wanted = self.other_weights();
             let child = self.begin_apply(wanted);
             self.dice.sleep(self.apply_takes.mul_f64(1.2));
             (wanted, child)
@@ -161,14 +160,27 @@ impl<'a> Events<'a> {
                 self.apply(wanted);
             }
         }
+        self.assert_as_applied();
+    }
+
+    /// An `apply` that nothing interrupts.
+    #[track_caller]
+    pub fn apply_another(&mut self) {
+        let wanted = self.other_weights();
+        self.apply(wanted);
+    }
+
+    /// Panics unless new connections by every method are shared out as the last `apply` said.
+    #[track_caller]
+    pub fn assert_as_applied(&self) {
         if let Some(deviation) = self.deviation(self.weights) {
-            panic!(
-                "{:?} after {event:?}: {deviation}\n{}\n{}",
-                self.weights,
-                self.counters(),
-                self.agent.log()
-            );
+            panic!("{:?}: {deviation}\n{}\n{}", self.weights, self.counters(), self.agent.log());
         }
+    }
+
+    fn other_weights(&mut self) -> Weights {
+        let others: Vec<Weights> = WEIGHTS.into_iter().filter(|other| *other != self.weights).collect();
+        others[self.dice.below(others.len())]
     }
 
     /// What happened so far, for a reader of the test's output.
