@@ -1,7 +1,7 @@
 //! Every forwarding method with real nginx, real curl and UDP servers, by both address families.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::topology::{Builder, Subnet};
 use lb_tests::{Agent, Nginx, RealServer, Topology, UdpServer, http, udp};
@@ -248,5 +248,34 @@ fn a_client_that_sends_too_much_for_the_tunnel_is_told_by_icmp_and_its_upload_ar
         let route = client.output("ip", &["route", "get", &service.vip.to_string()]);
         let outer = if service.servers[0].0.is_ipv4() { 20 } else { 40 };
         assert!(route.contains(&format!("mtu {}", 1500 - outer)), "{}: {route}", service.name);
+    }
+}
+
+#[test]
+fn an_exact_port_beats_a_range_and_a_range_beats_any() {
+    let topology = three_servers().build();
+    vips(&topology).into_iter().for_each(|vip| topology.vip_on_servers(vip));
+    let _nginx = nginx_everywhere(&topology, &[7000, 8000, 8001, 8002]);
+    let client = &topology.client().namespace;
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    for vip in vips(&topology) {
+        // One real server each, so that the answer tells which service took the request.
+        let services = [("range", "8000-8002"), ("exact", "8001"), ("any", "any")];
+        let manifest: Vec<String> = services
+            .iter()
+            .zip(&topology.servers)
+            .map(|((name, ports), server)| {
+                let service =
+                    Service::tcp(&format!("{name}-{}", family(vip)), vip, 1, "dr").servers([server]);
+                let ports = if *ports == "any" { "ports: any".into() } else { format!("ports: [{ports}]") };
+                service.yaml().replace("ports: [1]", &ports)
+            })
+            .collect();
+        agent.apply(&manifest.join("---\n"));
+        until_all_in(&agent);
+        for (port, server) in [(8000, "server0"), (8001, "server1"), (8002, "server0"), (7000, "server2")] {
+            let url = http::url(SocketAddr::new(vip, port), "/");
+            assert_eq!(http::get(client, &url).unwrap().server, server, "{url}");
+        }
     }
 }

@@ -35,7 +35,7 @@ spec:
     - {address: 10.1.0.11, weight: 1}
 ";
 
-/// What is wrong, how it is made from the good manifest, and what is said about it after the file's name.
+/// What is wrong, what is written otherwise (from, to), and what the refusal must say after the file's name.
 type Mistake = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
 
 const BAD: [Mistake; 10] = [

@@ -677,3 +677,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_two_services_with_one_port_the_one_that_is_new_is_wrong() {
+    let running = load_text("m.yaml", &service("web", "")).unwrap();
+    let mut next = running.clone();
+    for (_, entry) in load_text("new.yaml", &service("a", "")).unwrap() {
+        next.replace(entry);
+    }
+    let said = check_change(&running, &next).to_string();
+    assert!(said.starts_with("new.yaml:") && said.contains("belongs to VirtualService `web`"), "{said}");
+    // Without a past, files and lines decide.
+    assert!(check(&next).to_string().starts_with("new.yaml:"));
+    let mut other = load_text("m.yaml", &service("a", "")).unwrap();
+    for (_, entry) in running.clone() {
+        other.replace(entry);
+    }
+    assert!(check_change(&running, &other).to_string().contains("belongs to VirtualService `web`"));
+}
