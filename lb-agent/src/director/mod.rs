@@ -165,6 +165,11 @@ impl Director {
         self.ways.get(&address).filter(|way| self.obstacle(address, forwarding, way).is_none())
     }
 
+    /// The way to an address, if it leaves by an interface with the program.
+    fn open_way(&self, address: IpAddr) -> Option<&NextHop> {
+        self.ways.get(&address).filter(|way| self.leaves(way))
+    }
+
     /// Why packets cannot be sent this way.
     fn obstacle(&self, address: IpAddr, forwarding: Forwarding, way: &NextHop) -> Option<String> {
         if !self.leaves(way) {
@@ -280,7 +285,7 @@ impl Director {
             hop.add_source(way.source);
         };
         for address in self.users.keys() {
-            if let Some(way) = self.ways.get(address).filter(|way| self.leaves(way)) {
+            if let Some(way) = self.open_way(*address) {
                 add(way, false);
             }
         }

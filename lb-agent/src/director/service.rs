@@ -24,12 +24,12 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     let mut servers = Vec::with_capacity(service.real_servers.len());
     for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
         let binding = binding_of(service, server);
-        let way = director.usable_way(server.address, binding.forwarding);
-        if way.is_none() {
+        if director.usable_way(server.address, binding.forwarding).is_none() {
             // It still counts for the size of a Maglev table.
             candidate.weight = 0;
         }
-        destinations.insert(binding, destination(service, server, way));
+        // The destination keeps its next hop when it leaves the slots: its flows go on.
+        destinations.insert(binding, destination(service, server, director.open_way(server.address)));
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
         }
