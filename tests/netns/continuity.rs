@@ -9,7 +9,6 @@ mod services;
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lb_tests::http::{self, Download};
@@ -81,9 +80,7 @@ fn nothing_is_lost_over_a_thousand_applies() {
 /// connections to every service; panics if any of them lost anything. Then kills the agent for good, and everything
 /// must work all the same.
 fn nothing_is_lost(family: Family, mut during: impl FnMut(&mut Events, &Newcomers)) {
-    /// Each fills a CPU.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = crate::alone_with_streams();
     let topology = topology();
     let servers = Servers::start(&topology, family);
     for nginx in &servers.nginx {

@@ -105,6 +105,7 @@ fn a_paced_download_is_checked_as_it_comes_and_a_killed_server_shows() {
 
 #[test]
 fn fifty_thousand_datagrams_a_second_arrive_once_and_are_answered_once() {
+    let _alone = crate::alone_with_streams();
     let topology = Topology::builder().servers(1).build();
     let server = &topology.servers[0];
     let servers = [UdpServer::start(&server.namespace, "server0", &[5000])];
@@ -123,6 +124,7 @@ fn fifty_thousand_datagrams_a_second_arrive_once_and_are_answered_once() {
 
 #[test]
 fn no_datagram_is_lost_in_the_queues_before_an_xdp_program() {
+    let _alone = crate::alone_with_streams();
     let topology = Topology::builder().servers(1).servers_with_xdp().build();
     let server = &topology.servers[0];
     let _at_the_server = XdpPass::attach(&server.namespace, "eth0");
