@@ -230,7 +230,7 @@ fn measure(
 const XDP_TX: u32 = 3;
 
 /// That every packet took its path. Flows that found no room when they were made, or that two buckets full of
-/// others refuse now, may be missing: one in a thousand at most.
+/// others refuse now, may be missing: one in 25 at most.
 fn check(path: Path, packets: u32, before: &Sums, after: &Sums, refused: u64) -> Result<()> {
     let to_servers = after.packets_in - before.packets_in;
     let to_clients = after.packets_out - before.packets_out;
