@@ -1,11 +1,13 @@
 //! The benchmark of the data plane: what a packet costs on every path, beside what the least program for the
 //! same job costs in the same run. `docs/benchmarks.md` says how and why.
 
+mod apply;
 mod frames;
 mod kernel;
 mod report;
 mod rows;
 mod scene;
+mod veth;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use serde::Serialize;
 
 use crate::report::{Measured, Report, Samples};
 use crate::rows::{CONNECTIONS, MANY, Path, Program, Row};
@@ -30,7 +33,8 @@ struct Arguments {
     /// Rounds over all rows; each row's minimum and median are shown
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Measure only rows whose name contains this (may be given again); floors are always measured
+    /// Measure only rows whose name contains this (may be given again), with their floors; `veth` and `apply` are
+    /// the parts with the real agent
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// The data plane's object; built from the sources when it is not given
@@ -55,27 +59,69 @@ fn main() -> ExitCode {
     }
 }
 
+/// All that was measured, as one document.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    rows: Option<Report>,
+    veth: Option<Vec<veth::Throughput>>,
+    apply: Option<Vec<apply::Order>>,
+}
+
+/// The parts that are not rows.
+const PARTS: [&str; 2] = ["veth", "apply"];
+
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
     let lb = arguments.object.as_deref().map_or_else(|| objects.path("lb"), Ok)?;
     let object = std::fs::read(lb).with_context(|| format!("read {}", lb.display()))?;
     let programs = std::fs::read(objects.path("bench")?).context("read the benchmark's object")?;
+    let (parts, only): (Vec<String>, Vec<String>) =
+        arguments.only.iter().cloned().partition(|part| PARTS.contains(&part.as_str()));
+    let wanted = |part: &str| arguments.only.is_empty() || parts.iter().any(|wanted| wanted == part);
+    let rows = (parts.is_empty() || !only.is_empty())
+        .then(|| measure_rows(arguments, &only, &object, &programs))
+        .transpose()?;
+    let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
+    let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
+    let document = Document { rows, veth, apply };
+    progress("");
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    if let Some(report) = &document.rows {
+        print!("{report}");
+    }
+    if let Some(rows) = &document.veth {
+        println!();
+        veth::print(rows);
+    }
+    if let Some(orders) = &document.apply {
+        println!();
+        apply::print(orders);
+    }
+    Ok(())
+}
+
+/// What a packet costs, row by row.
+fn measure_rows(arguments: &Arguments, only: &[String], object: &[u8], programs: &[u8]) -> Result<Report> {
     let effort = if arguments.quick {
         Effort { rounds: arguments.rounds.unwrap_or(3), seconds: 0.03, most: 1_000_000 }
     } else {
         Effort { rounds: arguments.rounds.unwrap_or(11), seconds: 0.2, most: 5_000_000 }
     };
 
-    let (rows, plans) = rows::all(&arguments.only);
-    ensure!(!plans.is_empty(), "no row's name contains any of {:?}", arguments.only);
+    let (rows, plans) = rows::all(only);
+    ensure!(!plans.is_empty(), "no row's name contains any of {only:?}");
     let lists = plans.iter().filter(|plan| plan.flows > 0 && plan.sizes().pool_addresses > 0).count() as u32;
     let lines = lb_agent::dataplane::Sizes { connections: CONNECTIONS, ..Default::default() }.buckets();
-    let mut feeder = Feeder::load(&programs, lines, lists * MANY)?;
+    let mut feeder = Feeder::load(programs, lines, lists * MANY)?;
     let mut scenes = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
         progress(&format!("making flows: {} of {} data planes", number + 1, plans.len()));
         scenes.push(
-            Scene::build(&object, *plan, &mut feeder)
+            Scene::build(object, *plan, &mut feeder)
                 .with_context(|| format!("make the flows of {plan:?}"))?,
         );
     }
@@ -109,13 +155,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         measured.push(Measured::new(row, of_row, &samples[base]));
     }
     let (bases, of_bases) = (&cases[..first_row], &samples[..first_row]);
-    let report = Report::new(measured, bases, of_bases, &feeder, &scenes, effort.rounds, gigahertz)?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    Report::new(measured, bases, of_bases, &feeder, &scenes, effort.rounds, gigahertz)
 }
 
 /// A row that does nothing for each way of feeding: what is taken off the others.
@@ -190,7 +230,7 @@ fn measure(
 const XDP_TX: u32 = 3;
 
 /// That every packet took its path. Flows that found no room when they were made, or that two buckets full of
-/// others refuse now, may be missing: one in a thousand at most.
+/// others refuse now, may be missing: one in 25 at most.
 fn check(path: Path, packets: u32, before: &Sums, after: &Sums, refused: u64) -> Result<()> {
     let to_servers = after.packets_in - before.packets_in;
     let to_clients = after.packets_out - before.packets_out;

@@ -21,8 +21,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     need_root("the benchmark")?;
     setup::ensure(setup::TOOLCHAIN)?;
-    step("building the benchmark (release profile)");
-    run_command(cargo().args(["build", "--release", "--package", "lb-tests", "--bin", "bench"]))?;
+    step("building the benchmark and the agent (release profile)");
+    run_command(
+        cargo()
+            .args(["build", "--release", "--package", "lb-tests", "--package", "lb-agent"])
+            .args(["--bin", "bench", "--bin", "lb-agent"]),
+    )?;
     step("measuring");
     let mut bench = Command::new(built("release", "bench"));
     if args.json {
