@@ -3,10 +3,15 @@
 
 use crate::{
     maps::{LIMITER, config},
-    packet::{Packet, Words},
+    packet::{Packet, Words, store8, store16, store32, store64},
     tail,
 };
-use lb_common::{maps::programs, verdict::Reason};
+use lb_common::{
+    checksum,
+    header::{ETHERNET, IPV4},
+    maps::programs,
+    verdict::Reason,
+};
 
 /// ICMP type and code as the scratch record holds them.
 const fn icmp(kind: u8, code: u8) -> u16 {
@@ -36,6 +41,46 @@ pub fn time_exceeded<const V6: bool>(packet: &Packet<V6>, source: Words) -> Reas
         scratch.source = source;
     }
     tail::call_with(packet, programs::ICMP)
+}
+
+/// TTL and hop limit of answers.
+const TTL: u8 = 64;
+
+/// Writes the IP header of an answer behind an untagged Ethernet header at `new`. `fragment` is IPv4's word of
+/// flags and offset, network order; `payload` the bytes behind the header.
+#[inline(always)]
+pub fn write_ip<const V6: bool>(
+    new: *mut u8,
+    from: Words,
+    to: Words,
+    next: u8,
+    payload: usize,
+    fragment: u16,
+) {
+    if V6 {
+        store32(new, ETHERNET, (6u32 << 28).to_be());
+        store16(new, ETHERNET + 4, (payload as u16).to_be());
+        store8(new, ETHERNET + 6, next);
+        store8(new, ETHERNET + 7, TTL);
+        store64(new, ETHERNET + 8, from[0]);
+        store64(new, ETHERNET + 16, from[1]);
+        store64(new, ETHERNET + 24, to[0]);
+        store64(new, ETHERNET + 32, to[1]);
+        return;
+    }
+    let first = 0x4500_u16.to_be();
+    let len = ((IPV4 + payload) as u16).to_be();
+    let ttl = u16::from_ne_bytes([TTL, next]);
+    let mut sum = first as u64 + len as u64 + fragment as u64 + ttl as u64;
+    sum = checksum::add(checksum::add(sum, from[0] as u32), to[0] as u32);
+    store16(new, ETHERNET, first);
+    store16(new, ETHERNET + 2, len);
+    store16(new, ETHERNET + 4, 0);
+    store16(new, ETHERNET + 6, fragment);
+    store16(new, ETHERNET + 8, ttl);
+    store16(new, ETHERNET + 10, !checksum::fold(sum));
+    store32(new, ETHERNET + 12, from[0] as u32);
+    store32(new, ETHERNET + 16, to[0] as u32);
 }
 
 /// Whether this CPU may give one more answer in this second.

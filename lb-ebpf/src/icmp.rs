@@ -3,7 +3,7 @@
 
 use crate::{
     answer, nexthop,
-    packet::{Frame, Words, ip_len, load16, source, store8, store16, store32, store64, sum},
+    packet::{Frame, Words, ip_len, load16, source, store16, store32, sum},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
@@ -16,7 +16,6 @@ use lb_common::{
 const ICMP: usize = 8;
 /// Bytes quoted at most: more than any transport's ports need, and few enough to sum.
 const QUOTE: usize = 128;
-const TTL: u8 = 64;
 
 /// What is said, copied from the scratch record before the frame changes.
 #[derive(Clone, Copy)]
@@ -70,38 +69,12 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     let frame = Frame::new(frame.ctx);
     let new = frame.at(0, ETHERNET + header + ICMP).ok_or(Reason::Internal)?;
     store16(new, 12, if V6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be());
-    write_ip::<V6>(new, to, say.source, quote);
+    let next = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
+    answer::write_ip::<V6>(new, say.source, to, next, ICMP + quote, 0);
     write_icmp::<V6>(&frame, new, to, say, quote);
     let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
     crate::count::reason(if say.mtu == 0 { Reason::TimeExceeded } else { Reason::PacketTooBig }, bytes);
     Ok(action)
-}
-
-#[inline(always)]
-fn write_ip<const V6: bool>(new: *mut u8, to: Words, from: Words, quote: usize) {
-    if V6 {
-        store32(new, ETHERNET, (6u32 << 28).to_be());
-        store16(new, ETHERNET + 4, ((ICMP + quote) as u16).to_be());
-        store8(new, ETHERNET + 6, protocol::ICMPV6);
-        store8(new, ETHERNET + 7, TTL);
-        store64(new, ETHERNET + 8, from[0]);
-        store64(new, ETHERNET + 16, from[1]);
-        store64(new, ETHERNET + 24, to[0]);
-        store64(new, ETHERNET + 32, to[1]);
-        return;
-    }
-    let first = 0x4500_u16.to_be();
-    let len = ((IPV4 + ICMP + quote) as u16).to_be();
-    let ttl = u16::from_ne_bytes([TTL, protocol::ICMP]);
-    let mut sum = first as u64 + len as u64 + ttl as u64;
-    sum = checksum::add(checksum::add(sum, from[0] as u32), to[0] as u32);
-    store16(new, ETHERNET, first);
-    store16(new, ETHERNET + 2, len);
-    store32(new, ETHERNET + 4, 0);
-    store16(new, ETHERNET + 8, ttl);
-    store16(new, ETHERNET + 10, !checksum::fold(sum));
-    store32(new, ETHERNET + 12, from[0] as u32);
-    store32(new, ETHERNET + 16, to[0] as u32);
 }
 
 #[inline(always)]

@@ -2,9 +2,7 @@
 
 use crate::{
     answer, count, nexthop,
-    packet::{
-        Frame, Words, destination, ip_len, load8, load32, source, store8, store16, store32, store64, sum,
-    },
+    packet::{Frame, destination, ip_len, load8, load32, source, store16, store32, sum},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
@@ -16,7 +14,8 @@ use lb_common::{
 };
 
 const TCP: usize = 20;
-const TTL: u8 = 64;
+/// DF, network order.
+const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
 /// The tail's path.
 #[inline(always)]
@@ -61,7 +60,7 @@ fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     let frame = Frame::new(frame.ctx);
     let new = frame.at(0, ETHERNET + header + TCP).ok_or(Reason::Internal)?;
     store16(new, 12, if V6 { ethertype::IPV6 } else { ethertype::IPV4 }.to_be());
-    write_ip::<V6>(new, from, to);
+    answer::write_ip::<V6>(new, from, to, protocol::TCP, TCP, DONT_FRAGMENT);
     let at = ETHERNET + header;
     let word = u32::from_ne_bytes([0x50, flags, 0, 0]);
     store32(new, at, ports.rotate_left(16));
@@ -77,33 +76,4 @@ fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
     count::reason(Reason::UnknownFlowReset, bytes);
     Ok(action)
-}
-
-#[inline(always)]
-fn write_ip<const V6: bool>(new: *mut u8, from: Words, to: Words) {
-    if V6 {
-        store32(new, ETHERNET, (6u32 << 28).to_be());
-        store16(new, ETHERNET + 4, (TCP as u16).to_be());
-        store8(new, ETHERNET + 6, protocol::TCP);
-        store8(new, ETHERNET + 7, TTL);
-        store64(new, ETHERNET + 8, from[0]);
-        store64(new, ETHERNET + 16, from[1]);
-        store64(new, ETHERNET + 24, to[0]);
-        store64(new, ETHERNET + 32, to[1]);
-        return;
-    }
-    let first = 0x4500_u16.to_be();
-    let len = ((IPV4 + TCP) as u16).to_be();
-    let fragment = 0x4000_u16.to_be();
-    let ttl = u16::from_ne_bytes([TTL, protocol::TCP]);
-    let mut sum = first as u64 + len as u64 + fragment as u64 + ttl as u64;
-    sum = checksum::add(checksum::add(sum, from[0] as u32), to[0] as u32);
-    store16(new, ETHERNET, first);
-    store16(new, ETHERNET + 2, len);
-    store16(new, ETHERNET + 4, 0);
-    store16(new, ETHERNET + 6, fragment);
-    store16(new, ETHERNET + 8, ttl);
-    store16(new, ETHERNET + 10, !checksum::fold(sum));
-    store32(new, ETHERNET + 12, from[0] as u32);
-    store32(new, ETHERNET + 16, to[0] as u32);
 }

@@ -75,7 +75,7 @@ pub fn to_client<const V6: bool>(
             write_twin::<V6>(&flow, new, now, target.index);
         }
     }
-    let delta = !target.delta() as u16 as u64;
+    let delta = back(target.delta());
     packet.set_source(target.vip::<V6>());
     packet.decrement_ttl_with(delta);
     packet.set_ports(ports, client_ports, delta);
