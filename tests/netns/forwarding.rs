@@ -7,7 +7,7 @@ use lb_tests::topology::{Builder, Subnet};
 use lb_tests::{Agent, Nginx, RealServer, Topology, UdpServer, http, udp};
 
 use crate::site::{
-    self, Service, TRANSLATED, TRANSLATED_UDP, documents, expected, family, large_both_ways,
+    self, Service, TRANSLATED, TRANSLATED_UDP, assert_shares, documents, expected, family, large_both_ways,
     nginx_everywhere, shares, tunnels_everywhere, udp_everywhere, until_all_in, vips,
 };
 
@@ -69,11 +69,11 @@ fn method(forwarding: &'static str) {
     until_all_in(&agent);
 
     for service in &rr {
-        assert_eq!(shares(client, &service.url("/"), 60), expected(&[20, 20, 20]), "{}", service.name);
+        assert_shares(&agent, &shares(client, &service.url("/"), 60), &[20, 20, 20], &service.name);
         large_both_ways(client, service, &servers.nginx);
     }
     for service in &wrr {
-        assert_eq!(shares(client, &service.url("/"), 60), expected(&[30, 20, 10]), "{}", service.name);
+        assert_shares(&agent, &shares(client, &service.url("/"), 60), &[30, 20, 10], &service.name);
     }
     for service in sh.iter().chain(&mh) {
         same_client_same_server(&topology, service);
@@ -84,7 +84,7 @@ fn method(forwarding: &'static str) {
             let answer = udp::ask(client, service.socket()).unwrap();
             *answers.entry(answer).or_default() += 1;
         }
-        assert_eq!(answers, expected(&[10, 10, 10]), "{}", service.name);
+        assert_shares(&agent, &answers, &[10, 10, 10], &service.name);
     }
 }
 
@@ -211,7 +211,7 @@ fn tun_carries_either_family_inside_the_other() {
     agent.apply(&documents(&across));
     until_all_in(&agent);
     for service in &across {
-        assert_eq!(shares(client, &service.url("/"), 30), expected(&[10, 10, 10]), "{}", service.name);
+        assert_shares(&agent, &shares(client, &service.url("/"), 30), &[10, 10, 10], &service.name);
         large_both_ways(client, service, &servers.nginx);
     }
 }

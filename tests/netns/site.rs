@@ -199,6 +199,25 @@ pub fn tunnels_everywhere<'a>(topology: &'a Topology, vips: &[IpAddr]) -> Vec<Re
     topology.servers.iter().map(|server| RealServer::up(&server.namespace, vips, directors)).collect()
 }
 
+/// That every server answered its share of many requests. A SYN that had to be sent again may take two turns of the
+/// cursor, so one in twenty may lie elsewhere; that the sequence is exact is shown by the packet tier. Whatever
+/// differs is shown beside the director's counters.
+pub fn assert_shares(agent: &Agent, found: &BTreeMap<String, usize>, shares: &[usize], service: &str) {
+    let wanted = expected(shares);
+    if *found == wanted {
+        return;
+    }
+    let counters = agent.cli(&["get", "counters"]).expect_success();
+    let spare = shares.iter().sum::<usize>() / 20;
+    let near = |(server, share): (&String, &usize)| found.get(server).unwrap_or(&0).abs_diff(*share) <= spare;
+    assert!(
+        found.len() == wanted.len() && wanted.iter().all(near),
+        "{service}: {found:?} instead of {wanted:?}\n{counters}\n{}",
+        agent.log()
+    );
+    eprintln!("{service}: {found:?} instead of {wanted:?}\n{counters}");
+}
+
 /// Shares of servers by their roles, `server0` first.
 pub fn expected(shares: &[usize]) -> BTreeMap<String, usize> {
     shares.iter().enumerate().map(|(index, share)| (format!("server{index}"), *share)).collect()
