@@ -3,6 +3,7 @@
 
 mod director;
 mod effect;
+pub mod health;
 mod pool;
 mod service;
 mod way;
