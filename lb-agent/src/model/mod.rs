@@ -3,6 +3,7 @@
 
 mod director;
 mod effect;
+mod events;
 mod pool;
 mod service;
 mod way;
@@ -15,6 +16,7 @@ pub use director::{
     SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
+pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
