@@ -4,6 +4,7 @@
 mod director;
 mod effect;
 mod events;
+pub mod health;
 mod pool;
 mod service;
 mod way;
