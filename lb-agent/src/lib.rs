@@ -14,4 +14,5 @@ pub mod plan;
 pub mod real_server;
 pub mod scheduler;
 pub mod state;
+pub mod vrrp;
 pub mod watch;
