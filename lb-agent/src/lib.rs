@@ -6,6 +6,8 @@ pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod director;
+pub mod events;
+pub mod health;
 pub mod manifest;
 pub mod model;
 pub mod net;

@@ -12,6 +12,7 @@ pub mod feed;
 pub mod filter;
 pub mod hash;
 pub mod header;
+pub mod ipvs;
 pub mod lease;
 pub mod maps;
 pub mod scratch;

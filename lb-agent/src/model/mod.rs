@@ -3,6 +3,8 @@
 
 mod director;
 mod effect;
+mod events;
+pub mod health;
 mod pool;
 mod service;
 mod vrrp;
@@ -16,6 +18,7 @@ pub use director::{
     SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
+pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,

@@ -152,7 +152,7 @@ pub enum Protocol {
     Udp,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum Forwarding {
     /// Direct routing: a new destination MAC, the packet otherwise unchanged.
     Dr,
