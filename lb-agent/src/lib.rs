@@ -16,4 +16,5 @@ pub mod plan;
 pub mod real_server;
 pub mod scheduler;
 pub mod state;
+pub mod vrrp;
 pub mod watch;

@@ -7,6 +7,7 @@ mod events;
 pub mod health;
 mod pool;
 mod service;
+mod vrrp;
 mod way;
 
 use std::fmt;
@@ -22,6 +23,12 @@ pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
+};
+pub use vrrp::{
+    Authentication, DEFAULT_PRIORITY, Gratuitous, HmacAuthentication, HmacKey, HmacMode, KeySource, Notify,
+    OWNER_PRIORITY, Preempt, Track, TrackEffect, TrackFile, TrackFileEffect, TrackInterface, TrackProcess,
+    TrackScript, TrackService, Unicast, VirtualAddress, VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum,
+    VrrpInstance, VrrpShutdown, VrrpSyncGroup, VrrpVersion,
 };
 pub use way::{ClientHop, ClientRoute, NextHop, Resolution};
 
