@@ -119,10 +119,15 @@ fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
     let mut all = DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
     for (state, timeout) in [
         (State::Established, timeouts.established),
+        (State::SynSent, timeouts.syn_sent),
         (State::SynReceived, timeouts.syn_received),
         (State::FinWait, timeouts.fin_wait),
         (State::TimeWait, timeouts.time_wait),
         (State::Close, timeouts.close),
+        (State::CloseWait, timeouts.close_wait),
+        (State::LastAck, timeouts.last_ack),
+        (State::Listen, timeouts.listen),
+        (State::SynAck, timeouts.syn_ack),
         (State::Udp, timeouts.udp),
         (State::Unconfirmed, timeouts.unconfirmed),
     ] {

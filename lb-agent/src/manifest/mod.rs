@@ -15,6 +15,7 @@ mod pool;
 mod raw;
 mod read;
 mod reader;
+mod scheduling;
 mod service;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ pub use check::{HostFacts, HostInterface, check, check_against_host, check_chang
 pub use diagnostic::{Diagnostic, Report};
 pub use objects::{Entry, Objects};
 pub use read::{ReadError, read_path};
+pub use scheduling::WHEN_NO_SERVER;
 pub use service::{FORWARDING, PROTOCOLS, SCHEDULERS};
 
 use crate::model::{Kind, Name, Object, ObjectId};

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{word, word_of};
+use super::{scheduling, word, word_of};
 use crate::model::{
-    FlowHash, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
+    Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
     Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
 };
 
@@ -23,12 +23,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         None => Vec::new(),
     };
 
-    let hash = spec.get("hash").and_then(|field| {
-        if scheduler.is_some_and(|scheduler| !scheduler.hashes()) {
-            faults.add(field.path.as_str(), "only sh and mh hash").at_key(0);
-        }
-        field.one_of(&HASHES, faults)
-    });
+    let (scheduling, hash) = scheduling::decode(&mut spec, scheduler, protocol, faults);
     let local_addresses = spec.get("localAddresses").and_then(|field| field.name(faults));
     let on_unknown_flow = spec.get("onUnknownFlow").and_then(|field| field.one_of(&ON_UNKNOWN_FLOW, faults));
     let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, protocol, faults));
@@ -53,6 +48,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         timeouts: timeouts.unwrap_or_default(),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
+        scheduling,
     };
     let tunnels = service.uses(Forwarding::Tun);
     service.mss_clamp = mss_clamp.unwrap_or(MssClamp::default_for(protocol, tunnels));
@@ -66,6 +62,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         faults.add(local_addresses_path, "only fullnat uses local addresses").at_key(0);
     }
     check_real_servers(&service, &real_servers, faults);
+    scheduling::check(&service, &real_servers, faults);
     Some(service)
 }
 
@@ -148,8 +145,15 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let port = map.get("port").map(|field| field.integer(1..=u16::MAX, faults));
     let weight = map.get("weight").and_then(|field| field.integer(0..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&FORWARDING, faults));
+    let limits = scheduling::decode_server(&mut map, faults);
     map.finish(faults);
-    Some(RealServer { address: address?, port: port.flatten(), weight: weight.unwrap_or(1), forwarding })
+    Some(RealServer {
+        address: address?,
+        port: port.flatten(),
+        weight: weight.unwrap_or(1),
+        forwarding,
+        limits,
+    })
 }
 
 fn check_real_servers(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
@@ -232,14 +236,19 @@ fn timeouts(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) 
 /// Every timeout: its key, the protocol it belongs to (None: both) and its place.
 fn timeout_fields(
     timeouts: &mut Timeouts,
-) -> [(&'static str, Option<Protocol>, &mut std::time::Duration); 7] {
+) -> [(&'static str, Option<Protocol>, &mut std::time::Duration); 12] {
     let tcp = Some(Protocol::Tcp);
     [
         ("established", tcp, &mut timeouts.established),
+        ("synSent", tcp, &mut timeouts.syn_sent),
         ("synReceived", tcp, &mut timeouts.syn_received),
         ("finWait", tcp, &mut timeouts.fin_wait),
         ("timeWait", tcp, &mut timeouts.time_wait),
         ("close", tcp, &mut timeouts.close),
+        ("closeWait", tcp, &mut timeouts.close_wait),
+        ("lastAck", tcp, &mut timeouts.last_ack),
+        ("listen", tcp, &mut timeouts.listen),
+        ("synAck", tcp, &mut timeouts.syn_ack),
         ("udp", Some(Protocol::Udp), &mut timeouts.udp),
         ("unconfirmed", None, &mut timeouts.unconfirmed),
     ]
@@ -262,20 +271,20 @@ pub fn encode(service: &VirtualService) -> Raw {
         .map(|(key, _, duration)| (key.to_owned(), Raw::Text(duration_text(*duration))))
         .collect();
     let tcp = service.protocol == Protocol::Tcp;
-    Raw::map([
+    let fields = [
         ("address", Some(Raw::text(service.address))),
         ("ports", Some(ports)),
         ("protocol", Some(word(&PROTOCOLS, service.protocol))),
         ("forwarding", Some(word(&FORWARDING, service.forwarding))),
         ("scheduler", Some(word(&SCHEDULERS, service.scheduler))),
-        ("hash", service.scheduler.hashes().then(|| word(&HASHES, service.hash))),
         ("localAddresses", service.local_addresses.as_ref().map(Raw::text)),
         ("onUnknownFlow", Some(word(&ON_UNKNOWN_FLOW, service.on_unknown_flow))),
         ("mssClamp", tcp.then_some(mss_clamp)),
         ("timeouts", Some(Raw::Map(timeouts))),
         ("addressInterface", service.address_interface.as_ref().map(Raw::text)),
         ("realServers", Some(Raw::List(service.real_servers.iter().map(encode_server).collect()))),
-    ])
+    ];
+    Raw::map(fields.into_iter().chain(scheduling::encode(service)))
 }
 
 fn encode_range(range: &PortRange) -> Raw {
@@ -283,12 +292,13 @@ fn encode_range(range: &PortRange) -> Raw {
 }
 
 fn encode_server(server: &RealServer) -> Raw {
-    Raw::map([
+    let fields = [
         ("address", Some(Raw::text(server.address))),
         ("port", server.port.map(Raw::integer)),
         ("weight", Some(Raw::integer(server.weight))),
         ("forwarding", server.forwarding.map(|method| word(&FORWARDING, method))),
-    ])
+    ];
+    Raw::map(fields.into_iter().chain(scheduling::encode_server(&server.limits)))
 }
 
 pub const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
@@ -298,10 +308,22 @@ pub const FORWARDING: [(&str, Forwarding); 4] = [
     ("nat", Forwarding::Nat),
     ("fullnat", Forwarding::FullNat),
 ];
-pub const SCHEDULERS: [(&str, Scheduler); 4] =
-    [("rr", Scheduler::Rr), ("wrr", Scheduler::Wrr), ("sh", Scheduler::Sh), ("mh", Scheduler::Mh)];
-const HASHES: [(&str, FlowHash); 2] =
-    [("address", FlowHash::Address), ("address-port", FlowHash::AddressPort)];
+pub const SCHEDULERS: [(&str, Scheduler); 14] = [
+    ("rr", Scheduler::Rr),
+    ("wrr", Scheduler::Wrr),
+    ("lc", Scheduler::Lc),
+    ("wlc", Scheduler::Wlc),
+    ("sed", Scheduler::Sed),
+    ("nq", Scheduler::Nq),
+    ("fo", Scheduler::Fo),
+    ("ovf", Scheduler::Ovf),
+    ("twos", Scheduler::Twos),
+    ("sh", Scheduler::Sh),
+    ("dh", Scheduler::Dh),
+    ("mh", Scheduler::Mh),
+    ("lblc", Scheduler::Lblc),
+    ("lblcr", Scheduler::Lblcr),
+];
 const ON_UNKNOWN_FLOW: [(&str, OnUnknownFlow); 4] = [
     ("adopt", OnUnknownFlow::Adopt),
     ("reset", OnUnknownFlow::Reset),

@@ -6,6 +6,7 @@ mod effect;
 mod events;
 pub mod health;
 mod pool;
+mod scheduling;
 mod service;
 mod vrrp;
 mod way;
@@ -20,6 +21,10 @@ pub use director::{
 pub use effect::{Effect, field_effect};
 pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
+pub use scheduling::{
+    DrainPolicy, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Quic, SOURCES_MAX, Scheduling, ServerId,
+    ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
+};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
