@@ -8,6 +8,7 @@ use lb_common::{
     filter::FilterLine,
     hash::Secrets,
     lease::Lease,
+    maps::{VRRP_INSTANCES, VrrpWord},
     scratch::Config,
     service::{SLOTS_PER_LINE, Service, SlotLine},
 };
@@ -24,6 +25,8 @@ pub struct Views {
     pub slots: Mapped<SlotLine>,
     pub leases: Mapped<Lease>,
     pub filter: Mapped<FilterLine>,
+    /// Roles by VRRP instance.
+    pub vrrp: Mapped<VrrpWord>,
     pub secrets: Secrets,
     pub config: Config,
     /// Leases of pool addresses from this index on were never used: the sweeper need not look.
@@ -41,6 +44,7 @@ impl Views {
             services: Mapped::in_memory(sizes.services)?,
             slots: Mapped::in_memory(sizes.slots.div_ceil(SLOTS_PER_LINE))?,
             leases: Mapped::in_memory(sizes.leases())?,
+            vrrp: Mapped::in_memory(VRRP_INSTANCES)?,
             filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
             secrets,
             config,

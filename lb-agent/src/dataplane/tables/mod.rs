@@ -21,6 +21,7 @@ mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
+mod vrrp;
 
 pub use addresses::Role;
 pub use destinations::{DestinationKey, DestinationSpec};
@@ -65,7 +66,6 @@ pub struct Stores {
     pub(super) addresses: BoxStore<AddressKey, AddressRecord>,
     pub(super) routes4: BoxStore<(u32, [u8; 4]), u32>,
     pub(super) routes6: BoxStore<(u32, [u8; 16]), u32>,
-    pub(super) vrrp: BoxStore<u32, u64>,
     pub(super) traffic: BoxStore<u32, Vec<Traffic>>,
     pub(super) port_range_lists: u32,
 }
@@ -94,7 +94,6 @@ impl Stores {
                 CLIENT_ROUTES6,
                 map(CLIENT_ROUTES6)?,
             )?),
-            vrrp: Box::new(Kernel::<Array<MapData, u64>>::of(VRRP, map(VRRP)?)?),
             traffic: Box::new(Kernel::<PerCpuArray<MapData, Traffic>>::of(TRAFFIC, map(TRAFFIC)?)?),
             port_range_lists: lists,
         })
@@ -109,7 +108,6 @@ impl Stores {
             addresses: Box::new(Memory::default()),
             routes4: Box::new(Memory::default()),
             routes6: Box::new(Memory::default()),
-            vrrp: Box::new(Memory::default()),
             traffic: Box::new(Memory::default()),
             port_range_lists,
         }
@@ -134,7 +132,7 @@ pub struct Tables {
     addresses: addresses::Addresses,
     pools: pools::Pools,
     routes: BTreeMap<ipnet::IpNet, u32>,
-    vrrp: BTreeMap<u32, u64>,
+    vrrp: vrrp::Instances,
 }
 
 impl Tables {
@@ -148,19 +146,6 @@ impl Tables {
     pub fn disable_quarantine(&mut self) {
         self.quarantine = false;
         self.grace = Duration::ZERO;
-    }
-
-    /// Sets the word of a VRRP instance ([`lb_common::maps::VrrpWord`]; 1 to 255).
-    pub fn set_vrrp_word(&mut self, instance: u32, word: u64) -> Result<(), Error> {
-        if instance == 0 || instance >= lb_common::maps::VRRP_INSTANCES {
-            return Err(Error::Refused(format!("VRRP instance {instance} is not between 1 and 255")));
-        }
-        if self.vrrp.get(&instance).copied().unwrap_or(0) != word {
-            self.stores.vrrp.insert(instance, word)?;
-            self.vrrp.insert(instance, word);
-            self.writes += 1;
-        }
-        Ok(())
     }
 
     /// Frees what nothing can name any more. To be called about once a second; calls that find a table full call

@@ -2,7 +2,7 @@
 
 use super::{
     super::{Error, Views, ports},
-    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, services,
+    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, services, vrrp,
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
@@ -33,7 +33,7 @@ impl Tables {
             addresses: addresses::Addresses::default(),
             pools: pools::Pools::new(views.leases.len() >> 16),
             routes: BTreeMap::new(),
-            vrrp: BTreeMap::new(),
+            vrrp: vrrp::Instances::default(),
             stores,
             views,
         };
@@ -47,7 +47,6 @@ impl Tables {
         for (index, record) in this.stores.pool.entries()? {
             this.pools.recover(index, record);
         }
-        this.vrrp = this.stores.vrrp.entries()?.into_iter().collect();
         this.views.pool_end.store(0, Relaxed);
         this.set_pool_end();
         // What recovery repaired is no part of what the agent asks for.
@@ -70,7 +69,6 @@ impl Tables {
                 name: None,
                 vip: None,
                 protocol: record.protocol,
-                vrrp: record.vrrp,
                 removed: false,
                 ports: BTreeSet::new(),
             };
@@ -183,6 +181,7 @@ impl Tables {
         for key in self.hops.unclaimed() {
             self.remove_next_hop(&key);
         }
+        self.forget_unclaimed_instances()?;
         self.remove_nobodys_addresses()?;
         self.retire_unclaimed_places()
     }

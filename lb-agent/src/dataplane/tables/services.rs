@@ -26,8 +26,6 @@ pub struct ServiceSpec {
     pub timeouts: [u16; 16],
     /// FULLNAT: what [`Tables::set_pool`] returned.
     pub pool: Option<(u16, u8)>,
-    /// VRRP instance; 0 is none.
-    pub vrrp: u8,
 }
 
 #[derive(Debug)]
@@ -37,7 +35,6 @@ pub struct State {
     /// None: found in the tables with no port bound.
     pub vip: Option<IpAddr>,
     pub protocol: u8,
-    pub vrrp: u8,
     pub removed: bool,
     /// The ports bound to it.
     pub ports: BTreeSet<Ports>,
@@ -52,7 +49,7 @@ pub struct Services {
 }
 
 /// The first two words, slots and cursor, are not written with the rest of the record.
-const SKIP: u64 = 0b11;
+pub(super) const SKIP: u64 = 0b11;
 
 impl Services {
     pub fn new(len: u32) -> Self {
@@ -91,7 +88,7 @@ impl Tables {
         };
         self.services.names.insert(spec.name.clone(), index);
         if let Some(state) = self.services.by_index.get_mut(&index) {
-            (state.name, state.vrrp) = (Some(spec.name.clone()), spec.vrrp);
+            state.name = Some(spec.name.clone());
         }
         let (pool_first, pool_len) = spec.pool.unwrap_or_default();
         let record = Service {
@@ -103,7 +100,7 @@ impl Tables {
             pool_first,
             timeouts: spec.timeouts,
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
+            vrrp: self.instance_of(spec.vip),
             ..Service::default()
         };
         self.writes += self.views.services.update(index, &record, SKIP) as u64;
@@ -122,7 +119,6 @@ impl Tables {
             name: None,
             vip: Some(spec.vip),
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
             removed: false,
             ports: BTreeSet::new(),
         };
