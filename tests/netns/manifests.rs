@@ -9,8 +9,8 @@ use lb_tests::{Agent, Namespace, Nginx, Topology, wait};
 use serde_json::Value;
 
 use crate::site::{
-    SOON, Service, director, director_with, documents, expected, get, nginx_everywhere, nobody_serves, pool,
-    real_server, shares, until_all_in,
+    SOON, Service, assert_shares, director, director_with, documents, get, nginx_everywhere, nobody_serves,
+    pool, real_server, shares, until_all_in,
 };
 
 /// The service that runs while others are tried: NAT, so that the real servers need nothing.
@@ -129,7 +129,7 @@ fn a_bad_manifest_is_refused_with_its_place_and_what_would_be_right_and_nothing_
         }
         assert_eq!(get(&agent, &["objects"]), objects, "{what} has changed the objects");
     }
-    assert_eq!(shares(&topology.client().namespace, &web.url("/"), 4), expected(&[2, 2]));
+    assert_shares(&shares(&topology.client().namespace, &web.url("/"), 4), &[2, 2], &web.name);
 
     // Wrong usage is another exit code.
     assert_eq!(agent.cli(&["apply"]).status.code(), Some(2));
@@ -188,7 +188,7 @@ fn files_of_the_manifests_directory_count_when_they_come_change_break_and_go() {
     agent.write_manifest("web.yaml", &web.yaml());
     agent.restart();
     until_all_in(&agent);
-    assert_eq!(shares(client, &web.url("/"), 4), expected(&[2, 2]), "the file that was there at the start");
+    assert_shares(&shares(client, &web.url("/"), 4), &[2, 2], "the file that was there at the start");
     let origin = |agent: &Agent, name: &str| {
         let services = get(agent, &["services"]);
         let found = services.as_array().unwrap().iter().find(|service| service["name"] == name).cloned();
@@ -203,13 +203,13 @@ fn files_of_the_manifests_directory_count_when_they_come_change_break_and_go() {
     let came = wait::holds_within(SOON, || origin(&agent, "other").is_some());
     assert!(came, "the new file's service is not there; the agent wrote:\n{}", agent.log());
     until_all_in(&agent);
-    assert_eq!(shares(client, &other.url("/"), 4), expected(&[2, 2]));
+    assert_shares(&shares(client, &other.url("/"), 4), &[2, 2], &other.name);
 
     // It changes.
     agent.write_manifest("other.yaml", &other.clone().scheduler("wrr").weights(&[3, 1]).yaml());
     let weight = |agent: &Agent| real_server(agent, "other", other.servers[0].0)["weight"].clone();
     wait::until("the changed file's weight counts", SOON, || weight(&agent) == 3);
-    assert_eq!(shares(client, &other.url("/"), 8), expected(&[6, 2]));
+    assert_shares(&shares(client, &other.url("/"), 8), &[6, 2], &other.name);
 
     // What a file owns is not the API's to change.
     let owned = agent.cli_with_input(&["apply", "-f", "-"], &other.yaml());
@@ -231,12 +231,12 @@ fn files_of_the_manifests_directory_count_when_they_come_change_break_and_go() {
         problems.into_iter().find(|problem| problem.contains("other.yaml:9:14: spec.scheduler: "))
     };
     wait::until("status says what is wrong", SOON, || complaint(&agent).is_some());
-    assert_eq!(shares(client, &other.url("/"), 8), expected(&[6, 2]), "the last good file counts");
+    assert_shares(&shares(client, &other.url("/"), 8), &[6, 2], "the last good file counts");
     agent.kill9();
     agent.restart();
     until_all_in(&agent);
     assert!(complaint(&agent).is_some(), "{}", get(&agent, &["status"]));
-    assert_eq!(shares(client, &other.url("/"), 8), expected(&[6, 2]), "and after a restart");
+    assert_shares(&shares(client, &other.url("/"), 8), &[6, 2], "and after a restart");
 
     // It is mended, then it goes.
     agent.write_manifest("other.yaml", &other.yaml());
@@ -244,7 +244,7 @@ fn files_of_the_manifests_directory_count_when_they_come_change_break_and_go() {
     std::fs::remove_file(agent.manifests().join("other.yaml")).unwrap();
     wait::until("the service goes with its file", SOON, || origin(&agent, "other").is_none());
     nobody_serves(client, &other.url("/"));
-    assert_eq!(shares(client, &web.url("/"), 4), expected(&[2, 2]));
+    assert_shares(&shares(client, &web.url("/"), 4), &[2, 2], &web.name);
 }
 
 #[test]
@@ -277,14 +277,14 @@ fn objects_of_the_api_survive_a_kill_and_the_same_apply_writes_nothing() {
 
     agent.kill9();
     for service in [&web, &api] {
-        assert_eq!(shares(client, &service.url("/"), 4), expected(&[2, 2]), "without an agent");
+        assert_shares(&shares(client, &service.url("/"), 4), &[2, 2], "without an agent");
     }
     agent.restart();
     assert_eq!(get(&agent, &["objects"]), objects);
     until_all_in(&agent);
     unchanged(&agent);
     for service in [&web, &api] {
-        assert_eq!(shares(client, &service.url("/"), 4), expected(&[2, 2]), "after the restart");
+        assert_shares(&shares(client, &service.url("/"), 4), &[2, 2], "after the restart");
     }
 
     // `--prune` removes what an earlier apply put in place and this one does not have.
@@ -322,14 +322,14 @@ fn a_changed_weight_moves_new_flows_only() {
     assert!(plan.contains("~ VirtualService/web  spec.realServers (live)"), "{plan}");
     agent.apply(&web.clone().weights(&[1, 0]).yaml());
     assert_eq!(real_server(&agent, "web", web.servers[1].0)["state"], "draining");
-    assert_eq!(shares(client, &web.url("/"), 6), expected(&[6]), "nothing new for weight 0");
+    assert_shares(&shares(client, &web.url("/"), 6), &[6], "nothing new for weight 0");
     agent.apply(&web.clone().weights(&[2, 1]).yaml());
-    assert_eq!(shares(client, &web.url("/"), 6), expected(&[4, 2]));
+    assert_shares(&shares(client, &web.url("/"), 6), &[4, 2], &web.name);
     // Removed altogether: what it has goes on.
     let mut one = web.clone();
     one.servers.pop();
     agent.apply(&one.yaml());
-    assert_eq!(shares(client, &web.url("/"), 4), expected(&[4]));
+    assert_shares(&shares(client, &web.url("/"), 4), &[4], &web.name);
     assert!(downloads.iter().all(|download| download.progress() < 3 << 20), "the downloads were too short");
     let mut servers: Vec<String> = downloads
         .into_iter()
@@ -383,7 +383,7 @@ fn the_agent_places_a_vip_and_takes_away_its_own_addresses_only() {
     agent.apply(&documents([&web, &also, &six]));
     until_all_in(&agent);
     for service in [&web, &also, &six] {
-        assert_eq!(shares(client, &service.url("/"), 4), expected(&[2, 2]), "{}", service.name);
+        assert_shares(&shares(client, &service.url("/"), 4), &[2, 2], &service.name);
         assert!(pings(client, service.vip), "the kernel answers no ping to {}", service.vip);
         let ssh = Service { port: 22, ..service.clone() };
         assert_eq!(http::get(client, &ssh.url("/")).unwrap().server, own.name(), "{}", service.vip);
@@ -397,7 +397,7 @@ fn the_agent_places_a_vip_and_takes_away_its_own_addresses_only() {
     assert!(agent.sigterm().success(), "{}", agent.log());
     assert_eq!(addresses(host, "eth0"), placed);
     assert!(has_xdp(host, "eth0"));
-    assert_eq!(shares(client, &web.url("/"), 4), expected(&[2, 2]), "after SIGTERM");
+    assert_shares(&shares(client, &web.url("/"), 4), &[2, 2], "after SIGTERM");
     agent.restart();
     assert_eq!(addresses(host, "eth0"), placed);
 

@@ -10,7 +10,7 @@ use lb_tests::udp::Stream;
 use lb_tests::{Agent, Topology, UdpServer, udp, wait};
 
 use crate::site::{
-    SOON, Service, director, documents, expected, family, nginx_everywhere, real_server, shares,
+    SOON, Service, assert_shares, director, documents, family, nginx_everywhere, real_server, shares,
     udp_everywhere, until_all_in, vips,
 };
 
@@ -109,7 +109,7 @@ fn a_real_server_that_is_not_there_is_explained_and_joins_when_it_appears() {
         });
         let table = agent.cli(&["get", "real-servers", &service.name]).expect_success();
         assert!(table.contains(&address.to_string()) && table.contains("no "), "{table}");
-        assert_eq!(shares(client, &service.url("/"), 4), expected(&[4]), "{}", service.name);
+        assert_shares(&shares(client, &service.url("/"), 4), &[4], &service.name);
     }
     for service in &services {
         let address = late(service.vip);
@@ -118,7 +118,7 @@ fn a_real_server_that_is_not_there_is_explained_and_joins_when_it_appears() {
         wait::until("it has joined", 2 * SOON, || {
             real_server(&agent, &service.name, address)["state"] == "in"
         });
-        assert_eq!(shares(client, &service.url("/"), 4), expected(&[2, 2]), "{}", service.name);
+        assert_shares(&shares(client, &service.url("/"), 4), &[2, 2], &service.name);
     }
 }
 

@@ -200,22 +200,14 @@ pub fn tunnels_everywhere<'a>(topology: &'a Topology, vips: &[IpAddr]) -> Vec<Re
 }
 
 /// That every server answered its share of many requests. A SYN that had to be sent again may take two turns of the
-/// cursor, so one in twenty may lie elsewhere; that the sequence is exact is shown by the packet tier. Whatever
-/// differs is shown beside the director's counters.
-pub fn assert_shares(agent: &Agent, found: &BTreeMap<String, usize>, shares: &[usize], service: &str) {
+/// cursor, so one request, or one in twenty, may lie elsewhere, but never at a server that should have none; that the
+/// sequence is exact is shown by the packet tier.
+pub fn assert_shares(found: &BTreeMap<String, usize>, shares: &[usize], what: &str) {
     let wanted = expected(shares);
-    if *found == wanted {
-        return;
-    }
-    let counters = agent.cli(&["get", "counters"]).expect_success();
-    let spare = shares.iter().sum::<usize>() / 20;
+    let spare = (shares.iter().sum::<usize>() / 20).max(1);
     let near = |(server, share): (&String, &usize)| found.get(server).unwrap_or(&0).abs_diff(*share) <= spare;
-    assert!(
-        found.len() == wanted.len() && wanted.iter().all(near),
-        "{service}: {found:?} instead of {wanted:?}\n{counters}\n{}",
-        agent.log()
-    );
-    eprintln!("{service}: {found:?} instead of {wanted:?}\n{counters}");
+    let known = found.keys().all(|server| wanted.contains_key(server));
+    assert!(known && wanted.iter().all(near), "{what}: {found:?} instead of {wanted:?}");
 }
 
 /// Shares of servers by their roles, `server0` first.

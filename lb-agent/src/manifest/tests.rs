@@ -640,6 +640,8 @@ prop_compose! {
             connections_max,
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
+            hooks: Vec::new(),
+            webhooks: Vec::new(),
         }
     }
 }

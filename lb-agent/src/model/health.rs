@@ -1,0 +1,434 @@
+//! What a health check asks, of whom and how often. Pure values; `manifest::health` makes them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Forwarding, RealServer, VirtualService};
+
+/// One health check of a real server. Two services that name the same target and write the same check share
+/// one probe.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Check {
+    pub probe: Probe,
+    /// Probed in place of the real server's address.
+    pub address: Option<IpAddr>,
+    /// Probed in place of the real server's port, or of the service's where the packet's own is kept. A probe
+    /// that [`Probe::uses_port`] on a service without a single port always has one.
+    pub port: Option<u16>,
+    /// Source address of the probe.
+    pub source: Option<IpAddr>,
+    /// Interface by which the probe leaves (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+    /// Mark of the probe's packets (SO_MARK).
+    pub mark: Option<u32>,
+    /// None: the default, which [`Check::target`] resolves.
+    pub path: Option<Path>,
+    pub timing: Timing,
+}
+
+/// When a check is made, and how many outcomes it takes to believe it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Timing {
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// In place of `interval` while outcomes contradict the state that is believed, and before the first
+    /// state is known. At most `interval`.
+    pub fast_interval: Duration,
+    /// A probe that takes longer has failed. At most `interval`.
+    pub timeout: Duration,
+    /// Successes in a row that bring a server back. At least 1.
+    pub rise: u16,
+    /// Failures in a row that take a server out. At least 1.
+    pub fall: u16,
+    /// What is believed before anything is known.
+    pub start: Start,
+    /// A server that changes too often is held down.
+    pub flap: Option<Flap>,
+}
+
+/// What is believed of a server before its first outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum Start {
+    /// Down, until the first success; `rise` counts from the first failure on.
+    Down,
+    /// Up, until `fall` failures.
+    Up,
+}
+
+/// Flap damping: after `changes` transitions within `window` the server stays down until it has passed every
+/// probe for `hold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Flap {
+    /// At least 2.
+    pub changes: u16,
+    pub window: Duration,
+    pub hold: Duration,
+}
+
+impl Timing {
+    pub const INTERVAL: Duration = Duration::from_secs(2);
+    pub const INTERVAL_RANGE: std::ops::RangeInclusive<Duration> =
+        Duration::from_millis(50)..=Duration::from_secs(24 * 3600);
+    pub const RISE: u16 = 2;
+    pub const FALL: u16 = 3;
+    pub const COUNT_MAX: u16 = 1000;
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            interval: Timing::INTERVAL,
+            fast_interval: Timing::INTERVAL,
+            timeout: Timing::INTERVAL,
+            rise: Timing::RISE,
+            fall: Timing::FALL,
+            start: Start::Down,
+            flap: None,
+        }
+    }
+}
+
+/// What is sent, and which answer is a success.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub enum Probe {
+    /// A connection is established, and closed at once.
+    Tcp,
+    Http(Http),
+    /// grpc.health.v1.Health/Check answers SERVING.
+    Grpc(Grpc),
+    /// Banner 220, EHLO 250, where asked for STARTTLS with a handshake, QUIT.
+    Smtp(Smtp),
+    /// The answer's code is NOERROR.
+    Dns(Dns),
+    Udp(Udp),
+    /// ICMP or ICMPv6 echo, whichever the target's family asks for.
+    Icmp(Icmp),
+    Script(Script),
+    File(File),
+    /// A line as HAProxy's agent-check: `up`, `down`, `drain`, `ready`, `75%`.
+    Agent(AgentCheck),
+}
+
+/// HTTP, and HTTPS where `tls` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Http {
+    pub version: HttpVersion,
+    /// A token (RFC 9110, 9.1).
+    pub method: String,
+    /// In origin form, with its query: begins with `/`, no space.
+    pub path: String,
+    /// The Host header or :authority; None: the target's address and port. Also the TLS server name where
+    /// [`Tls::server_name`] is not given.
+    pub host: Option<String>,
+    /// Further request headers: names are tokens, values visible ASCII, space and tab.
+    pub headers: Vec<(String, String)>,
+    /// The request's body.
+    pub body: Option<String>,
+    /// Sorted and disjoint; never empty.
+    pub statuses: Vec<StatusRange>,
+    /// A pattern of the `regex` crate that compiles, searched in the first [`Http::BODY_MAX`] bytes.
+    pub matches: Option<String>,
+    /// Digest of the whole body, which may then not be longer than [`Http::BODY_MAX`].
+    pub digest: Option<Digest>,
+    pub tls: Option<Tls>,
+}
+
+impl Http {
+    /// How much of a body is read, bytes.
+    pub const BODY_MAX: usize = 1 << 20;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum HttpVersion {
+    Http10,
+    Http11,
+    /// By ALPN under TLS, else with prior knowledge (RFC 9113, 3.3).
+    Http2,
+}
+
+/// Statuses `first` to `last`, both included, within 100 to 599.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct StatusRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl StatusRange {
+    pub fn contains(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+/// Of a response's body.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub enum Digest {
+    /// keepalived's `genhash`.
+    Md5([u8; 16]),
+    Sha256([u8; 32]),
+}
+
+/// How a server proves who it is. The certificate is verified unless `insecure`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Tls {
+    /// Sent as SNI and looked for in the certificate; None: the check's host, else the target's address (which
+    /// is looked for, and not sent: RFC 6066, 3).
+    pub server_name: Option<String>,
+    /// PEM file of the authorities that may have signed; None: the system's.
+    pub ca: Option<PathBuf>,
+    /// Take any certificate.
+    pub insecure: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Grpc {
+    /// Empty asks for the server as a whole.
+    pub service: String,
+    /// The :authority; None: the target's address and port.
+    pub host: Option<String>,
+    pub tls: Option<Tls>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Smtp {
+    /// What EHLO says; None: the source address as a literal (RFC 5321, 4.1.3).
+    pub helo: Option<String>,
+    /// STARTTLS (RFC 3207), by the certificate rules given.
+    pub starttls: Option<Tls>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Dns {
+    /// A domain name; `.` is the root.
+    pub name: String,
+    pub record: DnsType,
+    pub transport: DnsTransport,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum DnsType {
+    A,
+    Aaaa,
+    Cname,
+    Mx,
+    Ns,
+    Ptr,
+    Soa,
+    Srv,
+    Txt,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum DnsTransport {
+    Udp,
+    Tcp,
+}
+
+/// A datagram. Without `reply` silence is a success, an ICMP error a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Udp {
+    pub payload: Vec<u8>,
+    pub reply: Option<Reply>,
+}
+
+/// What a datagram in answer must be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub enum Reply {
+    /// Anything.
+    Any,
+    /// Begins with these bytes, where the mask of the same length has ones.
+    Prefix { bytes: Vec<u8>, mask: Vec<u8> },
+    /// Matches this pattern of the `regex` crate.
+    Matches(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Icmp {
+    /// Bytes of data in the echo.
+    pub size: u16,
+}
+
+/// A program in a process group of its own, that finds the target's address in LB_ADDRESS and the service's port,
+/// where it has one, in its arguments as the operator wrote them. Exit code 0 is success, 1 failure; 2 to 255
+/// success with weight code - 2 where `dynamic` (keepalived's misc_dynamic), else failure.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Script {
+    /// An absolute path: executable, and writable by nobody but its owner.
+    pub command: PathBuf,
+    pub arguments: Vec<String>,
+    /// None: the agent's own.
+    pub user: Option<String>,
+    pub dynamic: bool,
+}
+
+/// A file on the director whose content is a weight (0 to 65535, or `75%` of the configured one). A file that
+/// cannot be read or holds something else is a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct File {
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct AgentCheck {
+    /// Sent after the connection is there.
+    pub send: Option<String>,
+}
+
+/// How a probe gets to the real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Path {
+    /// To the VIP on that real server, by the service's forwarding method. For dr and tun.
+    Real,
+    /// To the real server's own address, by the director's routes.
+    Direct,
+}
+
+/// Where a probe goes. With the [`Check`] it is the probe's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Target {
+    /// `port` is 0 where the probe uses none.
+    Direct { address: IpAddr, port: u16 },
+    /// To `vip`:`port` on the real server at `server`, by `method` (dr or tun).
+    Real { vip: IpAddr, port: u16, server: IpAddr, method: Forwarding },
+}
+
+impl Target {
+    /// What a socket connects to: the VIP on the real path.
+    pub fn address(self) -> IpAddr {
+        match self {
+            Target::Direct { address, .. } => address,
+            Target::Real { vip, .. } => vip,
+        }
+    }
+
+    pub fn port(self) -> u16 {
+        match self {
+            Target::Direct { port, .. } | Target::Real { port, .. } => port,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address(), self.port()) {
+            (address, 0) => write!(f, "{address}")?,
+            (IpAddr::V4(address), port) => write!(f, "{address}:{port}")?,
+            (IpAddr::V6(address), port) => write!(f, "[{address}]:{port}")?,
+        }
+        match self {
+            Target::Direct { .. } => Ok(()),
+            Target::Real { server, .. } => write!(f, " on {server}"),
+        }
+    }
+}
+
+impl Check {
+    /// Where this check of `server` goes.
+    pub fn target(&self, service: &VirtualService, server: &RealServer) -> Target {
+        let port = match self.probe.uses_port() {
+            true => self.port.or_else(|| service.port_of(server)).unwrap_or(0),
+            false => 0,
+        };
+        let method = service.forwarding_of(server);
+        match self.path_of(method) {
+            Path::Real => Target::Real { vip: service.address, port, server: server.address, method },
+            Path::Direct => Target::Direct { address: self.address.unwrap_or(server.address), port },
+        }
+    }
+
+    /// The path of this check to a server that is reached by `method`.
+    pub fn path_of(&self, method: Forwarding) -> Path {
+        let possible = !method.translates() && self.may_use_the_real_path();
+        match self.path {
+            _ if !possible => Path::Direct,
+            Some(path) => path,
+            None if REAL_PATH_IS_DEFAULT => Path::Real,
+            None => Path::Direct,
+        }
+    }
+
+    /// Whether anything of the check says that it goes elsewhere than the service's packets.
+    pub fn may_use_the_real_path(&self) -> bool {
+        let own_way = self.address.is_some()
+            || self.source.is_some()
+            || self.interface.is_some()
+            || self.mark.is_some();
+        self.probe.uses_port() && !own_way
+    }
+}
+
+/// Whether a check that does not say goes through the real path where it can.
+const REAL_PATH_IS_DEFAULT: bool = false;
+
+impl Probe {
+    /// Whether it goes to a TCP or UDP port, as opposed to echo, script and file.
+    pub fn uses_port(&self) -> bool {
+        !matches!(self, Probe::Icmp(_) | Probe::Script(_) | Probe::File(_))
+    }
+
+    /// The key of a manifest under which it stands.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Probe::Tcp => "tcp",
+            Probe::Http(Http { tls: None, .. }) => "http",
+            Probe::Http(_) => "https",
+            Probe::Grpc(_) => "grpc",
+            Probe::Smtp(_) => "smtp",
+            Probe::Dns(_) => "dns",
+            Probe::Udp(_) => "udp",
+            Probe::Icmp(_) => "icmp",
+            Probe::Script(_) => "script",
+            Probe::File(_) => "file",
+            Probe::Agent(_) => "agent",
+        }
+    }
+}
+
+/// What is probed, in a few words: `http GET /healthz`.
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        match self {
+            Probe::Http(http) => write!(f, " {} {}", http.method, http.path),
+            Probe::Grpc(grpc) if !grpc.service.is_empty() => write!(f, " {}", grpc.service),
+            Probe::Dns(dns) => write!(f, " {} {}", dns.record, dns.name),
+            Probe::Script(script) => write!(f, " {}", script.command.display()),
+            Probe::File(file) => write!(f, " {}", file.path.display()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl DnsType {
+    pub const ALL: [(&'static str, DnsType); 9] = [
+        ("A", DnsType::A),
+        ("AAAA", DnsType::Aaaa),
+        ("CNAME", DnsType::Cname),
+        ("MX", DnsType::Mx),
+        ("NS", DnsType::Ns),
+        ("PTR", DnsType::Ptr),
+        ("SOA", DnsType::Soa),
+        ("SRV", DnsType::Srv),
+        ("TXT", DnsType::Txt),
+    ];
+}
+
+impl fmt::Display for DnsType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = DnsType::ALL.iter().find(|(_, record)| record == self).map_or("", |(word, _)| word);
+        f.pad(word)
+    }
+}
