@@ -8,6 +8,7 @@
 mod check;
 mod diagnostic;
 mod director;
+mod endpoints;
 mod events;
 mod marks;
 mod objects;

@@ -11,9 +11,9 @@ use super::reader::{Faults, Field, Map, duration_text};
 use super::service::SCHEDULERS;
 use super::{word, word_of};
 use crate::model::{
-    DrainPolicy, FlowHash, Forwarding, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Protocol, Quic,
-    RealServer, SOURCES_MAX, Scheduler, Scheduling, ServerId, ServerLimits, Sources, Thresholds, Timeouts,
-    VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
+    DrainPolicy, FlowHash, Forwarding, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Protocol,
+    Quic, RealServer, SOURCES_MAX, Scheduler, Scheduling, ServerId, ServerLimits, Sources, Thresholds,
+    Timeouts, VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
 };
 
 /// The fields, and what `schedulerFlags` and `hash` say of the hash.
@@ -48,8 +48,7 @@ pub fn decode(
     scheduling.quic = spec.get("quic").and_then(|field| quic(&field, protocol, faults));
     scheduling.new_connections_per_second = spec.get("limits").and_then(|field| {
         let mut map = field.map("a map like {newConnectionsPerSecond: 1000}", faults)?;
-        let rate =
-            map.get("newConnectionsPerSecond").and_then(|field| field.integer(1..=RATE_MAX, faults));
+        let rate = map.get("newConnectionsPerSecond").and_then(|field| field.integer(1..=RATE_MAX, faults));
         map.finish(faults);
         rate
     });
@@ -81,10 +80,9 @@ pub fn decode_server(map: &mut Map<'_>, faults: &mut Faults) -> ServerLimits {
 /// What can be wrong between these fields and the rest of the service.
 pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
     let scheduling = &service.scheduling;
-    let udp = service.protocol == Protocol::Udp;
     if scheduling.one_packet {
         let mut wrong = |message: String| _ = faults.add("spec.onePacket", message).at_key(0);
-        if !udp {
+        if service.speaks(Protocol::Tcp) {
             wrong("only udp can be scheduled packet by packet".into());
         }
         let translated = [Forwarding::Nat, Forwarding::FullNat].into_iter().find(|m| service.uses(*m));
@@ -321,9 +319,7 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
     let limits = scheduling
         .new_connections_per_second
         .map(|rate| Raw::map([("newConnectionsPerSecond", Some(Raw::integer(rate)))]));
-    let nets = |nets: &[IpNet]| {
-        (!nets.is_empty()).then(|| Raw::List(nets.iter().map(Raw::text).collect()))
-    };
+    let nets = |nets: &[IpNet]| (!nets.is_empty()).then(|| Raw::List(nets.iter().map(Raw::text).collect()));
     let Sources { allow, deny } = &scheduling.sources;
     let sources =
         (!scheduling.sources.is_empty()).then(|| Raw::map([("allow", nets(allow)), ("deny", nets(deny))]));
@@ -378,3 +374,7 @@ const CONNECTIONS_MAX: u32 = 67_108_864;
 /// RFC 9000, 17.2.
 const CONNECTION_ID_MAX: u8 = 20;
 const OFFSET_MAX: u8 = CONNECTION_ID_MAX - 1;
+
+#[cfg(test)]
+#[path = "scheduling_tests.rs"]
+pub mod tests;

@@ -82,7 +82,7 @@ pub struct Quic {
 }
 
 /// What a real server puts into the connection ids that it gives out: 1 to 8 bytes, displayed in hexadecimal.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(Vec<u8>);
 
 impl ServerId {
@@ -121,9 +121,8 @@ impl Sources {
 
     /// Whether a client may open connections, as the data plane decides it.
     pub fn admits(&self, client: std::net::IpAddr) -> bool {
-        let longest = |nets: &[IpNet]| {
-            nets.iter().filter(|net| net.contains(&client)).map(IpNet::prefix_len).max()
-        };
+        let longest =
+            |nets: &[IpNet]| nets.iter().filter(|net| net.contains(&client)).map(IpNet::prefix_len).max();
         match (longest(&self.allow), longest(&self.deny)) {
             (allowed, Some(denied)) => allowed.is_some_and(|allowed| allowed > denied),
             (Some(_), None) => true,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Name, Scheduling, ServerLimits};
+use super::{Endpoint, Name, Scheduling, ServerLimits};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -29,6 +29,8 @@ pub struct VirtualService {
     /// then refuses connections.
     pub real_servers: Vec<RealServer>,
     pub scheduling: Scheduling,
+    /// Where else clients reach it; most services have none. Each with an (address, protocol) of its own.
+    pub endpoints: Vec<Endpoint>,
 }
 
 impl VirtualService {
