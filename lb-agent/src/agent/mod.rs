@@ -1,6 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+mod events;
 pub(crate) mod host;
 mod orders;
 mod start;
@@ -19,6 +20,7 @@ use crate::apply::{Applier, Failed};
 use crate::control::{self, Outcome, Refusal, Request};
 use crate::dataplane::{Counters, Dataplane, Sweeper};
 use crate::director::{Desired, Director, Event};
+use crate::events::{Events, SinkTasks};
 use crate::model::{self, OnShutdown};
 use crate::net::{self, Net};
 use crate::plan;
@@ -72,6 +74,8 @@ struct Agent {
     state: StateDirectory,
     director: Director,
     desired: Desired,
+    events: Events,
+    sinks: SinkTasks,
     /// The Director that the program was loaded for.
     running: model::Director,
     links: Vec<net::Link>,
@@ -181,6 +185,7 @@ impl Agent {
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
             Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
         }
     }
 

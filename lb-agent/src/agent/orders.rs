@@ -91,6 +91,7 @@ impl Agent {
         match result {
             Ok(steps) => {
                 self.desired = next;
+                self.set_sinks();
                 let map_writes = self.applier.tables().writes() - writes;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 Ok(Outcome { plan, steps, map_writes, applied: true, warnings })

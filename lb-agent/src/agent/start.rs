@@ -14,6 +14,7 @@ use super::{Agent, RunOptions, SWEEP, Trouble, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Event};
+use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
 use crate::model::{self, NextHop};
 use crate::net::{self, Net};
@@ -25,7 +26,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     let running = director_of(&options.config)?;
     let state = StateDirectory::open(&options.state_dir)?;
     let lock = state.lock()?;
-    let (net, mut events) = Net::start().await?;
+    let (net, mut network) = Net::start().await?;
     let facts = net.host_facts().await?;
     let mut problems = BTreeMap::new();
     let files = files(&options, &state, &host::facts(&facts), &mut problems)?;
@@ -39,6 +40,8 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     director.handle(Event::Outputs(outputs(&dataplane)));
     director.handle(Event::Objects(desired.joined()));
 
+    let events = Events::open(&options.state_dir)?;
+    let sinks = SinkTasks::start(events.clone());
     let applier = Applier::new(tables, net.clone(), dataplane.clock().hz());
     let sweeper = dataplane.sweeper(SWEEP)?;
     let mut agent = Agent {
@@ -54,6 +57,8 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         state,
         director,
         desired,
+        events,
+        sinks,
         running,
         links: facts.links,
         recovered: false,
@@ -61,11 +66,12 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         problems,
         waiting: Vec::new(),
     };
-    agent.learn(&mut events).await;
+    agent.set_sinks();
+    agent.learn(&mut network).await;
     agent.enforce().await;
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
-    Ok((agent, events))
+    Ok((agent, network))
 }
 
 impl Agent {

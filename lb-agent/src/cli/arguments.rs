@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::control::CONNECTIONS_LIMIT;
+use crate::control::{CONNECTIONS_LIMIT, EVENTS_LIMIT};
 use crate::model::{Kind, Name, ObjectId};
 use crate::places::Places;
 use crate::real_server::RealServerArgs;
@@ -44,6 +44,8 @@ pub enum Command {
     Get(GetArgs),
     /// Everything about one object
     Describe(DescribeArgs),
+    /// What happened, in its order: VRRP roles, health of real servers
+    Events(EventsArgs),
     RealServer(RealServerArgs),
     /// Print the completions of a shell: `source <(lb-agent completions bash)`
     Completions {
@@ -63,6 +65,7 @@ impl Command {
             Command::Delete(args) => args.output.output,
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
+            Command::Events(args) => args.output.output,
         }
     }
 }
@@ -255,6 +258,21 @@ pub struct Show {
     /// Again every two seconds, until Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Go on with each event as it comes, until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only those after the one with this number
+    #[arg(long, value_name = "N")]
+    pub after: Option<u64>,
+    /// How many at most
+    #[arg(long, default_value_t = EVENTS_LIMIT, value_name = "N")]
+    pub limit: usize,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]

@@ -1,6 +1,7 @@
 //! The command line: arguments, and which function answers which command.
 
 mod arguments;
+mod events;
 mod get;
 mod grid;
 mod order;
@@ -50,6 +51,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Delete(args) => order::delete(&client, args).await.map(done),
         Command::Get(args) => get::get(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
+        Command::Events(args) => events::events(&client, args).await.map(done),
         Command::RealServer(args) => {
             terminal::end_with_the_pipe();
             real_server::run(args, &places).await

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
+use crate::events::Event;
 use crate::manifest::Source;
 use crate::model::ObjectId;
 
@@ -134,6 +135,24 @@ impl Client {
     /// No answer.
     pub async fn status(&self) -> Result<StatusView, Error> {
         self.get("/v1/status").await
+    }
+
+    /// Events after a number, or the last ones; where there is none yet, what comes within `wait`.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn events(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Vec<Event>, Error> {
+        let query = query(&[
+            ("after", after.map(|after| after.to_string())),
+            ("limit", Some(limit.to_string())),
+            ("wait", Some(wait.as_millis().to_string())),
+        ]);
+        self.get(&format!("/v1/events{query}")).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

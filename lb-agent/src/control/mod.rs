@@ -7,6 +7,7 @@ pub mod server;
 pub mod views;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,10 @@ pub struct SourceBody {
 pub const CONNECTIONS_LIMIT_MAX: usize = 1_000_000;
 /// How many it holds unless asked for another number.
 pub const CONNECTIONS_LIMIT: usize = 1000;
+/// How many events one answer holds unless asked for another number.
+pub const EVENTS_LIMIT: usize = 100;
+/// How long a question for events may wait for one.
+pub const EVENTS_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The largest body of a request, in bytes: two manifests of the largest size.
 pub const BODY_MAX: usize = 32 << 20;
 

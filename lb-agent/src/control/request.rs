@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use crate::events::Event;
 use crate::manifest::{Report, Source};
 use crate::model::{self, ObjectId};
 
@@ -44,6 +46,8 @@ pub enum Request {
     Connections { limit: usize, filter: ConnectionFilter, reply: Reply<Result<ConnectionsView, Refusal>> },
     /// Frames by reason and by what was forwarded.
     Counters { reply: Reply<Result<CountersView, Refusal>> },
+    /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
+    Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
     /// The agent itself.
     Status { reply: Reply<StatusView> },
 }

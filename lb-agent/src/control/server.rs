@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::body::Bytes;
@@ -22,8 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{
-    BODY_MAX, CONNECTIONS_LIMIT, CONNECTIONS_LIMIT_MAX, ConnectionFilter, ErrorBody, OrderBody, Refusal,
-    Reply, Request,
+    BODY_MAX, CONNECTIONS_LIMIT, CONNECTIONS_LIMIT_MAX, ConnectionFilter, EVENTS_LIMIT, EVENTS_WAIT_MAX,
+    ErrorBody, OrderBody, Refusal, Reply, Request,
 };
 use crate::manifest::{self, Source};
 use crate::model::{Name, ObjectId};
@@ -110,6 +111,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/connections", get(connections))
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
+        .route("/v1/events", get(events))
         .fallback(|| async {
             Failure::new(StatusCode::NOT_FOUND, "there is no such path; the API's begin with /v1/")
         })
@@ -260,6 +262,23 @@ async fn counters(State(agent): State<Agent>) -> Answer {
 
 async fn status(State(agent): State<Agent>) -> Answer {
     json(agent.ask(|reply| Request::Status { reply }).await?)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct EventsQuery {
+    after: Option<u64>,
+    limit: Option<usize>,
+    /// Milliseconds.
+    #[serde(default)]
+    wait: u64,
+}
+
+async fn events(State(agent): State<Agent>, query: Result<Query<EventsQuery>, QueryRejection>) -> Answer {
+    let Query(EventsQuery { after, limit, wait }) = query?;
+    let limit = limit.unwrap_or(EVENTS_LIMIT);
+    let wait = Duration::from_millis(wait).min(EVENTS_WAIT_MAX);
+    json(agent.ask(|reply| Request::Events { after, limit, wait, reply }).await?)
 }
 
 type Answer = Result<Response, Failure>;

@@ -19,6 +19,8 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
     });
     let capacity = spec.get("capacity").and_then(|field| capacity(&field, faults));
     let shutdown = spec.get("shutdown").and_then(|field| shutdown(&field, faults));
+    let events = spec.get("events").and_then(|field| super::events::decode(&field, faults));
+    let (hooks, webhooks) = events.unwrap_or_default();
     spec.finish(faults);
     Director {
         name,
@@ -26,6 +28,8 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
         connections_max: connections_max.unwrap_or(Director::DEFAULT_CONNECTIONS_MAX),
         capacity: capacity.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
+        hooks,
+        webhooks,
     }
 }
 
@@ -95,6 +99,7 @@ pub fn encode(director: &Director) -> Raw {
                 ("wait", Some(Raw::Text(duration_text(director.shutdown.wait)))),
             ])),
         ),
+        ("events", super::events::encode(&director.hooks, &director.webhooks)),
     ])
 }
 

@@ -115,9 +115,9 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:13:7: spec.realServers[1].wieght: unknown field\n  help: did you mean `weight`?",
         ),
         (
-            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthCheck: {tcp: {}}\n"),
+            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthPolicy: {tcp: {}}\n"),
             "m.yaml:9:14: spec.scheduler: `wlc` is not one of rr, wrr, sh, mh\n  \
-             m.yaml:10:3: spec.healthCheck: unknown field",
+             m.yaml:10:3: spec.healthPolicy: unknown field",
         ),
         (
             web("kind: VirtualService", "kind: VirtualServce"),
@@ -640,6 +640,8 @@ prop_compose! {
             connections_max,
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
+            hooks: Vec::new(),
+            webhooks: Vec::new(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::Name;
+use super::{Hook, Name, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub struct Director {
     pub connections_max: u32,
     pub capacity: Capacity,
     pub shutdown: Shutdown,
+    /// Programs that are run for events, in this order.
+    pub hooks: Vec<Hook>,
+    /// URLs that events are sent to, each once.
+    pub webhooks: Vec<Webhook>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

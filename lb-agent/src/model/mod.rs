@@ -3,9 +3,11 @@
 
 mod director;
 mod effect;
+mod events;
 pub mod health;
 mod pool;
 mod service;
+mod vrrp;
 mod way;
 
 use std::fmt;
@@ -16,10 +18,17 @@ pub use director::{
     SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
+pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
+};
+pub use vrrp::{
+    Authentication, DEFAULT_PRIORITY, Gratuitous, HmacAuthentication, HmacKey, HmacMode, KeySource, Notify,
+    OWNER_PRIORITY, Preempt, Track, TrackEffect, TrackFile, TrackFileEffect, TrackInterface, TrackProcess,
+    TrackScript, TrackService, Unicast, VirtualAddress, VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum,
+    VrrpInstance, VrrpShutdown, VrrpSyncGroup, VrrpVersion,
 };
 pub use way::{ClientHop, ClientRoute, NextHop, Resolution};
 

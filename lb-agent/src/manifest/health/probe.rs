@@ -248,7 +248,7 @@ fn hex<const N: usize>(field: &Field<'_>, faults: &mut Faults) -> Option<[u8; N]
 fn hex_bytes(field: &Field<'_>, faults: &mut Faults) -> Option<Vec<u8>> {
     let text = field.text("hexadecimal digits", faults)?;
     let digits: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-    let even = digits.len() % 2 == 0 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let even = digits.len().is_multiple_of(2) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !even {
         field.expected("hexadecimal digits, two for each byte", faults);
         return None;

@@ -42,7 +42,10 @@ fn a_check_has_defaults_for_all_it_does_not_say() {
     let slow = check_of_service("healthCheck: {tcp: {}, interval: 1m}").timing;
     assert_eq!((slow.timeout, slow.fast_interval), (Duration::from_secs(5), Duration::from_secs(60)));
     let https = check_of_service("healthCheck: {https: {}}");
-    assert!(matches!(https.probe, Probe::Http(Http { tls: Some(Tls { insecure: false, ca: None, .. }), .. })));
+    assert!(matches!(
+        https.probe,
+        Probe::Http(Http { tls: Some(Tls { insecure: false, ca: None, .. }), .. })
+    ));
     let dns = check_of_service("protocol: udp\nhealthCheck: {dns: {}}");
     assert!(matches!(&dns.probe, Probe::Dns(dns) if dns.record == DnsType::Soa && dns.name == "."));
 }
@@ -74,9 +77,7 @@ fn every_kind_of_check_written_out_reads_back_the_same() {
         "healthCheck: tcp\nonServerDown: reset\nquorum: {weight: 2, hysteresis: 0}\nslowStart: 30s\n\
          panicThreshold: 50%\nlatencyWeight: 20",
         "sorryServer: {address: 10.0.0.99}\nquorum: 2",
-        "forwarding: nat\nsorryServer: {address: 10.0.0.99, port: 8080, forwarding: dr}"
-            .replace(", port: 8080", "")
-            .leak(),
+        "forwarding: nat\nsorryServer: {address: 10.0.0.99, port: 8080}",
         "healthCheck: tcp\nrealServers: [{address: 10.0.0.11, healthCheck: none}, {address: 10.0.0.12, standby: 3, \
          healthCheck: {icmp: {}}}]",
     ] {
@@ -94,50 +95,104 @@ fn a_mistake_is_reported_with_its_place_and_the_way_out() {
     for (fields, expected) in [
         ("healthCheck: {}", "11:16: spec.healthCheck: says nothing to probe"),
         ("healthCheck: ping", "11:16: spec.healthCheck: `ping` is not a health check"),
-        ("healthCheck: {tpc: {}}", "11:17: spec.healthCheck.tpc: unknown field (did you mean `tcp`?)"),
-        ("healthCheck: {http: {pth: /}}", "11:24: spec.healthCheck.http.pth: unknown field (did you mean `path`?)"),
+        ("healthCheck: {tpc: {}}", "11:17: spec.healthCheck.tpc: unknown field\n  help: did you mean `tcp`?"),
+        (
+            "healthCheck: {http: {pth: /}}",
+            "11:24: spec.healthCheck.http.pth: unknown field\n  help: did you mean `path`?",
+        ),
         ("healthCheck: {tcp: {}, http: {}}", "11:26: spec.healthCheck.http: stands beside `tcp`"),
         ("healthCheck: {http: {path: healthz}}", "spec.healthCheck.http.path: `healthz` is not a path like"),
         ("healthCheck: {http: {status: 99}}", "spec.healthCheck.http.status: 99 is below 100"),
-        ("healthCheck: {http: {status: [200-100]}}", "spec.healthCheck.http.status[0]: `200-100` is not a status"),
-        ("healthCheck: {http: {matches: \"(\"}}", "spec.healthCheck.http.matches: `(` is not a regular expression"),
+        (
+            "healthCheck: {http: {status: [200-100]}}",
+            "spec.healthCheck.http.status[0]: `200-100` is not a status",
+        ),
+        (
+            "healthCheck: {http: {matches: \"(\"}}",
+            "spec.healthCheck.http.matches: `(` is not a regular expression",
+        ),
         ("healthCheck: {http: {method: HEAD, matches: a}}", "matches: the answer to HEAD has no body"),
         ("healthCheck: {http: {version: 3}}", "spec.healthCheck.http.version: 3 is not one of 1.0, 1.1, 2"),
         ("healthCheck: {http: {headers: {\"a b\": c}}}", "headers.a b: a b cannot be a header here"),
         ("healthCheck: {http: {digest: {md5: 12}}}", "digest.md5: 12 is not hexadecimal digits"),
         ("healthCheck: {http: {insecure: true}}", "spec.healthCheck.http.insecure: unknown field"),
         ("healthCheck: {https: {ca: ca.pem}}", "spec.healthCheck.https.ca: `ca.pem` is not an absolute path"),
-        ("healthCheck: {https: {ca: /c, insecure: true}}", "spec.healthCheck.https.insecure: stands beside `ca`"),
-        ("healthCheck: {tcp: {}, interval: 1s, timeout: 2s}", "spec.healthCheck.timeout: 2s is above the interval of 1s"),
+        (
+            "healthCheck: {https: {ca: /c, insecure: true}}",
+            "spec.healthCheck.https.insecure: stands beside `ca`",
+        ),
+        (
+            "healthCheck: {tcp: {}, interval: 1s, timeout: 2s}",
+            "spec.healthCheck.timeout: 2s is above the interval of 1s",
+        ),
         ("healthCheck: {tcp: {}, rise: 0}", "spec.healthCheck.rise: 0 is below 1"),
-        ("healthCheck: {tcp: {}, flapDamping: {changes: 99, window: 1m, hold: 1m}}", "changes: 99 is above 10"),
-        ("ports: [80, 443]\nhealthCheck: tcp", "spec.healthCheck.port: is required: the service has the ports 80,443"),
-        ("ports: any\nhealthCheck: {http: {}}", "spec.healthCheck.port: is required: the service has the ports any"),
-        ("protocol: udp\nhealthCheck: {http: {}}", "11:3: spec.healthCheck.port: is required: the service is udp, and http"),
+        (
+            "healthCheck: {tcp: {}, flapDamping: {changes: 99, window: 1m, hold: 1m}}",
+            "changes: 99 is above 10",
+        ),
+        (
+            "ports: [80, 443]\nhealthCheck: tcp",
+            "spec.healthCheck.port: is required: the service has the ports 80,443",
+        ),
+        (
+            "ports: any\nhealthCheck: {http: {}}",
+            "spec.healthCheck.port: is required: the service has the ports any",
+        ),
+        (
+            "protocol: udp\nhealthCheck: {http: {}}",
+            "11:3: spec.healthCheck.port: is required: the service is udp, and http",
+        ),
         ("healthCheck: {udp: {}}", "spec.healthCheck.port: is required: the service is tcp, and udp"),
         ("healthCheck: {agent: {}}", "spec.healthCheck.port: is required: the agent has a port of its own"),
         ("healthCheck: {icmp: {}, port: 1}", "spec.healthCheck.port: icmp uses no port"),
         ("healthCheck: {file: {path: /x}, mark: 1}", "spec.healthCheck.mark: file sends nothing by itself"),
         ("healthCheck: {icmp: {}, path: real}", "spec.healthCheck.path: icmp does not go to the VIP"),
-        ("healthCheck: {tcp: {}, path: real, mark: 1}", "spec.healthCheck.path: the real path leaves no choice"),
+        (
+            "healthCheck: {tcp: {}, path: real, mark: 1}",
+            "spec.healthCheck.path: the real path leaves no choice",
+        ),
         ("forwarding: nat\nhealthCheck: {tcp: {}, path: real}", "path: nat servers do not have the VIP"),
         ("healthCheck: {tcp: {}, source: \"2001:db8::1\"}", "source: 2001:db8::1 cannot send to 10.0.0.11"),
         ("healthCheck: tcp\nhealthChecks: {checks: [tcp]}", "spec.healthChecks: stands beside `healthCheck`"),
         ("healthChecks: {checks: []}", "spec.healthChecks.checks: has no check"),
-        ("healthChecks: {require: 3, checks: [tcp, icmp]}", "spec.healthChecks.require: 3 of 2 checks can never pass"),
-        ("healthChecks: {checks: [tcp, {icmp: {}, port: 2}]}", "11:43: spec.healthChecks.checks[1].port: icmp uses no port"),
+        (
+            "healthChecks: {require: 3, checks: [tcp, icmp]}",
+            "spec.healthChecks.require: 3 of 2 checks can never pass",
+        ),
+        (
+            "healthChecks: {checks: [tcp, {icmp: {}, port: 2}]}",
+            "11:43: spec.healthChecks.checks[1].port: icmp uses no port",
+        ),
         ("panicThreshold: 50", "spec.panicThreshold: there is no health check"),
         ("healthCheck: tcp\npanicThreshold: 100%", "spec.panicThreshold: 100% is not within 1% and 99%"),
-        ("healthCheck: tcp\nonFailure: quiesce\nonServerDown: reset", "spec.onServerDown: has no effect beside"),
-        ("protocol: udp\nhealthCheck: {udp: {}}\nonServerDown: reset", "spec.onServerDown: udp flows always move"),
+        (
+            "healthCheck: tcp\nonFailure: quiesce\nonServerDown: reset",
+            "spec.onServerDown: has no effect beside",
+        ),
+        (
+            "protocol: udp\nhealthCheck: {udp: {}}\nonServerDown: reset",
+            "spec.onServerDown: udp flows always move",
+        ),
         ("quorum: 3", "spec.quorum: 3 can never be reached: all weights together are 2"),
         ("quorum: {weight: 2, hysteresis: 2}", "spec.quorum.hysteresis: 2 is not below the quorum of 2"),
         ("scheduler: rr\nslowStart: 10s", "spec.slowStart: rr knows no weights"),
-        ("sorryServer: {address: 10.0.0.11}", "spec.sorryServer.address: 10.0.0.11:80 is a real server of this service"),
+        (
+            "sorryServer: {address: 10.0.0.11}",
+            "spec.sorryServer.address: 10.0.0.11:80 is a real server of this service",
+        ),
         ("sorryServer: {address: 10.0.0.99, port: 81}", "spec.sorryServer.port: dr cannot change the port"),
-        ("sorryServer: {address: 10.0.0.99, forwarding: fullnat}", "spec.localAddresses: is required by fullnat"),
-        ("realServers: [{address: 10.0.0.11, healthCheck: {icmp: {}, port: 1}}]", "spec.realServers[0].healthCheck.port"),
-        ("protocol: udp\nhealthCheck: {udp: {reply: {hex: 00, mask: f}}}", "mask: `f` is not hexadecimal digits"),
+        (
+            "forwarding: dr\nsorryServer: {address: 10.0.0.99, forwarding: fullnat}",
+            "spec.localAddresses: is required by fullnat",
+        ),
+        (
+            "realServers: [{address: 10.0.0.11, healthCheck: {icmp: {}, port: 1}}]",
+            "spec.realServers[0].healthCheck.port",
+        ),
+        (
+            "protocol: udp\nhealthCheck: {udp: {reply: {hex: 00, mask: f}}}",
+            "mask: `f` is not hexadecimal digits",
+        ),
     ] {
         let said = match load_text("m.yaml", &service(fields)) {
             Ok(_) => "nothing".to_owned(),
