@@ -10,6 +10,7 @@ mod check_vrrp;
 mod diagnostic;
 mod director;
 mod events;
+mod health;
 mod marks;
 mod objects;
 mod pool;
