@@ -142,7 +142,14 @@ impl Drains {
                 None => None,
             };
             let (address, port) = (saved.address, saved.port);
-            let server = RealServer { address, port, weight: 1, forwarding, limits: ServerLimits::default() };
+            let server = RealServer {
+                address,
+                port,
+                weight: 1,
+                forwarding,
+                limits: ServerLimits::default(),
+                health: Default::default(),
+            };
             let on_deadline = if saved.reset { OnDeadline::Reset } else { OnDeadline::Keep };
             let (since, deadline, removed) = (saved.since, saved.deadline, saved.removed);
             let key = ServerKey { address, port: saved.key_port };

@@ -2,6 +2,7 @@
 //! servers and clients, and turns them into the [`Layout`] that tables and host should have. Pure.
 
 pub mod drain;
+mod health;
 mod origins;
 mod rules;
 mod service;
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::health::{Judged, Judgement};
 use crate::manifest::Objects;
 use crate::model::{
     ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, ServerKey,
@@ -36,6 +38,8 @@ pub enum Event {
     Outputs(BTreeMap<u32, String>),
     /// The real servers that leave, all of them.
     Leaving(Leaving),
+    /// Who of these services' real servers takes new connections.
+    Judged(Vec<Judged>),
 }
 
 /// Desired state and what is known of the network.
@@ -50,6 +54,7 @@ pub struct Director {
     client_routes: Option<Vec<ClientRoute>>,
     outputs: BTreeMap<u32, String>,
     leaving: Leaving,
+    health: BTreeMap<Name, Arc<Judgement>>,
     /// Services by their real servers' addresses.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
     layout: Layout,
@@ -94,6 +99,14 @@ impl Director {
                 self.gateways.retain(|gateway, _| used.contains(gateway));
                 self.client_routes = Some(routes);
             }
+            Event::Judged(judged) => {
+                for Judged { service, judgement, .. } in judged {
+                    let before = self.health.insert(service.clone(), Arc::clone(&judgement));
+                    if before.is_none_or(|before| before.effect() != judgement.effect()) {
+                        self.stale.insert(service);
+                    }
+                }
+            }
             Event::Outputs(outputs) => {
                 if self.outputs != outputs {
                     self.outputs = outputs;
@@ -128,7 +141,10 @@ impl Director {
                     self.forget_endpoints(&name, &names);
                     self.layout.services.extend(layouts);
                 }
-                _ => self.forget_endpoints(&name, &[]),
+                _ => {
+                    self.forget_endpoints(&name, &[]);
+                    self.health.remove(&name);
+                }
             }
         }
         self.layout.pools = self.pools();
@@ -149,6 +165,16 @@ impl Director {
             .collect();
         for name in gone {
             self.layout.services.remove(&name);
+        }
+    }
+
+    /// The last judgement on the servers of a service, or of an endpoint of one.
+    fn health_of(&self, name: &Name) -> Option<&Judgement> {
+        let mut all = self.health.iter();
+        match self.health.get(name) {
+            Some(judgement) => Some(judgement),
+            None if name.as_str() == name.of_service() => None,
+            None => all.find(|(service, _)| service.as_str() == name.of_service()).map(|(_, all)| &**all),
         }
     }
 
@@ -251,7 +277,7 @@ impl Director {
     fn set_users(&mut self) {
         self.users.clear();
         for (service, _) in self.objects.services() {
-            for server in &service.real_servers {
+            for server in service.real_servers.iter().chain(service.health.sorry_server.as_deref()) {
                 self.users.entry(server.address).or_default().insert(service.name.clone());
             }
         }
@@ -370,6 +396,12 @@ fn concerned(objects: &Objects, object: &Object) -> Vec<Name> {
     match object {
         Object::Director(_) => Vec::new(),
         Object::VirtualService(service) => vec![service.name.clone()],
+        Object::VrrpInstance(instance) => objects
+            .services()
+            .filter(|(service, _)| instance.has_address(service.address))
+            .map(|(service, _)| service.name.clone())
+            .collect(),
+        Object::VrrpSyncGroup(_) => Vec::new(),
         Object::LocalAddressPool(pool) => objects
             .services()
             .filter(|(service, _)| service.local_addresses.as_ref() == Some(&pool.name))

@@ -37,8 +37,13 @@ fn has_thresholds(service: &VirtualService) -> bool {
 }
 
 /// The servers that the data plane may have to walk, in the order of the manifest; none where it never does. A
-/// server keeps its place, its ordinal, while the service runs: what is added fills a gap or comes last.
-pub fn walked(director: &Director, service: &VirtualService) -> Vec<Option<Binding>> {
+/// server keeps its place, its ordinal, while the service runs: what is added fills a gap or comes last. The sorry
+/// server, when it takes all new flows, stands alone.
+pub fn walked(
+    director: &Director,
+    service: &VirtualService,
+    sorry: Option<&RealServer>,
+) -> Vec<Option<Binding>> {
     let scheduling = &service.scheduling;
     let walks = service.scheduler.counts()
         || scheduling.fallback
@@ -46,6 +51,9 @@ pub fn walked(director: &Director, service: &VirtualService) -> Vec<Option<Bindi
         || has_thresholds(service);
     if !walks {
         return Vec::new();
+    }
+    if let Some(sorry) = sorry {
+        return vec![Some(binding_of(service, sorry))];
     }
     let new: Vec<Binding> = service.real_servers.iter().map(|server| binding_of(service, server)).collect();
     let listed: HashSet<Binding> = new.iter().copied().collect();
@@ -74,11 +82,12 @@ pub fn ordinals(walked: &[Option<Binding>]) -> HashMap<Binding, u16> {
 }
 
 /// How a server stands. Who cannot take new flows has no weight, so that a counting scheduler passes it over and the
-/// list of servers need not change.
+/// list of servers need not change; `cut_off` says that packets cannot be sent there.
 pub fn standing(
     director: &Director,
     server: &RealServer,
     candidate: &Candidate,
+    cut_off: bool,
     leaver: Option<&Leaver>,
     ordinal: u16,
 ) -> Standing {
@@ -94,7 +103,7 @@ pub fn standing(
         weight: if candidate.eligible() { candidate.weight.into() } else { 0 },
         upper: thresholds.map_or(0, |thresholds| thresholds.max),
         lower: thresholds.and_then(|thresholds| thresholds.resume).unwrap_or(0),
-        draining: !candidate.available,
+        draining: cut_off || leaver.is_some(),
         next_packet,
         packets_per_second: server.limits.packets_per_second.unwrap_or(0),
         ordinal,

@@ -8,7 +8,8 @@ use std::time::Duration;
 use lb_common::destination::tunnel_overhead;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
-use super::{Director, rules};
+use super::{Director, health, rules};
+use crate::model::health::Flows;
 use crate::model::{
     FlowHash, Forwarding, MssClamp, NextHop, Object, ObjectId, Protocol, RealServer, Scheduler, Timeouts,
     VirtualService,
@@ -25,19 +26,26 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     let mut candidates = scheduler::candidates(service);
     let mut servers = Vec::with_capacity(service.real_servers.len());
     let leaving = director.leaving_of(&service.name);
-    let walked = rules::walked(director, service);
+    // Of an endpoint it is that of its service.
+    let judgement = director.health_of(&service.name);
+    let health = health::verdicts(judgement, service);
+    let sorry = service.health.sorry_server.as_deref().filter(|_| health.sorry);
+    let walked = rules::walked(director, service, sorry);
     let ordinals = rules::ordinals(&walked);
-    for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
+    for ((server, verdict), candidate) in
+        service.real_servers.iter().zip(&health.servers).zip(&mut candidates)
+    {
         let binding = binding_of(service, server);
         let leaver = leaving.and_then(|leaving| leaving.get(&candidate.key));
-        if leaver.is_some() || director.usable_way(server.address, binding.forwarding).is_none() {
-            candidate.available = false;
-        }
+        let cut_off = director.usable_way(server.address, binding.forwarding).is_none();
+        candidate.available = verdict.takes_new && !cut_off && leaver.is_none();
+        candidate.weight = verdict.weight;
         let ordinal = ordinals.get(&binding).copied().unwrap_or(0);
-        let standing = rules::standing(director, server, candidate, leaver, ordinal);
+        let standing = rules::standing(director, server, candidate, cut_off, leaver, ordinal);
         // The destination keeps its next hop when it leaves the slots: its flows go on.
         let way = director.open_way(server.address);
-        destinations.insert(binding, Destination { standing, ..destination(service, server, way) });
+        let destination = destination(service, server, way);
+        destinations.insert(binding, Destination { standing, flows: verdict.flows, ..destination });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
         }
@@ -49,11 +57,27 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             continue;
         }
         let gone = Candidate { key: *key, weight: 0, available: false };
-        let standing = rules::standing(director, &leaver.server, &gone, Some(leaver), 0);
+        let standing = rules::standing(director, &leaver.server, &gone, false, Some(leaver), 0);
         let way = director.open_way(leaver.server.address);
         destinations.insert(binding, Destination { standing, ..destination(service, &leaver.server, way) });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, leaver.server.address));
+        }
+    }
+    if let Some(sorry) = &service.health.sorry_server {
+        let binding = binding_of(service, sorry);
+        let available = director.usable_way(sorry.address, binding.forwarding).is_some();
+        let candidate = Candidate { key: service.key_of(sorry), weight: 1, available };
+        // Always there, so that what it was given goes on when it gives back.
+        let standing = rules::standing(director, sorry, &candidate, !available, None, 0);
+        let way = director.open_way(sorry.address);
+        destinations.insert(binding, Destination { standing, ..destination(service, sorry, way) });
+        if binding.forwarding == Forwarding::Nat {
+            roles.insert((Role::NatSource, sorry.address));
+        }
+        if health.sorry {
+            servers = vec![binding];
+            candidates = vec![candidate];
         }
     }
     let ipvs = service.scheduling.ipvs_compatible;
@@ -119,6 +143,7 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
         },
         vip_port: translated.and(service.ports.single()).unwrap_or(0),
         standing: Standing::default(),
+        flows: Flows::Stay,
     }
 }
 

@@ -97,7 +97,7 @@ fn service(fields: &str) -> Result<VirtualService, String> {
 
 #[test]
 fn what_is_not_asked_for_is_not_there() {
-    assert_eq!(service("").unwrap().scheduling, Scheduling::default());
+    assert_eq!(*service("").unwrap().scheduling, Scheduling::default());
     assert_eq!(service("").unwrap().real_servers[0].limits, ServerLimits::default());
 }
 
@@ -109,7 +109,7 @@ fn every_field_is_understood() {
          whenNoServer: unreachable\ndrain: {deadline: 10m, onDeadline: keep}\nonePacket: true\n\
          realServers: [{address: 10.0.0.11, serverId: \"00ff\", packetsPerSecond: 9, connections: {max: 8, resume: 5}}]";
     let service = service(full).unwrap();
-    let Scheduling { persistence, quic, sources, drain, .. } = service.scheduling.clone();
+    let Scheduling { persistence, quic, sources, drain, .. } = *service.scheduling.clone();
     assert_eq!(service.hash, FlowHash::AddressPort);
     assert!(service.scheduling.fallback && service.scheduling.one_packet);
     assert_eq!(service.scheduling.hash_prefix, HashPrefix { v4: 24, v6: 56 });

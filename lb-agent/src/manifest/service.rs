@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::endpoints::{self, Where};
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{scheduling, word, word_of};
+use super::{health, scheduling, word, word_of};
 use crate::model::{
     Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
@@ -30,6 +30,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, only, faults));
     let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, only, faults));
     let address_interface = spec.get("addressInterface").and_then(|field| field.interface_name(faults));
+    let health = health::policy(&mut spec, faults);
     let local_addresses_path = spec.path_of("localAddresses");
     let has_local_addresses = spec.get("localAddresses").is_some();
     spec.finish(faults);
@@ -49,8 +50,9 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         timeouts: timeouts.unwrap_or_default(),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
-        scheduling,
+        scheduling: Box::new(scheduling),
         endpoints: others,
+        health,
     };
     let tunnels = service.uses(Forwarding::Tun);
     let protocol = if service.speaks(Protocol::Tcp) { Protocol::Tcp } else { protocol };
@@ -72,6 +74,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         faults.0.extend(new);
     }
     scheduling::check(&service, &real_servers, faults);
+    health::check(&service, &real_servers, faults);
     Some(service)
 }
 
@@ -155,6 +158,7 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let weight = map.get("weight").and_then(|field| field.integer(0..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&FORWARDING, faults));
     let limits = scheduling::decode_server(&mut map, faults);
+    let health = health::server_policy(&mut map, faults);
     map.finish(faults);
     Some(RealServer {
         address: address?,
@@ -162,10 +166,11 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
         weight: weight.unwrap_or(1),
         forwarding,
         limits,
+        health,
     })
 }
 
-fn check_real_servers(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
+pub fn check_real_servers(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
     let mut seen = HashMap::new();
     for (path, server) in servers {
         let method = service.forwarding_of(server);
@@ -289,7 +294,7 @@ pub fn encode(service: &VirtualService) -> Raw {
         ("realServers", Some(Raw::List(service.real_servers.iter().map(encode_server).collect()))),
     ];
     let fields = endpoints::encode(service).into_iter().chain(head).chain(scheduling::encode(service));
-    Raw::map(fields.chain(rest))
+    Raw::map(fields.chain(rest).chain(health::encode(&service.health)))
 }
 
 pub fn encode_ports(ports: &Ports) -> Raw {
@@ -303,14 +308,15 @@ fn encode_range(range: &PortRange) -> Raw {
     range.single().map_or_else(|| Raw::text(range), Raw::integer)
 }
 
-fn encode_server(server: &RealServer) -> Raw {
+pub fn encode_server(server: &RealServer) -> Raw {
     let fields = [
         ("address", Some(Raw::text(server.address))),
         ("port", server.port.map(Raw::integer)),
         ("weight", Some(Raw::integer(server.weight))),
         ("forwarding", server.forwarding.map(|method| word(&FORWARDING, method))),
     ];
-    Raw::map(fields.into_iter().chain(scheduling::encode_server(&server.limits)))
+    let fields = fields.into_iter().chain(scheduling::encode_server(&server.limits));
+    Raw::map(fields.chain(health::encode_server(&server.health)))
 }
 
 pub const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];

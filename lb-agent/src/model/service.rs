@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Endpoint, Name, Scheduling, ServerLimits};
+use super::{Endpoint, Name, Scheduling, ServerLimits, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -28,9 +28,11 @@ pub struct VirtualService {
     /// In the order of the manifest, which is the order of addition for rr and wrr. May be empty: the service
     /// then refuses connections.
     pub real_servers: Vec<RealServer>,
-    pub scheduling: Scheduling,
+    pub scheduling: Box<Scheduling>,
     /// Where else clients reach it; most services have none. Each with an (address, protocol) of its own.
     pub endpoints: Vec<Endpoint>,
+    /// Its health checks and who takes part.
+    pub health: health::Policy,
 }
 
 impl VirtualService {
@@ -52,7 +54,9 @@ impl VirtualService {
 
     /// Whether any real server, or the service itself, uses `method`.
     pub fn uses(&self, method: Forwarding) -> bool {
-        self.forwarding == method || self.real_servers.iter().any(|s| self.forwarding_of(s) == method)
+        let sorry = self.health.sorry_server.as_deref();
+        self.forwarding == method
+            || self.real_servers.iter().chain(sorry).any(|s| self.forwarding_of(s) == method)
     }
 }
 
@@ -66,6 +70,7 @@ pub struct RealServer {
     /// Overrides the service's.
     pub forwarding: Option<Forwarding>,
     pub limits: ServerLimits,
+    pub health: health::ServerPolicy,
 }
 
 /// A real server within a service. Ordered by family, address and port: the order that two directors agree

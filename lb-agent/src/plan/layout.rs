@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Rules, Standing, Step};
+use crate::model::health::Flows;
 use crate::model::{
     Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, Protocol, Scheduler, ServerId, Share,
 };
@@ -165,6 +166,8 @@ pub struct Destination {
     /// The service's port where the real server's differs; else 0.
     pub vip_port: u16,
     pub standing: Standing,
+    /// What becomes of the flows it has.
+    pub flows: Flows,
 }
 
 /// The scheduler's table: an index into `servers` for each slot.

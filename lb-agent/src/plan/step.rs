@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{Binding, Destination, Hop, HopKey, NextPacket, Pool, Role, Service, Slots, Via};
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, Ports, ServerId};
 
 /// A step of a plan. Displayed as a line for the operator.
@@ -106,11 +107,17 @@ impl fmt::Display for Step {
             Step::SetDestination { service, binding, destination } => {
                 write!(f, "service {service}: real server {binding}")?;
                 match destination.hop {
-                    Some(key) => write!(f, " by next hop {key}, MTU {}", destination.mtu)?,
-                    None => write!(f, ", next hop not known yet")?,
-                }
+                    Some(key) => write!(f, " by next hop {key}, MTU {}", destination.mtu),
+                    None => write!(f, ", next hop not known yet"),
+                }?;
                 let standing = &destination.standing;
                 write!(f, ", weight {}", standing.weight)?;
+                match destination.flows {
+                    Flows::Stay => {}
+                    Flows::Keep => return f.write_str(", takes no new clients"),
+                    Flows::Reset => return f.write_str(", connections are reset"),
+                    Flows::Move => return f.write_str(", flows move"),
+                }
                 f.write_str(match (standing.draining, standing.next_packet) {
                     (_, NextPacket::Reset | NextPacket::ResetBothEnds) => ", connections are reset",
                     (true, NextPacket::GoesOn) => ", no new connections",
