@@ -13,7 +13,7 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, Rules, ServiceSpec, Standing,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
@@ -262,6 +262,7 @@ impl Applier {
             timeouts: service.timeouts.map(|timeout| self.ticks(timeout)),
             pool,
             vrrp: 0,
+            rules: Rules::default(),
         })?;
         Ok(())
     }
@@ -281,6 +282,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
+            standing: Standing::DEFAULT,
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())

@@ -2,7 +2,7 @@
 //! layout. Kernel names have at most 15 bytes.
 
 /// The layout version in the pin path. Raise it with any change of a record, a key or a map's kind.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Pinned maps: their contents outlive the agent and a program version.
 pub mod pinned {
@@ -24,6 +24,19 @@ pub mod pinned {
     pub const PORT_RANGES: &str = "PORT_RANGES";
     /// ARRAY, mmapable, of [`crate::service::SlotLine`].
     pub const SLOTS: &str = "SLOTS";
+    /// ARRAY, mmapable, of [`crate::service::ServerLine`].
+    pub const SERVERS: &str = "SERVERS";
+    /// ARRAY, mmapable, of [`crate::load::Load`].
+    pub const LOADS: &str = "LOADS";
+    /// ARRAY of [`crate::load::Rate`], by destination.
+    pub const RATES: &str = "RATES";
+    /// LPM_TRIE: access lists of IPv4 sources ([`crate::service::acl_key_v4`]) to
+    /// [`crate::service::ACL_ALLOW`] or [`crate::service::ACL_DENY`].
+    pub const ACL4: &str = "ACL4";
+    /// LPM_TRIE: the same for IPv6.
+    pub const ACL6: &str = "ACL6";
+    /// HASH of [`crate::service::QuicKey`] to a destination's index.
+    pub const QUIC_IDS: &str = "QUIC_IDS";
     /// ARRAY, mmapable, of [`crate::lease::Lease`].
     pub const LEASES: &str = "LEASES";
     /// ARRAY of [`crate::lease::PoolAddress`].
@@ -60,6 +73,12 @@ pub mod pinned {
         SERVICES,
         PORT_RANGES,
         SLOTS,
+        SERVERS,
+        LOADS,
+        RATES,
+        ACL4,
+        ACL6,
+        QUIC_IDS,
         LEASES,
         POOL,
         FILTER,

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::dataplane::{
     Counters, Dataplane, Mapped, Ports, Sizes, Views,
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec, Tables},
+    tables::{
+        ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing, Tables,
+    },
 };
 use lb_common::{
     address::Address,
@@ -334,6 +336,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         timeouts,
         pool,
         vrrp: 0,
+        rules: Rules::default(),
     })?;
     let mut slots = Vec::new();
     for number in 0..if translates { 1 } else { SERVERS } {
@@ -347,6 +350,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             mtu: 1500 - overhead,
             timeout: timeouts[State::Established as usize],
             vip_port,
+            standing: Standing::DEFAULT,
         };
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);
         slots.push(Some(tables.ensure_destination(&key, &spec)?));

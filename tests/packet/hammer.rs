@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_agent::dataplane::{
     Dataplane, Ports, Sizes, Tables,
-    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     destination::{Forwarding, NextHop},
@@ -460,6 +460,7 @@ impl Pool {
             timeouts: [1; 16],
             pool,
             vrrp: 0,
+            rules: Rules::default(),
         })?;
         let mut classes = Vec::new();
         for class in 0..CLASSES as u8 {
@@ -491,7 +492,13 @@ impl Pool {
     }
 
     fn add(&mut self, class: usize) -> Result<u32> {
-        let spec = DestinationSpec { next_hop: self.classes[class].0, mtu: 1500, timeout: 1, vip_port: 0 };
+        let spec = DestinationSpec {
+            next_hop: self.classes[class].0,
+            mtu: 1500,
+            timeout: 1,
+            vip_port: 0,
+            standing: Standing::DEFAULT,
+        };
         Ok(self.tables.ensure_destination(&self.key(class), &spec)?)
     }
 

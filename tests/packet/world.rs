@@ -10,16 +10,17 @@ use ipnet::IpNet;
 use lb_agent::dataplane::{
     Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
     dump::{self, Connection},
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     connection::{Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
     filter::{AddressKey, AddressRecord},
     lease::PoolAddress,
+    load::Rate,
     maps::{ClientNeighbour, own, pinned},
     scratch::{self, Limiter},
-    service::{OnUnknownFlow, Pick, ServiceKey},
+    service::{OnUnknownFlow, Pick, QuicKey, ServiceKey},
     state::{DEFAULT_TIMEOUTS, State},
     verdict::{Class, Reason},
 };
@@ -197,6 +198,7 @@ impl World {
             timeouts: DEFAULT_TIMEOUTS.map(|seconds| self.ticks(seconds)),
             pool: None,
             vrrp: 0,
+            rules: Rules::default(),
         }
     }
 
@@ -244,6 +246,7 @@ impl World {
             mtu: mtu - overhead,
             timeout: spec.timeouts[established as usize],
             vip_port,
+            standing: Standing::DEFAULT,
         };
         let key = DestinationKey::new(&spec.name, address, port, forwarding);
         if forwarding == Forwarding::Nat {
@@ -483,16 +486,26 @@ fn empty(plane: &Dataplane) {
     for bucket in 0..views.connections.len() {
         (0..WAYS as u32).for_each(|way| views.value(bucket, way).store(0, SeqCst));
     }
+    for word in (0..128).step_by(8) {
+        (0..views.services.len()).for_each(|i| views.services.word(i, word).store(0, SeqCst));
+    }
+    for word in (0..32).step_by(8) {
+        (0..views.loads.len()).for_each(|i| views.loads.word(i, word).store(0, SeqCst));
+    }
     for word in (0..64).step_by(8) {
+        (0..views.servers.len()).for_each(|i| views.servers.word(i, word).store(0, SeqCst));
         (0..views.destinations.len()).for_each(|i| views.destinations.word(i, word).store(0, SeqCst));
         (0..views.next_hops.len()).for_each(|i| views.next_hops.word(i, word).store(0, SeqCst));
-        (0..views.services.len()).for_each(|i| views.services.word(i, word).store(0, SeqCst));
         (0..views.filter.len()).for_each(|i| views.filter.word(i, word).store(0, SeqCst));
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));
+    empty_hash::<QuicKey, u32>(map(plane, pinned::QUIC_IDS));
+    empty_routes::<[u8; 8]>(map(plane, pinned::ACL4));
+    empty_routes::<[u8; 20]>(map(plane, pinned::ACL6));
+    fill::<Rate>(map(plane, pinned::RATES), Rate::default());
     empty_routes::<[u8; 4]>(map(plane, pinned::CLIENT_ROUTES4));
     empty_routes::<[u8; 16]>(map(plane, pinned::CLIENT_ROUTES6));
     let mut outputs: DevMapHash<_> = map(plane, pinned::OUTPUTS).try_into().expect("OUTPUTS");

@@ -280,6 +280,8 @@ fn views(ebpf: &Ebpf, sizes: &Sizes, secrets: Secrets, config: Config) -> Result
         next_hops: mapped(ebpf, pinned::NEXT_HOPS)?,
         services: mapped(ebpf, pinned::SERVICES)?,
         slots: mapped(ebpf, pinned::SLOTS)?,
+        servers: mapped(ebpf, pinned::SERVERS)?,
+        loads: mapped(ebpf, pinned::LOADS)?,
         leases: mapped(ebpf, pinned::LEASES)?,
         filter: mapped(ebpf, pinned::FILTER)?,
         secrets,

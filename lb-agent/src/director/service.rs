@@ -25,8 +25,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
         let binding = binding_of(service, server);
         if director.usable_way(server.address, binding.forwarding).is_none() {
-            // It still counts for the size of a Maglev table.
-            candidate.weight = 0;
+            candidate.available = false;
         }
         // The destination keeps its next hop when it leaves the slots: its flows go on.
         destinations.insert(binding, destination(service, server, director.open_way(server.address)));
@@ -35,7 +34,8 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
         }
         servers.push(binding);
     }
-    let table = scheduler::build(service.scheduler, &candidates);
+    let rules = scheduler::Rules { scheduler: service.scheduler, ipvs: false, vip: service.address };
+    let table = scheduler::build(&rules, &candidates);
     ServiceLayout {
         service: Service {
             vip: service.address,
@@ -91,9 +91,9 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
 
 fn lookup(service: &VirtualService) -> Lookup {
     match (service.scheduler, service.hash) {
-        (Scheduler::Rr | Scheduler::Wrr, _) => Lookup::Cursor,
         (Scheduler::Sh | Scheduler::Mh, FlowHash::Address) => Lookup::HashAddress,
         (Scheduler::Sh | Scheduler::Mh, FlowHash::AddressPort) => Lookup::HashAddressPort,
+        _ => Lookup::Cursor,
     }
 }
 

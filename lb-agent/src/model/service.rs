@@ -171,22 +171,48 @@ impl Forwarding {
     }
 }
 
+/// Who gets a new flow; docs/scheduling.md has their rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheduler {
     /// Round robin.
     Rr,
     /// Weighted round robin.
     Wrr,
+    /// Least connections.
+    Lc,
+    /// Weighted least connections.
+    Wlc,
+    /// Shortest expected delay.
+    Sed,
+    /// Never queue.
+    Nq,
+    /// Weighted failover: the highest weight.
+    Fo,
+    /// Weighted overflow: the highest weight that is not full.
+    Ovf,
+    /// Power of two choices.
+    Twos,
     /// Source hash.
     Sh,
+    /// Destination hash.
+    Dh,
     /// Maglev hash.
     Mh,
+    /// Locality-based least connections.
+    Lblc,
+    /// The same, with replication.
+    Lblcr,
 }
 
 impl Scheduler {
     /// Whether the same flow gets the same server from the table alone, without its connection being known.
     pub fn hashes(self) -> bool {
         matches!(self, Scheduler::Sh | Scheduler::Mh)
+    }
+
+    /// Whether it has no slot table: the data plane walks the servers.
+    pub fn counts(self) -> bool {
+        !matches!(self, Scheduler::Rr | Scheduler::Wrr | Scheduler::Sh | Scheduler::Dh | Scheduler::Mh)
     }
 }
 

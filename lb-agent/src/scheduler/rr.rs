@@ -1,12 +1,16 @@
-//! Round robin: every server once, in IPVS's order, which is the reverse of the order of addition
-//! (`__ip_vs_update_dest` adds at the head of the list, net/netfilter/ipvs/ip_vs_ctl.c, Linux 6.1).
+//! Round robin: every server that may take flows once, in the order of the manifest, or in IPVS's, which is the
+//! reverse (`__ip_vs_update_dest` adds at the head of the list, net/netfilter/ipvs/ip_vs_ctl.c, Linux 6.1).
 //! Weights other than 0 do not matter.
 
 use super::{Candidate, SlotTable};
 
-pub fn build(servers: &[Candidate]) -> SlotTable {
-    let eligible = servers.iter().enumerate().rev().filter(|(_, server)| server.weight > 0);
-    SlotTable { slots: eligible.map(|(index, _)| index as u32).collect(), exact: true }
+pub fn build(servers: &[Candidate], ipvs: bool) -> SlotTable {
+    let eligible = servers.iter().enumerate().filter(|(_, server)| server.eligible());
+    let mut slots: Vec<u32> = eligible.map(|(index, _)| index as u32).collect();
+    if ipvs {
+        slots.reverse();
+    }
+    SlotTable { slots, exact: true }
 }
 
 #[cfg(test)]
@@ -15,9 +19,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn visits_servers_in_reverse_order_of_addition() {
-        assert_eq!(letters(&build(&servers(&[1, 1, 1]))), "CBA");
-        assert_eq!(letters(&build(&servers(&[5, 1, 9]))), "CBA");
-        assert_eq!(letters(&build(&servers(&[1, 0, 1]))), "CA");
+    fn visits_servers_in_the_order_of_the_manifest_or_in_that_of_ipvs() {
+        for (weights, ours, ipvs) in
+            [(&[1, 1, 1][..], "ABC", "CBA"), (&[5, 1, 9], "ABC", "CBA"), (&[1, 0, 1], "AC", "CA")]
+        {
+            assert_eq!(letters(&build(&servers(weights), false)), ours, "{weights:?}");
+            assert_eq!(letters(&build(&servers(weights), true)), ipvs, "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_available_is_left_out() {
+        let mut servers = servers(&[1, 1, 1]);
+        servers[1].available = false;
+        assert_eq!(letters(&build(&servers, false)), "AC");
     }
 }

@@ -3,16 +3,20 @@
 //! IPVS walks the servers again and again at a falling level, taking those whose weight is at least the
 //! level, and starts anew at the top when the level reaches 0. A service that was filled server by server
 //! begins at the lowest level; from there the sequence repeats after Σ weight / gcd picks, which is our table.
+//! IPVS's list is the reverse of the order of addition; ours is that of the manifest.
 
 use super::{Candidate, SlotTable, turns};
 
-pub fn build(servers: &[Candidate]) -> SlotTable {
-    let (turns, exact) = turns(servers);
+pub fn build(servers: &[Candidate], ipvs: bool) -> SlotTable {
+    let (turns, exact) = turns(servers, Candidate::eligible);
     let highest = turns.iter().map(|&(_, weight)| weight).max().unwrap_or(0);
     let total: u64 = turns.iter().map(|&(_, weight)| u64::from(weight)).sum();
     let mut slots = Vec::with_capacity(total as usize);
-    // In the order of IPVS's list; who is too light for a level is gone for all higher ones.
-    let mut taking_part: Vec<(usize, u32)> = turns.into_iter().rev().collect();
+    // Who is too light for a level is gone for all higher ones.
+    let mut taking_part = turns;
+    if ipvs {
+        taking_part.reverse();
+    }
     let mut levels: Vec<Vec<u32>> = Vec::with_capacity(highest as usize);
     for level in 1..=highest {
         taking_part.retain(|&(_, weight)| weight >= level);
@@ -41,27 +45,33 @@ mod tests {
             (&[7], "A"),
             (&[2, 0, 4], "CAC"),
         ] {
-            let table = build(&servers(weights));
+            let table = build(&servers(weights), true);
             assert_eq!(letters(&table), sequence, "{weights:?}");
             assert!(table.exact);
         }
     }
 
     #[test]
+    fn our_sequence_visits_in_the_order_of_the_manifest() {
+        assert_eq!(letters(&build(&servers(&[4, 3, 2]), false)), "ABCAABABC");
+        assert_eq!(letters(&build(&servers(&[5, 1, 1]), false)), "ABCAAAA");
+    }
+
+    #[test]
     fn sums_up_to_4096_are_exact_and_larger_ones_are_scaled() {
-        let exact = build(&servers(&[4095, 1]));
+        let exact = build(&servers(&[4095, 1]), false);
         assert!(exact.exact);
         assert_eq!((exact.slots.len(), share(&exact, 1)), (4096, 1));
 
-        let scaled = build(&servers(&[4096, 1]));
+        let scaled = build(&servers(&[4096, 1]), false);
         assert!(!scaled.exact);
         assert!(scaled.slots.len() <= 4097, "{}", scaled.slots.len());
 
-        let same = build(&servers(&[65535, 65535]));
+        let same = build(&servers(&[65535, 65535]), false);
         assert!(same.exact, "what weights have in common costs no slots");
         assert_eq!(same.slots.len(), 2);
 
-        let lopsided = build(&servers(&[65535, 1, 1]));
+        let lopsided = build(&servers(&[65535, 1, 1]), false);
         assert!(!lopsided.exact);
         assert_eq!((share(&lopsided, 1), share(&lopsided, 2)), (1, 1));
     }
@@ -122,7 +132,7 @@ mod tests {
             for (server, &weight) in weights.iter().enumerate() {
                 ipvs.add(server as u32, i64::from(weight));
             }
-            let table = build(&servers(&weights));
+            let table = build(&servers(&weights), true);
             let period = table.slots.len();
             let picks: Vec<u32> = (0..3 * period).map(|_| ipvs.pick()).collect();
             let settled = &picks[period..];

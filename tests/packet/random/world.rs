@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, lpm_trie::LpmTrie};
 use lb_agent::dataplane::{
     Action, Dataplane, Mapped, Ports, Sizes, Tables, Views,
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     address::Address,
@@ -231,6 +231,7 @@ impl World {
                 timeouts: [TIMEOUT; 16],
                 pool: (method == Method::FullNat).then_some(pool),
                 vrrp: 0,
+                rules: Rules::default(),
             })?;
             let server = match v6 != crosses {
                 true => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, number as u16]),
@@ -241,7 +242,8 @@ impl World {
             let mtu = MTU as u16 - overhead;
             let key = DestinationKey::new(&name, server, server_port, method);
             let vip_port = if server_port == 0 { 0 } else { first_port };
-            let spec = DestinationSpec { next_hop, mtu, timeout: TIMEOUT, vip_port };
+            let spec =
+                DestinationSpec { next_hop, mtu, timeout: TIMEOUT, vip_port, standing: Standing::DEFAULT };
             let destination = tables.ensure_destination(&key, &spec)?;
             let slots = if has_server { vec![Some(destination)] } else { Vec::new() };
             tables.set_slots(&name, &slots)?;

@@ -8,7 +8,7 @@ use lb_common::{
     filter::{CELLS_PER_LINE, cell, role},
     hash::Secrets,
     maps::ON_LINK,
-    service::{OnUnknownFlow, Pick},
+    service::{OnUnknownFlow, Pick, ServerEntry},
     state::State,
 };
 use std::{
@@ -58,6 +58,10 @@ struct Kernel {
     routes6: Shared<(u32, [u8; 16]), u32>,
     vrrp: Shared<u32, u64>,
     traffic: Shared<u32, Vec<Traffic>>,
+    rates: Shared<u32, Rate>,
+    acl4: Shared<(u32, [u8; 8]), u32>,
+    acl6: Shared<(u32, [u8; 20]), u32>,
+    quic_ids: Shared<QuicKey, u32>,
 }
 
 impl Kernel {
@@ -85,6 +89,10 @@ impl Kernel {
             routes6: Shared::default(),
             vrrp: Shared::default(),
             traffic: Shared::default(),
+            rates: Shared::default(),
+            acl4: Shared::default(),
+            acl6: Shared::default(),
+            quic_ids: Shared::default(),
         }
     }
 
@@ -99,6 +107,10 @@ impl Kernel {
             routes6: Box::new(self.routes6.clone()),
             vrrp: Box::new(self.vrrp.clone()),
             traffic: Box::new(self.traffic.clone()),
+            rates: Box::new(self.rates.clone()),
+            acl4: Box::new(self.acl4.clone()),
+            acl6: Box::new(self.acl6.clone()),
+            quic_ids: Box::new(self.quic_ids.clone()),
             port_range_lists: 4,
         };
         let mut tables = Tables::recover(self.views.clone(), self.board.clone(), stores).unwrap();
@@ -135,6 +147,7 @@ fn spec(name: &str, ports: &[Ports]) -> ServiceSpec {
         timeouts: [9; 16],
         pool: None,
         vrrp: 0,
+        rules: Rules::default(),
     }
 }
 
@@ -142,7 +155,8 @@ fn real(service: &str, address: &str) -> DestinationKey {
     DestinationKey::new(service, ip(address), 0, Forwarding::Dr)
 }
 
-const PATH: DestinationSpec = DestinationSpec { next_hop: 3, mtu: 1500, timeout: 1800, vip_port: 0 };
+const PATH: DestinationSpec =
+    DestinationSpec { next_hop: 3, mtu: 1500, timeout: 1800, vip_port: 0, standing: Standing::DEFAULT };
 
 fn hop(neighbour: &str, for_clients: bool) -> NextHopKey {
     NextHopKey { neighbour: ip(neighbour), ifindex: 2, vlans: [0, 0], for_clients }
@@ -469,6 +483,143 @@ fn a_restarted_agent_that_knows_no_neighbour_yet_breaks_no_path() {
     assert_eq!(kernel.views.destinations.get(destination).next_hop, index);
     tables.set_next_hop(&hop("10.0.0.11", false), &unresolved).unwrap();
     assert_eq!(kernel.views.next_hops.get(index).ifindex, 0, "said twice, it is meant");
+}
+
+fn counted(name: &str, leader: Option<&str>) -> ServiceSpec {
+    let rules = Rules { leader: leader.map(String::from), ..Rules::default() };
+    ServiceSpec {
+        pick: Pick::Wlc,
+        rules,
+        ..spec(name, &[Ports::One(if leader.is_some() { 443 } else { 80 })])
+    }
+}
+
+fn standing(ordinal: u16) -> DestinationSpec {
+    DestinationSpec { standing: Standing { weight: 7, ordinal, ..Standing::DEFAULT }, ..PATH }
+}
+
+#[test]
+fn a_list_of_servers_is_switched_by_one_word_and_its_members_stay() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    let service = tables.ensure_service(&counted("web", None)).unwrap();
+    let a = tables.ensure_destination(&real("web", "10.0.0.11"), &standing(0)).unwrap();
+    let b = tables.ensure_destination(&real("web", "10.0.0.12"), &standing(1)).unwrap();
+    let content = || {
+        let (first, len) = Service::slots_of(kernel.views.services.get(service).servers);
+        (first..first + len).map(|at| kernel.views.server(at).load(Relaxed)).collect::<Vec<_>>()
+    };
+    tables.set_servers("web", &[Some(a), None]).unwrap();
+    assert_eq!(content(), [ServerEntry::new(a, a).0, 0]);
+    let (first, _) = Service::slots_of(kernel.views.services.get(service).servers);
+    kernel.views.server(first).fetch_or(ServerEntry::MEMBER, Relaxed);
+    let writes = tables.writes();
+    tables.set_servers("web", &[Some(a), None]).unwrap();
+    assert_eq!(tables.writes(), writes, "the mark of a member is no difference");
+    tables.set_servers("web", &[Some(a), Some(b)]).unwrap();
+    assert_eq!(content(), [ServerEntry::new(a, a).0 | ServerEntry::MEMBER, ServerEntry::new(b, b).0]);
+    for _ in 0..20 {
+        tables.set_servers("web", &[Some(b)]).unwrap();
+        tables.set_servers("web", &[Some(a)]).unwrap();
+    }
+    assert_eq!(content(), [ServerEntry::new(a, a).0]);
+}
+
+#[test]
+fn endpoints_of_a_group_share_the_load_of_a_server() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    tables.ensure_service(&counted("web", None)).unwrap();
+    let error = tables.ensure_service(&counted("tls", Some("nobody"))).unwrap_err().to_string();
+    assert!(error.contains("nobody"), "{error}");
+    tables.ensure_service(&counted("tls", Some("web"))).unwrap();
+    let a = tables.ensure_destination(&real("web", "10.0.0.11"), &standing(0)).unwrap();
+    let b = tables.ensure_destination(&real("tls", "10.0.0.11"), &standing(0)).unwrap();
+    let c = tables.ensure_destination(&real("tls", "10.0.0.12"), &standing(1)).unwrap();
+    assert_eq!([a, b, c].map(|d| tables.load_of(d)), [Some(a), Some(a), Some(c)]);
+    let record = kernel.views.destinations.get(b);
+    assert_eq!((record.load, record.ordinal), (a, 0));
+    assert_ne!(Destination::flags_of(record.word) & flags::COUNTED, 0);
+    assert_eq!(kernel.views.loads.get(a).weight, 7);
+    // The first binding goes: its index stays while the other uses its load.
+    tables.remove_destination(&real("web", "10.0.0.11")).unwrap();
+    kernel.sweep();
+    tables.maintain().unwrap();
+    assert_ne!(kernel.views.destinations.word(a, 0).load(Relaxed), 0);
+    tables.remove_destination(&real("tls", "10.0.0.11")).unwrap();
+    for _ in 0..2 {
+        kernel.sweep();
+        tables.maintain().unwrap();
+    }
+    assert_eq!(kernel.views.destinations.word(a, 0).load(Relaxed), 0);
+    assert_eq!(kernel.views.loads.get(a).weight, 0);
+}
+
+#[test]
+fn a_service_that_begins_to_count_tells_its_destinations() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
+    let index = tables.ensure_destination(&real("web", "10.0.0.11"), &standing(0)).unwrap();
+    let has =
+        |flag| Destination::flags_of(kernel.views.destinations.word(index, 0).load(Relaxed)) & flag != 0;
+    assert!(!has(flags::COUNTED));
+    let rules = Rules { udp_inactive: true, ..Rules::default() };
+    tables.ensure_service(&ServiceSpec { rules, ..counted("web", None) }).unwrap();
+    assert!(has(flags::COUNTED) && has(flags::UDP_INACTIVE));
+}
+
+#[test]
+fn a_raised_threshold_relieves_a_server_and_a_lower_one_does_not() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    tables.ensure_service(&counted("web", None)).unwrap();
+    let set = |tables: &mut Tables, upper| {
+        let standing = Standing { upper, draining: true, packets_per_second: 5, ..Standing::DEFAULT };
+        tables.ensure_destination(&real("web", "10.0.0.11"), &DestinationSpec { standing, ..PATH }).unwrap()
+    };
+    let index = set(&mut tables, 10);
+    kernel.views.counts(index).store(10 * lb_common::load::ACTIVE, Relaxed);
+    let overloaded = kernel.views.loads.half(index, std::mem::offset_of!(Load, overloaded));
+    overloaded.store(1, Relaxed);
+    for (upper, is) in [(5, 1), (10, 1), (11, 0)] {
+        set(&mut tables, upper);
+        assert_eq!(overloaded.load(Relaxed), is, "{upper}");
+    }
+    overloaded.store(1, Relaxed);
+    set(&mut tables, 0);
+    assert_eq!(overloaded.load(Relaxed), 0);
+    let word = kernel.views.destinations.word(index, 0).load(Relaxed);
+    assert_ne!(Destination::flags_of(word) & flags::DRAINING, 0);
+    assert_ne!(Destination::flags_of(word) & flags::RATED, 0);
+    assert_eq!(kernel.rates.0.lock().unwrap()[&index].limit, 5);
+    let writes = tables.writes();
+    set(&mut tables, 0);
+    assert_eq!(tables.writes(), writes);
+}
+
+#[test]
+fn access_lists_and_quic_ids_are_replaced_by_what_differs() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    let net = |text: &str| text.parse().unwrap();
+    let rules = [(net("10.0.0.0/8"), Access::Deny), (net("2001:db8::/32"), Access::Allow)];
+    tables.set_access_list(3, &rules).unwrap();
+    tables.set_access_list(4, &rules[..1]).unwrap();
+    assert!(tables.set_access_list(0, &rules).is_err());
+    let v4 = || kernel.acl4.0.lock().unwrap().clone();
+    assert_eq!(v4().get(&(40, [0, 0, 0, 3, 10, 0, 0, 0])), Some(&2));
+    assert_eq!(kernel.acl6.0.lock().unwrap().len(), 1);
+    tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
+    tables.set_quic_ids("web", &[(vec![1, 2], 5), (vec![1, 2, 0], 6)]).unwrap();
+    assert!(tables.set_quic_ids("web", &[(vec![0; 9], 5)]).is_err());
+    assert_eq!(kernel.quic_ids.0.lock().unwrap().len(), 2, "an id that ends in zero is another");
+    // Another agent finds them, and writes nothing for the same.
+    let mut tables = kernel.tables();
+    tables.set_access_list(3, &rules).unwrap();
+    assert_eq!(tables.writes(), 0);
+    tables.set_access_list(3, &[]).unwrap();
+    assert_eq!((v4().len(), tables.access_lists()), (1, [4].into()));
 }
 
 #[test]
