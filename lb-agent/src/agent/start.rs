@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
+use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
@@ -32,6 +33,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     let files = files(&options, &state, &host::facts(&facts), &mut problems)?;
     let desired = restore(files, &state, &mut problems)?;
 
+    let vrrp = Vrrp::start(&options.runtime_dir, &desired.joined())?;
     let dataplane = open(&options, &running, &facts.links)?;
     let tables = dataplane.tables()?;
     let mut director = Director::default();
@@ -59,6 +61,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         desired,
         events,
         sinks,
+        vrrp,
         running,
         links: facts.links,
         recovered: false,
@@ -67,8 +70,11 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         waiting: Vec::new(),
     };
     agent.set_sinks();
+    agent.set_vrrp();
+    agent.give_words_to_vrrp();
     agent.learn(&mut network).await;
     agent.enforce().await;
+    agent.track_vrrp();
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
     Ok((agent, network))

@@ -43,7 +43,8 @@ pub enum Command {
     },
     Look(oneshot::Sender<Look>),
     /// Before the agent ends: instances are left as their `shutdown` says.
-    Stop(oneshot::Sender<()>),
+    /// `release`: whatever that says, addresses go.
+    Stop { release: bool, reply: oneshot::Sender<()> },
 }
 
 /// Instances with what the data plane calls them, and the groups they are in.
@@ -256,7 +257,7 @@ impl Thread {
             }
             Input::Command(Command::Handover { name, reply }) => self.hand_over(&name, reply),
             Input::Command(Command::Look(reply)) => drop(reply.send(self.look())),
-            Input::Command(Command::Stop(reply)) => self.stop(reply),
+            Input::Command(Command::Stop { release, reply }) => self.stop(release, reply),
             Input::News(News::Host(view)) => {
                 self.host = Some(view);
                 for index in 0..self.runners.len() {
@@ -300,9 +301,8 @@ impl Thread {
             let grouped = grouped(&member.instance.name);
             match self.index(&member.instance.name) {
                 Some(index) => {
-                    let config = self.runners[index].configure(member, grouped);
-                    if let Some(config) = config {
-                        self.feed(index, super::events::Input::Configure(config));
+                    for input in self.runners[index].configure(member, grouped) {
+                        self.feed(index, input);
                     }
                     self.place(index);
                 }
@@ -385,9 +385,9 @@ impl Thread {
         }
     }
 
-    fn stop(&mut self, reply: oneshot::Sender<()>) {
+    fn stop(&mut self, release: bool, reply: oneshot::Sender<()>) {
         for index in 0..self.runners.len() {
-            let input = self.runners[index].stop_input(self.words.is_some(), PAUSE);
+            let input = self.runners[index].stop_input(!release && self.words.is_some(), PAUSE);
             self.feed(index, input);
         }
         // The addresses of those that leave are gone before the process is.

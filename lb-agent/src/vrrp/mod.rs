@@ -15,6 +15,7 @@ pub mod peers;
 pub mod runner;
 pub mod socket;
 pub mod timers;
+pub mod trackers;
 pub mod tracking;
 pub mod wire;
 pub mod words;

@@ -135,13 +135,24 @@ impl Runner {
         identity(&self.member.instance) == identity(&member.instance)
     }
 
-    /// Takes over another configuration; what the election has to know of it, if that changed.
-    pub fn configure(&mut self, member: Member, grouped: bool) -> Option<Config> {
+    /// Takes over another configuration; what the election has to know of it.
+    pub fn configure(&mut self, member: Member, grouped: bool) -> Vec<Input> {
         self.wire.configure(Rules::of(&member.instance, member.keyring.clone()));
         self.belongings = member.belongings();
         let config = Config::of(&member.instance, grouped);
-        self.member = member;
-        (config != *self.instance.config()).then_some(config)
+        let old = std::mem::replace(&mut self.member, member);
+        let new = &self.member.instance;
+        let tracked = |instance: &VrrpInstance, name: &str| {
+            instance.interface == name || instance.track.interfaces.iter().any(|other| other.name == name)
+        };
+        let gone = old.instance.track.interfaces.iter().filter(|other| !tracked(new, &other.name));
+        let mut inputs: Vec<Input> = gone
+            .map(|other| Input::Track(Change::Gone { what: format!("interface {}", other.name) }))
+            .collect();
+        if config != *self.instance.config() {
+            inputs.push(Input::Configure(config));
+        }
+        inputs
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
