@@ -49,11 +49,11 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Res
     let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Err(Reason::Internal) };
     // The filter may have been wrong: from here on the address is known.
     let to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
+    forward::may_serve(to.vrrp)?;
     if to.roles & (role::VIP | role::POOL) == 0 {
         let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
         return Err(if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs });
     }
-    forward::may_serve(to.vrrp)?;
     let need = if udp { 8 } else { 20 };
     let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };
     let len = ip_len::<V6>(ip);

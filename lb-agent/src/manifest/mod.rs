@@ -9,6 +9,7 @@ mod check;
 mod diagnostic;
 mod director;
 mod events;
+mod health;
 mod marks;
 mod objects;
 mod pool;

@@ -115,9 +115,9 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:13:7: spec.realServers[1].wieght: unknown field\n  help: did you mean `weight`?",
         ),
         (
-            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthCheck: {tcp: {}}\n"),
+            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthPolicy: {tcp: {}}\n"),
             "m.yaml:9:14: spec.scheduler: `wlc` is not one of rr, wrr, sh, mh\n  \
-             m.yaml:10:3: spec.healthCheck: unknown field",
+             m.yaml:10:3: spec.healthPolicy: unknown field",
         ),
         (
             web("kind: VirtualService", "kind: VirtualServce"),
@@ -591,7 +591,7 @@ prop_compose! {
             } else {
                 IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, index as u16 + 1))
             };
-            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method }
+            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method, health: Default::default() }
         }).collect();
         let mut service = VirtualService {
             name,
@@ -601,7 +601,7 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers,
+            timeouts, address_interface, real_servers, health: Default::default(),
         };
         if service.uses(Forwarding::FullNat) {
             service.local_addresses = Some(pool);
