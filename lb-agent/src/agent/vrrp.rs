@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use crate::control::vrrp::{
     HandoverView, MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView,
 };
 use crate::control::{Refusal, Reply};
+use crate::dataplane::{VrrpRole, VrrpRoles, VrrpStanding};
 use crate::director::Standing as ServerStanding;
 use crate::manifest::Objects;
 use crate::model::{
@@ -26,7 +27,7 @@ use crate::vrrp::events::Role;
 use crate::vrrp::runner::{InstanceLook, Member};
 use crate::vrrp::trackers::Trackers;
 use crate::vrrp::tracking::Change;
-use crate::vrrp::words::Standing;
+use crate::vrrp::words::{Standing, Words};
 
 /// The agent's side of VRRP.
 pub(super) struct Vrrp {
@@ -128,7 +129,7 @@ impl Agent {
     /// The data plane is there: the driver may write its words. Without an interface there is no lease.
     pub(super) fn give_words_to_vrrp(&mut self) {
         if !self.running.interfaces.is_empty() {
-            self.vrrp.driver.order(Command::Words(Box::new(self.dataplane.vrrp_roles())));
+            self.vrrp.driver.order(Command::Words(Box::new(DataplaneWords(self.dataplane.vrrp_roles()))));
         }
     }
 
@@ -399,6 +400,28 @@ fn view(look: &InstanceLook) -> VrrpView {
             Some(Standing::Expired(ago)) => format!("expired {:.1} s ago", ago.as_secs_f64()),
         },
         problems: look.problems.clone(),
+    }
+}
+
+/// The data plane's words, as the driver writes them.
+struct DataplaneWords(VrrpRoles);
+
+impl Words for DataplaneWords {
+    fn set(&self, number: u8, role: Role, until: Option<Instant>) -> Result<(), String> {
+        let role = match (role, until) {
+            (Role::Master, Some(until)) => VrrpRole::Master { until },
+            (Role::Master, None) => VrrpRole::MasterWithoutEnd,
+            (Role::Initialize | Role::Backup | Role::Fault, _) => VrrpRole::Backup,
+        };
+        self.0.set(number, role).map_err(|error| error.to_string())
+    }
+
+    fn standing(&self, number: u8) -> Option<Standing> {
+        Some(match self.0.standing(number).ok()? {
+            VrrpStanding::Backup => Standing::Backup,
+            VrrpStanding::Master(left) => Standing::Master(left),
+            VrrpStanding::Expired(ago) => Standing::Expired(ago),
+        })
     }
 }
 
