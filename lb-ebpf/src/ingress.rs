@@ -104,13 +104,18 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     };
     // One way for the verifier, whatever headers were walked.
     let l4 = if HOT { l4 } else { opaque(l4 as u64) as usize & 0x7ff };
-    let udp = next == protocol::UDP;
-    let need = if udp { 8 } else { 20 };
-    if !udp && next != protocol::TCP {
+    // A word that each branch makes anew: Linux 6.1 forgets what it knew of a byte that was put on the stack, and
+    // with it that a packet whose eight bytes were looked at is none of TCP.
+    let (udp, need) = if next == protocol::UDP {
+        (opaque(1), 8)
+    } else if next == protocol::TCP {
+        (opaque(0), 20)
+    } else {
         let icmp = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
         let reason = if next == icmp { Reason::Icmp } else { Reason::OtherProtocol };
         return Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, reason));
-    }
+    };
+    let udp = udp != 0;
     let len = ip_len::<V6>(ip);
     let Some(header) = at::<HOT>(&frame, l4, need) else {
         return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));

@@ -29,7 +29,8 @@ use lb_common::{
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
-    let udp = scratch.protocol == protocol::UDP;
+    // A word that each branch makes anew, as in `ingress`: what is known of a byte is forgotten on the stack (6.1).
+    let udp = if scratch.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
     if scratch.family == 6 {
         arrived::<true>(frame, l3, l4, udp)
     } else {
