@@ -201,7 +201,11 @@ fn restore(
 fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -> Result<Dataplane> {
     let interfaces: Result<Vec<Interface>, String> = interfaces(director, links).into_iter().collect();
     let dataplane = Dataplane::open(&dataplane::Options {
-        bpffs_dir: options.bpffs_dir.clone(),
+        // Tables of another size, for nobody's connections: they must not be in the way of a later start.
+        bpffs_dir: match director.interfaces.is_empty() {
+            true => options.bpffs_dir.join("vrrp-alone"),
+            false => options.bpffs_dir.clone(),
+        },
         interfaces: interfaces.map_err(anyhow::Error::msg)?,
         sizes: sizes(director),
         object: dataplane::OBJECT,
@@ -241,6 +245,20 @@ pub fn outputs(dataplane: &Dataplane) -> BTreeMap<u32, String> {
 
 /// The tables' sizes for a Director.
 pub fn sizes(director: &model::Director) -> Sizes {
+    if director.interfaces.is_empty() {
+        // Nothing will ever be in them.
+        return Sizes {
+            connections: 16,
+            connections_v6: 4,
+            services: 1,
+            port_ranges: 16,
+            destinations: 64,
+            next_hops: 64,
+            slots: 4096,
+            pool_addresses: 1,
+            ..Sizes::default()
+        };
+    }
     let real_servers = director.capacity.real_servers;
     Sizes {
         connections: director.connections_max,

@@ -216,8 +216,9 @@ impl Agent {
         tokio::spawn(async move {
             let (asked, answer) = oneshot::channel();
             driver.order(Command::Handover { name: name.clone(), reply: asked });
-            let failed =
-                |cause| Err(Refusal::Failed { step: format!("hand {}/{name} over", Kind::VrrpInstance), cause });
+            let failed = |cause| {
+                Err(Refusal::Failed { step: format!("hand {}/{name} over", Kind::VrrpInstance), cause })
+            };
             let _ = reply.send(match answer.await {
                 Ok(Ok(handed)) => Ok(HandoverView {
                     instance: name.to_string(),
@@ -291,14 +292,12 @@ fn notify_hooks(notify: &Notify, subjects: &[String]) -> Vec<Hook> {
     let roles = [("master", &notify.master), ("backup", &notify.backup), ("fault", &notify.fault)];
     let hook = |kinds: &[&str], command: &Vec<String>| Hook {
         command: command.clone(),
-        on: Selection {
-            subjects: subjects.to_vec(),
-            kinds: kinds.iter().map(ToString::to_string).collect(),
-        },
+        on: Selection { subjects: subjects.to_vec(), kinds: kinds.iter().map(ToString::to_string).collect() },
         timeout: notify.timeout,
     };
     let single = roles.iter().filter_map(|(kind, command)| Some(hook(&[kind], command.as_ref()?)));
-    let every = notify.command.as_ref().map(|command| hook(&["master", "backup", "fault", "initialize"], command));
+    let every =
+        notify.command.as_ref().map(|command| hook(&["master", "backup", "fault", "initialize"], command));
     single.chain(every).collect()
 }
 

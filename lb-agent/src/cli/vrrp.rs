@@ -207,7 +207,11 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
     lines.add("interval", &(interval + &timer.unwrap_or_default()));
     lines.add("lease", &view.lease);
     let microseconds = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
-    let class = if scheduling.real_time { "real-time".to_owned() } else { format!("NOT real-time: {}", scheduling.reason) };
+    let class = if scheduling.real_time {
+        "real-time".to_owned()
+    } else {
+        format!("NOT real-time: {}", scheduling.reason)
+    };
     lines.add("scheduling", &class);
     let lag = format!(
         "last {}, recently {}, most {}",

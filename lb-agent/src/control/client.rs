@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
-use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
 use super::vrrp::{HandoverView, VrrpOverview};
+use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
 use crate::events::Event;
 use crate::manifest::Source;
 use crate::model::ObjectId;

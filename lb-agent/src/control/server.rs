@@ -287,7 +287,10 @@ async fn vrrp(State(agent): State<Agent>) -> Answer {
     json(agent.ask(|reply| Request::Vrrp { reply }).await?)
 }
 
-async fn handover(State(agent): State<Agent>, axum::extract::Path(name): axum::extract::Path<String>) -> Answer {
+async fn handover(
+    State(agent): State<Agent>,
+    axum::extract::Path(name): axum::extract::Path<String>,
+) -> Answer {
     let name = Name::new(&name).map_err(|reason| Failure::new(StatusCode::BAD_REQUEST, reason))?;
     json(agent.ask(|reply| Request::Handover { name, reply }).await??)
 }

@@ -251,7 +251,6 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             service("a", "realServers: [{address: 10.0.0.1}]") + &pool("p", "addresses: [10.0.0.1]"),
             "spec.addresses[0]: 10.0.0.1 is a real server of VirtualService `a` (m.yaml:2)",
         ),
-        (director("d", "interfaces: []"), "spec.interfaces: has no interface"),
         (
             director("d", "interfaces: [{name: eth0, xdp: fast}]"),
             "m.yaml:5:39: spec.interfaces[0].xdp: `fast` is not one of auto, native, generic",

@@ -44,7 +44,10 @@ pub enum Command {
     Look(oneshot::Sender<Look>),
     /// Before the agent ends: instances are left as their `shutdown` says.
     /// `release`: whatever that says, addresses go.
-    Stop { release: bool, reply: oneshot::Sender<()> },
+    Stop {
+        release: bool,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Instances with what the data plane calls them, and the groups they are in.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
-use crate::model::{Name, VirtualRoute, VirtualRule, Vmac, VrrpInstance};
+use crate::model::{Name, VirtualRoute, VirtualRule, VrrpInstance};
 use crate::net::virtual_router::{Changes, HostView};
 use crate::net::{Net, announce, sysctl};
 
@@ -58,10 +58,8 @@ impl Belongings {
 
 /// The virtual router's own interface, if it has one.
 pub fn vmac_of(instance: &VrrpInstance) -> Option<VmacPlan> {
-    let Vmac::On { interface } = &instance.vmac else { return None };
-    let default = || format!("vrrp{}{}", if instance.is_ipv4() { "" } else { "v6-" }, instance.vrid);
     Some(VmacPlan {
-        interface: interface.clone().unwrap_or_else(default),
+        interface: instance.vmac.interface_name(instance.vrid, instance.is_ipv4())?,
         base: instance.interface.clone(),
         mac: instance.vrid.mac(instance.is_ipv4()),
         ipv4: instance.is_ipv4(),

@@ -40,12 +40,14 @@ impl Trackers {
     pub fn set<'a>(&mut self, tracks: impl IntoIterator<Item = (&'a Name, &'a Track)>) {
         let mut wanted = BTreeMap::new();
         for (name, track) in tracks {
-            let scripts = track.scripts.iter().map(|script| {
-                (format!("script {}", script.name), Tracked::Script(script.clone()))
-            });
-            let processes = track.processes.iter().map(|process| {
-                (format!("process {}", process.name), Tracked::Process(process.clone()))
-            });
+            let scripts = track
+                .scripts
+                .iter()
+                .map(|script| (format!("script {}", script.name), Tracked::Script(script.clone())));
+            let processes = track
+                .processes
+                .iter()
+                .map(|process| (format!("process {}", process.name), Tracked::Process(process.clone())));
             let files = track
                 .files
                 .iter()
@@ -175,7 +177,8 @@ async fn run(script: &TrackScript) -> Result<()> {
     command.args(&script.command[1..]).kill_on_drop(true).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(name) = &script.user {
-        let user = User::from_name(name).ok().flatten().with_context(|| format!("there is no user {name}"))?;
+        let user =
+            User::from_name(name).ok().flatten().with_context(|| format!("there is no user {name}"))?;
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     let mut child = command.spawn().with_context(|| format!("start {program}"))?;
@@ -268,7 +271,9 @@ mod tests {
     fn a_file_is_a_fault_or_a_weight() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
-        for (text, found) in [(None, None), (Some("0\n"), Some(0)), (Some(" -7 x"), Some(-7)), (Some("x"), None)] {
+        for (text, found) in
+            [(None, None), (Some("0\n"), Some(0)), (Some(" -7 x"), Some(-7)), (Some("x"), None)]
+        {
             if let Some(text) = text {
                 std::fs::write(&path, text).unwrap();
             }
@@ -276,7 +281,10 @@ mod tests {
         }
         let fault = |number| file_change("f", TrackFileEffect::Fault, number);
         let present = |present| Change::Fault { what: "f".into(), present };
-        assert_eq!([fault(None), fault(Some(0)), fault(Some(1))], [present(true), present(false), present(true)]);
+        assert_eq!(
+            [fault(None), fault(Some(0)), fault(Some(1))],
+            [present(true), present(false), present(true)]
+        );
         let weight = |number| file_change("f", TrackFileEffect::Weight(-3), number);
         let delta = |delta| Change::Weight { what: "f".into(), delta };
         assert_eq!([weight(None), weight(Some(5))], [delta(0), delta(-15)]);
@@ -285,9 +293,13 @@ mod tests {
     #[test]
     fn processes_are_counted_by_name_and_zombies_are_not() {
         let proc = tempfile::tempdir().unwrap();
-        for (pid, comm, state) in
-            [("1", "nginx", "S"), ("20", "nginx", "Z"), ("3", "nginx2", "S"), ("self", "nginx", "S"), ("4", "a) b", "R")]
-        {
+        for (pid, comm, state) in [
+            ("1", "nginx", "S"),
+            ("20", "nginx", "Z"),
+            ("3", "nginx2", "S"),
+            ("self", "nginx", "S"),
+            ("4", "a) b", "R"),
+        ] {
             let directory = proc.path().join(pid);
             std::fs::create_dir(&directory).unwrap();
             std::fs::write(directory.join("comm"), format!("{comm}\n")).unwrap();

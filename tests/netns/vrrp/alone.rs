@@ -27,13 +27,15 @@ fn two_nginx_share_a_vip() {
         let directory = host.namespace.directory();
         let script = directory.join("check");
         // What the example's script does, in this director's namespace.
-        std::fs::write(&script, "#!/bin/sh\nexec curl -sfo /dev/null --max-time 1 http://127.0.0.1/\n").expect("write");
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        std::fs::write(&script, "#!/bin/sh\nexec curl -sfo /dev/null --max-time 1 http://127.0.0.1/\n")
+            .expect("write");
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("chmod");
         script.display().to_string()
     };
     let start = |host: &lb_tests::Host, priority: &str| {
         example(
-            "vrrp-nginx.yaml",
+            "nginx-pair/a.yaml",
             &[
                 ("203.0.113.10/24", &format!("{vip}/24")),
                 ("priority: 150", priority),

@@ -110,9 +110,7 @@ fn keepalived_and_an_agent_move_a_vip_by_version_3_unicast() {
     let (a, b) = (topology.directors[0].v4(), topology.directors[1].v4());
     let form = v4(
         &topology,
-        &format!(
-            "  version 3\n  advert_int 0.3\n  unicast_src_ip {b}\n  unicast_peer {{\n    {a}\n  }}"
-        ),
+        &format!("  version 3\n  advert_int 0.3\n  unicast_src_ip {b}\n  unicast_peer {{\n    {a}\n  }}"),
         &format!("  advertisementInterval: 300ms\n  unicastPeers: [{b}]\n"),
     );
     tell_the_story(&topology, &form);

@@ -129,8 +129,9 @@ fn a_master_that_is_restarted_stays_master_and_the_backup_never_promotes() {
     let topology = Topology::builder().directors(2).servers(1).clients(1).build();
     let vip = IpAddr::from(topology.vip_v4(0));
     let [a, b] = &topology.directors[..] else { panic!("two directors") };
-    let config =
-        |priority| director("[{name: eth0}]", priority, &format!("{vip}/24"), "  advertisementInterval: 1s\n");
+    let config = |priority| {
+        director("[{name: eth0}]", priority, &format!("{vip}/24"), "  advertisementInterval: 1s\n")
+    };
     let mut first = Agent::start(&a.namespace, &config(150));
     until_role(&first, "edge", "master");
     let second = Agent::start(&b.namespace, &config(100));
@@ -154,7 +155,11 @@ fn a_master_that_is_restarted_stays_master_and_the_backup_never_promotes() {
         // A machine that takes longer than the backup's patience to start a process shows nothing about us.
         if took < Duration::from_secs(2) {
             let roles = kinds(&second, "edge");
-            assert!(!roles.contains(&"master".to_owned()), "planned: {planned}, {took:?}: {roles:?}\n{}", second.log());
+            assert!(
+                !roles.contains(&"master".to_owned()),
+                "planned: {planned}, {took:?}: {roles:?}\n{}",
+                second.log()
+            );
         }
     }
     let resumed = first.log().matches("it was master before the restart").count();
