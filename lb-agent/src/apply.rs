@@ -13,7 +13,7 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, Rules, ServiceSpec, Standing,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
@@ -80,7 +80,7 @@ impl Applier {
     pub async fn finish_recovery(&mut self) -> Result<()> {
         // Flows to servers that were removed before the restart still have replies.
         for address in self.tables.real_servers(record::Forwarding::Nat) {
-            self.tables.bind_address(DRAINING, TableRole::NatSource, address, 0)?;
+            self.tables.bind_address(DRAINING, TableRole::NatSource, address)?;
         }
         self.tables.finish_recovery()?;
         for own in self.net.list_own_addresses().await? {
@@ -161,12 +161,12 @@ impl Applier {
             Step::SetSlots { service, slots } => self.set_slots(service, slots),
             Step::SetPorts { service, ports } => Ok(self.tables.bind_ports(service, &table_ports(ports))?),
             Step::BindAddress { service, role, address } => {
-                Ok(self.tables.bind_address(service, table_role(*role), *address, 0)?)
+                Ok(self.tables.bind_address(service, table_role(*role), *address)?)
             }
             Step::UnbindAddress { service, role, address } => {
                 if *role == Role::NatSource {
                     // Established flows go on, and their replies must be known as such: until the last is gone.
-                    self.tables.bind_address(DRAINING, TableRole::NatSource, *address, 0)?;
+                    self.tables.bind_address(DRAINING, TableRole::NatSource, *address)?;
                 }
                 Ok(self.tables.unbind_address(service, table_role(*role), *address)?)
             }
@@ -193,12 +193,12 @@ impl Applier {
                 continue;
             }
             let table_pool = table_pool(name, v6);
-            let range = self.tables.set_pool(&table_pool, &addresses, share, 0)?;
+            let range = self.tables.set_pool(&table_pool, &addresses, share)?;
             self.pools.insert((name.clone(), v6), range);
             for address in addresses {
                 let index =
                     self.tables.pool_index(&table_pool, address).context("a pool lacks its own address")?;
-                self.tables.bind_address(&owner, TableRole::Pool(index), address, 0)?;
+                self.tables.bind_address(&owner, TableRole::Pool(index), address)?;
             }
         }
         for (role, address) in self.tables.addresses_of(&owner) {
@@ -261,7 +261,7 @@ impl Applier {
             mss: service.mss,
             timeouts: service.timeouts.map(|timeout| self.ticks(timeout)),
             pool,
-            vrrp: 0,
+            rules: Rules::default(),
         })?;
         Ok(())
     }
@@ -281,6 +281,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
+            standing: Standing::DEFAULT,
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())

@@ -28,6 +28,24 @@ pub mod flags {
     pub const REMOVED: u32 = 1 << 5;
     /// The record is in use.
     pub const VALID: u32 = 1 << 6;
+    /// The real server takes no new flows, and persistence to it is over. Established flows go on.
+    pub const DRAINING: u32 = 1 << 7;
+    /// Flows that go there end with their next packet: TCP is reset, UDP is scheduled elsewhere.
+    pub const RESET: u32 = 1 << 8;
+    /// With [`RESET`]: the server is alive and is told first, by a packet of the client that is turned into a RST.
+    pub const RESET_TELLS_SERVER: u32 = 1 << 9;
+    /// Packets per second are limited ([`crate::load::Rate`]).
+    pub const RATED: u32 = 1 << 10;
+    /// Flows are counted at the server's [`crate::load::Load`].
+    pub const COUNTED: u32 = 1 << 11;
+    /// With [`COUNTED`]: UDP flows count as inactive.
+    pub const UDP_INACTIVE: u32 = 1 << 12;
+    /// The service is SCTP.
+    pub const SCTP: u32 = 1 << 13;
+    /// What an established packet must look at, in one test.
+    pub const ATTENTION: u32 = REMOVED | RESET | RATED;
+    /// What a new flow may not go to.
+    pub const CLOSED: u32 = REMOVED | RESET | DRAINING;
     /// Bits 16 to 23: the VRRP instance that the VIP follows; 0 is none.
     pub const VRRP_SHIFT: u32 = 16;
 }
@@ -53,8 +71,12 @@ pub struct Destination {
     pub vip_port: u16,
     /// `address - vip` as one's complement difference ([`crate::checksum::difference`]).
     pub delta: u32,
+    /// Index of the [`crate::load::Load`]: bindings of one real server in one service group share it.
+    pub load: u32,
+    /// The place in its service's list of servers.
+    pub ordinal: u16,
     /// Spare; zero.
-    pub reserved: u64,
+    pub reserved: u16,
 }
 
 impl Destination {

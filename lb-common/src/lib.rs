@@ -14,6 +14,7 @@ pub mod hash;
 pub mod header;
 pub mod ipvs;
 pub mod lease;
+pub mod load;
 pub mod maps;
 pub mod scratch;
 pub mod service;

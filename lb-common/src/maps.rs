@@ -2,7 +2,7 @@
 //! layout. Kernel names have at most 15 bytes.
 
 /// The layout version in the pin path. Raise it with any change of a record, a key or a map's kind.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Pinned maps: their contents outlive the agent and a program version.
 pub mod pinned {
@@ -24,6 +24,19 @@ pub mod pinned {
     pub const PORT_RANGES: &str = "PORT_RANGES";
     /// ARRAY, mmapable, of [`crate::service::SlotLine`].
     pub const SLOTS: &str = "SLOTS";
+    /// ARRAY, mmapable, of [`crate::service::ServerLine`].
+    pub const SERVERS: &str = "SERVERS";
+    /// ARRAY, mmapable, of [`crate::load::Load`].
+    pub const LOADS: &str = "LOADS";
+    /// ARRAY of [`crate::load::Rate`], by destination.
+    pub const RATES: &str = "RATES";
+    /// LPM_TRIE: access lists of IPv4 sources ([`crate::service::acl_key_v4`]) to
+    /// [`crate::service::ACL_ALLOW`] or [`crate::service::ACL_DENY`].
+    pub const ACL4: &str = "ACL4";
+    /// LPM_TRIE: the same for IPv6.
+    pub const ACL6: &str = "ACL6";
+    /// HASH of [`crate::service::QuicKey`] to a destination's index.
+    pub const QUIC_IDS: &str = "QUIC_IDS";
     /// ARRAY, mmapable, of [`crate::lease::Lease`].
     pub const LEASES: &str = "LEASES";
     /// ARRAY of [`crate::lease::PoolAddress`].
@@ -60,6 +73,12 @@ pub mod pinned {
         SERVICES,
         PORT_RANGES,
         SLOTS,
+        SERVERS,
+        LOADS,
+        RATES,
+        ACL4,
+        ACL6,
+        QUIC_IDS,
         LEASES,
         POOL,
         FILTER,
@@ -98,8 +117,13 @@ pub mod programs {
     pub const ICMP: (&str, u32) = ("lb_icmp", 2);
     /// Answers with RST.
     pub const RESET: (&str, u32) = ("lb_reset", 3);
+    /// Frames that the kernel would get, where the VRRP role may say otherwise: ARP, and packets to addresses
+    /// that follow an instance.
+    pub const HOST: (&str, u32) = ("lb_host", 4);
     /// All tails.
-    pub const TAILS: [(&str, u32); 4] = [SLOW, NEW, ICMP, RESET];
+    pub const TAILS: [(&str, u32); 5] = [SLOW, NEW, ICMP, RESET, HOST];
+    /// The tc program on what the host itself sends.
+    pub const EGRESS: &str = "lb_egress";
 }
 
 /// Names of the read-only values.
@@ -133,5 +157,7 @@ pub type VrrpWord = u64;
 pub const VRRP_MASTER: u64 = 1 << 63;
 /// Master without end: no lease is kept.
 pub const VRRP_FOREVER: u64 = u64::MAX;
+/// Bits of a [`VrrpWord`] that hold jiffies.
+pub const VRRP_UNTIL: u64 = !VRRP_MASTER;
 /// Words in the `VRRP` map.
 pub const VRRP_INSTANCES: u32 = 256;

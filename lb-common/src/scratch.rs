@@ -34,7 +34,8 @@ pub struct Scratch {
     pub client_destination: u64,
     pub client_source: u64,
     pub client_ifindex: u32,
-    pub reserved: u32,
+    /// For the host's tail: the reason with which the frame goes to the kernel unless the VRRP role forbids it.
+    pub reason: u32,
 }
 
 /// Read-only configuration of a program version.

@@ -10,6 +10,8 @@ pub enum Class {
     Drop,
     /// Answered: the frame was turned into a reply to its sender.
     Answer,
+    /// A frame of this host's own that was kept from leaving. It was not received, so it is outside the sum.
+    Withheld,
     /// Not the end of a frame: something that happened on the way. Outside the sum.
     Event,
 }
@@ -69,10 +71,19 @@ reasons! {
     31 LeaseExpired "lease_expired" Drop "vrrp lease ended: this director may not speak for the VIP";
     32 Internal "internal" Drop "a table of this program lacks what it must hold; please report";
     33 NoRoomInFrame "no_room_in_frame" Drop "the driver leaves no room before the frame for a header";
+    34 ArpBackup "arp_backup" Drop "ARP for an address of a VRRP instance of which this director is not the master";
+    35 ArpExpired "arp_expired" Drop "ARP for an address of a VRRP instance whose lease has ended";
+    36 NdBackup "nd_backup" Drop "neighbour discovery for an address of a VRRP instance of which this director is not the master";
+    37 NdExpired "nd_expired" Drop "neighbour discovery for an address of a VRRP instance whose lease has ended";
 
     40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
     42 PacketTooBig "packet_too_big" Answer "does not fit the path, answered with ICMP fragmentation needed or packet too big";
+
+    44 ArpUnsentBackup "arp_unsent_backup" Withheld "ARP from an address of a VRRP instance of which this director is not the master";
+    45 ArpUnsentExpired "arp_unsent_expired" Withheld "ARP from an address of a VRRP instance whose lease has ended";
+    46 NdUnsentBackup "nd_unsent_backup" Withheld "neighbour discovery from an address of a VRRP instance of which this director is not the master";
+    47 NdUnsentExpired "nd_unsent_expired" Withheld "neighbour discovery from an address of a VRRP instance whose lease has ended";
 
     48 FlowNew "flow_new" Event "a flow was scheduled";
     49 FlowAdopted "flow_adopted" Event "a TCP flow was taken up without its SYN";
@@ -118,6 +129,7 @@ mod tests {
                 Class::Pass => "passed",
                 Class::Drop => "dropped",
                 Class::Answer => "answered",
+                Class::Withheld => "withheld",
                 Class::Event => "event",
             };
             let row = format!("| `{}` | {class} | {} |", reason.name(), reason.text());

@@ -12,9 +12,10 @@ use lb_common::{
     filter::{AddressKey, AddressRecord, FilterLine},
     hash::Secrets,
     lease::{Lease, PoolAddress},
+    load::{Load, Rate},
     maps::{ClientNeighbour, VRRP_INSTANCES},
     scratch::{Config, Limiter, Scratch},
-    service::{PortRanges, Service, ServiceKey, SlotLine},
+    service::{PortRanges, QuicKey, ServerLine, Service, ServiceKey, SlotLine},
     verdict::{Count, REASONS as REASON_COUNT},
 };
 
@@ -39,6 +40,18 @@ pub static SERVICES: Array<Service, 1, MMAP> = Array::new();
 pub static PORT_RANGES: Array<PortRanges, 1> = Array::new();
 #[btf_map]
 pub static SLOTS: Array<SlotLine, 1, MMAP> = Array::new();
+#[btf_map]
+pub static SERVERS: Array<ServerLine, 1, MMAP> = Array::new();
+#[btf_map]
+pub static LOADS: Array<Load, 1, MMAP> = Array::new();
+#[btf_map]
+pub static RATES: Array<Rate, 1> = Array::new();
+#[btf_map]
+pub static ACL4: LpmTrie<[u8; 8], u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static ACL6: LpmTrie<[u8; 20], u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static QUIC_IDS: HashMap<QuicKey, u32, 1> = HashMap::new();
 #[btf_map]
 pub static LEASES: Array<Lease, 1, MMAP> = Array::new();
 #[btf_map]

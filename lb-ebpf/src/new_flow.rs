@@ -29,7 +29,8 @@ use lb_common::{
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
-    let udp = scratch.protocol == protocol::UDP;
+    // A word that each branch makes anew, as in `ingress`: what is known of a byte is forgotten on the stack (6.1).
+    let udp = if scratch.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
     if scratch.family == 6 {
         arrived::<true>(frame, l3, l4, udp)
     } else {
@@ -49,11 +50,11 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Res
     let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Err(Reason::Internal) };
     // The filter may have been wrong: from here on the address is known.
     let to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
+    forward::may_serve(to.vrrp)?;
     if to.roles & (role::VIP | role::POOL) == 0 {
         let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
         return Err(if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs });
     }
-    forward::may_serve(to.vrrp)?;
     let need = if udp { 8 } else { 20 };
     let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };
     let len = ip_len::<V6>(ip);

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::dataplane::{
     Counters, Dataplane, Mapped, Ports, Sizes, Views,
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec, Tables},
+    tables::{
+        ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing, Tables,
+    },
 };
 use lb_common::{
     address::Address,
@@ -309,20 +311,20 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     let pool = if let Forwarding::FullNat = plan.forwarding {
         let addresses: Vec<_> =
             (0..LOCAL_ADDRESSES).map(|n| with_last_bits(v6, LOCAL_NETWORK, LOCALS + n)).collect();
-        let pool = tables.set_pool(NAME, &addresses, (1, 1), 0)?;
+        let pool = tables.set_pool(NAME, &addresses, (1, 1))?;
         for address in addresses {
             let index = tables.pool_index(NAME, address).context("the pool lacks its address")?;
             ensure!(
                 with_last_bits(v6, LOCAL_NETWORK, LOCALS + index as u32) == address,
                 "pool address {address} has index {index}"
             );
-            tables.bind_address(NAME, Role::Pool(index), address, 0)?;
+            tables.bind_address(NAME, Role::Pool(index), address)?;
         }
         Some(pool)
     } else {
         None
     };
-    tables.bind_address(NAME, Role::Vip, vip(v6), 0)?;
+    tables.bind_address(NAME, Role::Vip, vip(v6))?;
     tables.ensure_service(&ServiceSpec {
         name: NAME.into(),
         vip: vip(v6),
@@ -333,7 +335,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         mss: 0,
         timeouts,
         pool,
-        vrrp: 0,
+        rules: Rules::default(),
     })?;
     let mut slots = Vec::new();
     for number in 0..if translates { 1 } else { SERVERS } {
@@ -347,11 +349,12 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             mtu: 1500 - overhead,
             timeout: timeouts[State::Established as usize],
             vip_port,
+            standing: Standing::DEFAULT,
         };
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);
         slots.push(Some(tables.ensure_destination(&key, &spec)?));
         if let Forwarding::Nat = plan.forwarding {
-            tables.bind_address(NAME, Role::NatSource, address, 0)?;
+            tables.bind_address(NAME, Role::NatSource, address)?;
         }
     }
     tables.set_slots(NAME, &slots)?;

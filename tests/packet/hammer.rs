@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_agent::dataplane::{
     Dataplane, Ports, Sizes, Tables,
-    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     destination::{Forwarding, NextHop},
@@ -446,7 +446,7 @@ impl Pool {
             tables.disable_quarantine();
         }
         let pool = match case.method {
-            Forwarding::FullNat => Some(tables.set_pool("local", &[LOCAL.into()], (1, 1), 0)?),
+            Forwarding::FullNat => Some(tables.set_pool("local", &[LOCAL.into()], (1, 1))?),
             _ => None,
         };
         tables.ensure_service(&ServiceSpec {
@@ -459,7 +459,7 @@ impl Pool {
             mss: 0,
             timeouts: [1; 16],
             pool,
-            vrrp: 0,
+            rules: Rules::default(),
         })?;
         let mut classes = Vec::new();
         for class in 0..CLASSES as u8 {
@@ -479,7 +479,7 @@ impl Pool {
         let slots = (0..CLASSES).map(|class| this.add(class).map(Some)).collect::<Result<Vec<_>>>()?;
         this.tables.set_slots(SERVICE, &slots)?;
         this.tables.bind_ports(SERVICE, &[Ports::One(PORT)])?;
-        this.tables.bind_address(SERVICE, Role::Vip, VIP.into(), 0)?;
+        this.tables.bind_address(SERVICE, Role::Vip, VIP.into())?;
         Ok(this)
     }
 
@@ -491,7 +491,13 @@ impl Pool {
     }
 
     fn add(&mut self, class: usize) -> Result<u32> {
-        let spec = DestinationSpec { next_hop: self.classes[class].0, mtu: 1500, timeout: 1, vip_port: 0 };
+        let spec = DestinationSpec {
+            next_hop: self.classes[class].0,
+            mtu: 1500,
+            timeout: 1,
+            vip_port: 0,
+            standing: Standing::DEFAULT,
+        };
         Ok(self.tables.ensure_destination(&self.key(class), &spec)?)
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_agent::dataplane::{
     Action, Dataplane, Ports, Sizes, Tables,
-    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     destination::{Forwarding, NextHop},
@@ -61,8 +61,8 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
     let plane = Dataplane::open_for_test(&object, &sizes)?;
     let mut tables = plane.tables()?;
     let local = "10.0.0.200".parse()?;
-    let pool = tables.set_pool("local", &[local], (1, 1), 0)?;
-    tables.bind_address("local", Role::Pool(pool.0), local, 0)?;
+    let pool = tables.set_pool("local", &[local], (1, 1))?;
+    tables.bind_address("local", Role::Pool(pool.0), local)?;
     tables.ensure_service(&ServiceSpec {
         name: "web".into(),
         vip: VIP.into(),
@@ -73,19 +73,20 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
         mss: 0,
         timeouts: [1000; 16],
         pool: Some(pool),
-        vrrp: 0,
+        rules: Rules::default(),
     })?;
     let server = "10.0.0.1".parse()?;
     // Frames of a test run come in by the loopback interface.
     let key = NextHopKey { neighbour: server, ifindex: 1, vlans: [0, 0], for_clients: false };
     let hop = NextHop { destination: NextHop::pack([2, 0, 0, 0, 0, 1], 0), ifindex: 1, ..NextHop::default() };
     let next_hop = tables.set_next_hop(&key, &hop)?;
-    let spec = DestinationSpec { next_hop, mtu: 1500, timeout: 1000, vip_port: 0 };
+    let spec =
+        DestinationSpec { next_hop, mtu: 1500, timeout: 1000, vip_port: 0, standing: Standing::DEFAULT };
     let destination =
         tables.ensure_destination(&DestinationKey::new("web", server, 0, Forwarding::FullNat), &spec)?;
     tables.set_slots("web", &[Some(destination)])?;
     tables.bind_ports("web", &[Ports::One(80)])?;
-    tables.bind_address("web", Role::Vip, VIP.into(), 0)?;
+    tables.bind_address("web", Role::Vip, VIP.into())?;
     Ok((plane, tables))
 }
 

@@ -10,16 +10,17 @@ use ipnet::IpNet;
 use lb_agent::dataplane::{
     Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
     dump::{self, Connection},
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     connection::{Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
     filter::{AddressKey, AddressRecord},
     lease::PoolAddress,
+    load::Rate,
     maps::{ClientNeighbour, own, pinned},
     scratch::{self, Limiter},
-    service::{OnUnknownFlow, Pick, ServiceKey},
+    service::{OnUnknownFlow, Pick, QuicKey, ServiceKey},
     state::{DEFAULT_TIMEOUTS, State},
     verdict::{Class, Reason},
 };
@@ -196,14 +197,14 @@ impl World {
             mss: 0,
             timeouts: DEFAULT_TIMEOUTS.map(|seconds| self.ticks(seconds)),
             pool: None,
-            vrrp: 0,
+            rules: Rules::default(),
         }
     }
 
     /// Makes a service reachable.
     pub fn service(&mut self, spec: &ServiceSpec) -> u32 {
         let index = self.tables.ensure_service(spec).expect("service");
-        self.tables.bind_address(&spec.name, Role::Vip, spec.vip, spec.vrrp.into()).expect("VIP");
+        self.tables.bind_address(&spec.name, Role::Vip, spec.vip).expect("VIP");
         self.tables.bind_ports(&spec.name, &spec.ports).expect("ports");
         index
     }
@@ -244,11 +245,12 @@ impl World {
             mtu: mtu - overhead,
             timeout: spec.timeouts[established as usize],
             vip_port,
+            standing: Standing::DEFAULT,
         };
         let key = DestinationKey::new(&spec.name, address, port, forwarding);
         if forwarding == Forwarding::Nat {
             let owner = format!("{}/{address}", spec.name);
-            self.tables.bind_address(&owner, Role::NatSource, address, 0).expect("NAT source");
+            self.tables.bind_address(&owner, Role::NatSource, address).expect("NAT source");
         }
         self.tables.ensure_destination(&key, &destination).expect("destination")
     }
@@ -260,8 +262,8 @@ impl World {
 
     /// A pool of one local address; what a service's `pool` wants.
     pub fn pool(&mut self, address: IpAddr, share: (u32, u32)) -> (u16, u8) {
-        let pool = self.tables.set_pool("pool", &[address], share, 0).expect("pool");
-        self.tables.bind_address("pool", Role::Pool(pool.0), address, 0).expect("pool address");
+        let pool = self.tables.set_pool("pool", &[address], share).expect("pool");
+        self.tables.bind_address("pool", Role::Pool(pool.0), address).expect("pool address");
         pool
     }
 
@@ -287,7 +289,7 @@ impl World {
             let reason = new.0;
             for _ in old.1..new.1 {
                 match reason.class() {
-                    Class::Event => events.push(reason),
+                    Class::Event | Class::Withheld => events.push(reason),
                     _ => counted.push((Counted::Reason(reason), new.2 - old.2)),
                 }
             }
@@ -332,6 +334,23 @@ impl World {
         let seen = self.send(frame);
         assert_eq!(seen.counted, Counted::Reason(reason), "{case}");
         seen
+    }
+
+    /// Gives the egress program a frame of the host's own: it leaves, or is withheld and counted.
+    pub fn leaves(&mut self, case: &str, frame: &[u8], withheld: Option<Reason>) {
+        let leaves = self.plane.test_run_egress(frame).expect("BPF_PROG_TEST_RUN");
+        let after = self.snapshot();
+        let pairs = self.before.reasons.iter().zip(&after.reasons);
+        let grown: Vec<_> =
+            pairs.filter(|(old, new)| new.1 > old.1).map(|(old, new)| (new.0, new.2 - old.2)).collect();
+        self.before = after;
+        assert_eq!(leaves, withheld.is_none(), "{case}");
+        assert_eq!(
+            grown,
+            withheld.map(|reason| (reason, frame.len() as u64)).into_iter().collect::<Vec<_>>(),
+            "{case}"
+        );
+        assert!(withheld.is_none_or(|reason| reason.class() == Class::Withheld), "{case}");
     }
 
     /// The frame goes out of the ingress interface, byte for byte as expected.
@@ -455,7 +474,10 @@ impl World {
 
 impl Snapshot {
     fn sum(&self) -> u64 {
-        let ends = self.reasons.iter().filter(|(reason, ..)| reason.class() != Class::Event);
+        let ends = self
+            .reasons
+            .iter()
+            .filter(|(reason, ..)| !matches!(reason.class(), Class::Event | Class::Withheld));
         let forwarded = self.traffic.iter().chain([&self.retired]);
         ends.map(|(_, n, _)| n).sum::<u64>() + forwarded.map(|t| t.packets_in + t.packets_out).sum::<u64>()
     }
@@ -483,16 +505,26 @@ fn empty(plane: &Dataplane) {
     for bucket in 0..views.connections.len() {
         (0..WAYS as u32).for_each(|way| views.value(bucket, way).store(0, SeqCst));
     }
+    for word in (0..128).step_by(8) {
+        (0..views.services.len()).for_each(|i| views.services.word(i, word).store(0, SeqCst));
+    }
+    for word in (0..32).step_by(8) {
+        (0..views.loads.len()).for_each(|i| views.loads.word(i, word).store(0, SeqCst));
+    }
     for word in (0..64).step_by(8) {
+        (0..views.servers.len()).for_each(|i| views.servers.word(i, word).store(0, SeqCst));
         (0..views.destinations.len()).for_each(|i| views.destinations.word(i, word).store(0, SeqCst));
         (0..views.next_hops.len()).for_each(|i| views.next_hops.word(i, word).store(0, SeqCst));
-        (0..views.services.len()).for_each(|i| views.services.word(i, word).store(0, SeqCst));
         (0..views.filter.len()).for_each(|i| views.filter.word(i, word).store(0, SeqCst));
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));
+    empty_hash::<QuicKey, u32>(map(plane, pinned::QUIC_IDS));
+    empty_routes::<[u8; 8]>(map(plane, pinned::ACL4));
+    empty_routes::<[u8; 20]>(map(plane, pinned::ACL6));
+    fill::<Rate>(map(plane, pinned::RATES), Rate::default());
     empty_routes::<[u8; 4]>(map(plane, pinned::CLIENT_ROUTES4));
     empty_routes::<[u8; 16]>(map(plane, pinned::CLIENT_ROUTES6));
     let mut outputs: DevMapHash<_> = map(plane, pinned::OUTPUTS).try_into().expect("OUTPUTS");

@@ -1,7 +1,9 @@
 //! The sizes of the tables, and what each map must look like in the kernel.
 
 use aya::maps::MapType;
-use lb_common::{connection, destination, filter, hash, lease, maps::pinned, scratch, service, verdict};
+use lb_common::{
+    connection, destination, filter, hash, lease, load, maps::pinned, scratch, service, verdict,
+};
 
 /// How many of each thing the tables can hold. Fixed when the tables are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +97,12 @@ impl Sizes {
         filter::cell_bits(self.addresses())
     }
 
+    /// Lines of the packed lists of servers: room for every binding in an old and in a new list, and for the gaps
+    /// between them.
+    pub fn server_lines(&self) -> u32 {
+        (self.destinations.saturating_mul(3) / service::SERVERS_PER_LINE).saturating_add(self.services).max(8)
+    }
+
     fn addresses(&self) -> u32 {
         self.services.saturating_add(self.destinations).saturating_add(self.pool_addresses)
     }
@@ -154,6 +162,18 @@ impl Sizes {
                 size_of::<service::SlotLine>(),
                 self.slots.div_ceil(service::SLOTS_PER_LINE),
             ),
+            array(pinned::SERVERS, size_of::<service::ServerLine>(), self.server_lines()),
+            array(pinned::LOADS, size_of::<load::Load>(), self.destinations),
+            array(pinned::RATES, size_of::<load::Rate>(), self.destinations),
+            Spec { name: pinned::ACL4, kind: LpmTrie, key: 12, value: 4, entries: ACL_PREFIXES },
+            Spec { name: pinned::ACL6, kind: LpmTrie, key: 24, value: 4, entries: ACL_PREFIXES },
+            Spec {
+                name: pinned::QUIC_IDS,
+                kind: Hash,
+                key: size_of::<service::QuicKey>(),
+                value: 4,
+                entries: self.destinations.clamp(1024, 1 << 16),
+            },
             array(pinned::LEASES, size_of::<lease::Lease>(), self.leases()),
             array(pinned::POOL, size_of::<lease::PoolAddress>(), self.pool_addresses.max(1)),
             array(
@@ -194,6 +214,8 @@ impl Sizes {
 
 /// Client prefixes per family.
 const CLIENT_ROUTES: u32 = 16_384;
+/// Prefixes of all access lists, per family.
+const ACL_PREFIXES: u32 = 1 << 18;
 /// Directly attached clients that are remembered.
 const CLIENT_NEIGHBOURS: u32 = 65_536;
 /// Interfaces that frames may leave by.

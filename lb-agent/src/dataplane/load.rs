@@ -10,13 +10,13 @@
 //! ```
 
 use super::{
-    Attached, Clock, Counters, Error, Interface, Mapped, Sizes, Sweeper, Tables, Views, attach, bpf,
-    layout::Spec, store, sweeper::Board,
+    Attached, Clock, Counters, Error, Interface, Mapped, Sizes, Sweeper, Tables, Views, VrrpRoles, attach,
+    bpf, layout::Spec, store, sweeper::Board,
 };
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, DevMapHash, Map, MapData, ProgramArray},
-    programs::Xdp,
+    programs::{SchedClassifier, Xdp},
 };
 use lb_common::{
     hash::Secrets,
@@ -50,7 +50,7 @@ pub struct Options<'a> {
 
 /// A loaded program version and its tables.
 pub struct Dataplane {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     /// The version's prog array: emptied by the kernel when its last user goes.
     tails: Map,
     views: Arc<Views>,
@@ -166,6 +166,11 @@ impl Dataplane {
         self.clock.clone()
     }
 
+    /// Sets this director's roles in VRRP instances, for any thread.
+    pub fn vrrp_roles(&self) -> VrrpRoles {
+        VrrpRoles::new(self.views(), self.clock())
+    }
+
     /// What plans are run against, knowing again what the kernel's tables hold. One at a time.
     pub fn tables(&self) -> Result<Tables, Error> {
         Tables::recover(self.views(), self.board.clone(), super::tables::Stores::of(|name| self.map(name))?)
@@ -264,6 +269,11 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Map, Error> {
             tails.set(slot, program.fd().map_err(failed)?, 0).map_err(Error::map(own::TAILS))?;
         }
     }
+    let name = programs::EGRESS;
+    let failed = |e| Error::Program { name, reason: Box::new(e) };
+    let egress = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+    let egress: &mut SchedClassifier = egress.try_into().map_err(failed)?;
+    egress.load().map_err(failed)?;
     Ok(map)
 }
 
@@ -280,8 +290,11 @@ fn views(ebpf: &Ebpf, sizes: &Sizes, secrets: Secrets, config: Config) -> Result
         next_hops: mapped(ebpf, pinned::NEXT_HOPS)?,
         services: mapped(ebpf, pinned::SERVICES)?,
         slots: mapped(ebpf, pinned::SLOTS)?,
+        servers: mapped(ebpf, pinned::SERVERS)?,
+        loads: mapped(ebpf, pinned::LOADS)?,
         leases: mapped(ebpf, pinned::LEASES)?,
         filter: mapped(ebpf, pinned::FILTER)?,
+        vrrp: mapped(ebpf, pinned::VRRP)?,
         secrets,
         config,
         pool_end: AtomicU32::new(sizes.pool_addresses),

@@ -21,6 +21,7 @@ pub mod sweeper;
 pub mod tables;
 mod test_run;
 mod views;
+mod vrrp;
 
 pub use attach::{Attached, Interface, Mode, XdpMode};
 pub use clock::Clock;
@@ -34,6 +35,7 @@ pub use sweeper::{Scan, Sweeper};
 pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
+pub use vrrp::{VrrpRole, VrrpRoles, VrrpStanding};
 
 /// The data plane's programs, as built with this agent (ELF).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));

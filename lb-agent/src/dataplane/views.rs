@@ -8,8 +8,10 @@ use lb_common::{
     filter::FilterLine,
     hash::Secrets,
     lease::Lease,
+    load::Load,
+    maps::{VRRP_INSTANCES, VrrpWord},
     scratch::Config,
-    service::{SLOTS_PER_LINE, Service, SlotLine},
+    service::{SERVERS_PER_LINE, SLOTS_PER_LINE, ServerLine, Service, SlotLine},
 };
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -22,8 +24,12 @@ pub struct Views {
     pub next_hops: Mapped<NextHop>,
     pub services: Mapped<Service>,
     pub slots: Mapped<SlotLine>,
+    pub servers: Mapped<ServerLine>,
+    pub loads: Mapped<Load>,
     pub leases: Mapped<Lease>,
     pub filter: Mapped<FilterLine>,
+    /// Roles by VRRP instance.
+    pub vrrp: Mapped<VrrpWord>,
     pub secrets: Secrets,
     pub config: Config,
     /// Leases of pool addresses from this index on were never used: the sweeper need not look.
@@ -40,7 +46,10 @@ impl Views {
             next_hops: Mapped::in_memory(sizes.next_hops)?,
             services: Mapped::in_memory(sizes.services)?,
             slots: Mapped::in_memory(sizes.slots.div_ceil(SLOTS_PER_LINE))?,
+            servers: Mapped::in_memory(sizes.server_lines())?,
+            loads: Mapped::in_memory(sizes.destinations)?,
             leases: Mapped::in_memory(sizes.leases())?,
+            vrrp: Mapped::in_memory(VRRP_INSTANCES)?,
             filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
             secrets,
             config,
@@ -66,6 +75,16 @@ impl Views {
     /// One slot of the packed slot table.
     pub fn slot(&self, slot: u32) -> &AtomicU32 {
         self.slots.half(slot / SLOTS_PER_LINE, (slot % SLOTS_PER_LINE) as usize * 4)
+    }
+
+    /// One entry of the packed lists of servers.
+    pub fn server(&self, entry: u32) -> &AtomicU64 {
+        self.servers.word(entry / SERVERS_PER_LINE, (entry % SERVERS_PER_LINE) as usize * 8)
+    }
+
+    /// The counts word of a load ([`Load::counts_of`]).
+    pub fn counts(&self, load: u32) -> &AtomicU64 {
+        self.loads.word(load, 0)
     }
 
     /// The address filter's cell of an address.

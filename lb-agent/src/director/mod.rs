@@ -319,6 +319,12 @@ fn concerned(objects: &Objects, object: &Object) -> Vec<Name> {
     match object {
         Object::Director(_) => Vec::new(),
         Object::VirtualService(service) => vec![service.name.clone()],
+        Object::VrrpInstance(instance) => objects
+            .services()
+            .filter(|(service, _)| instance.has_address(service.address))
+            .map(|(service, _)| service.name.clone())
+            .collect(),
+        Object::VrrpSyncGroup(_) => Vec::new(),
         Object::LocalAddressPool(pool) => objects
             .services()
             .filter(|(service, _)| service.local_addresses.as_ref() == Some(&pool.name))

@@ -1,5 +1,6 @@
 //! Health checks: which real servers may get new connections, and why not. `state` decides what is believed of
-//! one check; the monitor (an edge) makes the probes and reports their outcomes.
+//! one check, `pool` what that means for one service, `roster` holds all of both; the monitor (an edge) makes the
+//! probes and reports their outcomes.
 //!
 //! The monitor's interface, as the agent uses it:
 //!
@@ -15,7 +16,12 @@
 //! starts at once (ten thousand new ones within a second) and then in a random phase, at [`Pace::Fast`].
 
 pub mod monitor;
+pub mod pool;
 pub mod probe;
+pub mod roster;
+pub mod saved;
 pub mod state;
 
+pub use pool::{Judgement, ServerVerdict, Standing};
+pub use roster::{Judged, Roster};
 pub use state::{Assignment, CheckId, Order, Outcome, Pace, Report, Weighing};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{word, word_of};
+use super::{health, word, word_of};
 use crate::model::{
     FlowHash, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
     Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
@@ -34,6 +34,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, protocol, faults));
     let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, protocol, faults));
     let address_interface = spec.get("addressInterface").and_then(|field| field.interface_name(faults));
+    let health = health::policy(&mut spec, faults);
     let local_addresses_path = spec.path_of("localAddresses");
     let has_local_addresses = spec.get("localAddresses").is_some();
     spec.finish(faults);
@@ -53,6 +54,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         timeouts: timeouts.unwrap_or_default(),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
+        health,
     };
     let tunnels = service.uses(Forwarding::Tun);
     service.mss_clamp = mss_clamp.unwrap_or(MssClamp::default_for(protocol, tunnels));
@@ -66,6 +68,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         faults.add(local_addresses_path, "only fullnat uses local addresses").at_key(0);
     }
     check_real_servers(&service, &real_servers, faults);
+    health::check(&service, &real_servers, faults);
     Some(service)
 }
 
@@ -148,11 +151,18 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let port = map.get("port").map(|field| field.integer(1..=u16::MAX, faults));
     let weight = map.get("weight").and_then(|field| field.integer(0..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&FORWARDING, faults));
+    let health = health::server_policy(&mut map, faults);
     map.finish(faults);
-    Some(RealServer { address: address?, port: port.flatten(), weight: weight.unwrap_or(1), forwarding })
+    Some(RealServer {
+        address: address?,
+        port: port.flatten(),
+        weight: weight.unwrap_or(1),
+        forwarding,
+        health,
+    })
 }
 
-fn check_real_servers(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
+pub fn check_real_servers(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
     let mut seen = HashMap::new();
     for (path, server) in servers {
         let method = service.forwarding_of(server);
@@ -262,7 +272,7 @@ pub fn encode(service: &VirtualService) -> Raw {
         .map(|(key, _, duration)| (key.to_owned(), Raw::Text(duration_text(*duration))))
         .collect();
     let tcp = service.protocol == Protocol::Tcp;
-    Raw::map([
+    let fields = [
         ("address", Some(Raw::text(service.address))),
         ("ports", Some(ports)),
         ("protocol", Some(word(&PROTOCOLS, service.protocol))),
@@ -275,20 +285,22 @@ pub fn encode(service: &VirtualService) -> Raw {
         ("timeouts", Some(Raw::Map(timeouts))),
         ("addressInterface", service.address_interface.as_ref().map(Raw::text)),
         ("realServers", Some(Raw::List(service.real_servers.iter().map(encode_server).collect()))),
-    ])
+    ];
+    Raw::map(fields.into_iter().chain(health::encode(&service.health)))
 }
 
 fn encode_range(range: &PortRange) -> Raw {
     range.single().map_or_else(|| Raw::text(range), Raw::integer)
 }
 
-fn encode_server(server: &RealServer) -> Raw {
-    Raw::map([
+pub fn encode_server(server: &RealServer) -> Raw {
+    let fields = [
         ("address", Some(Raw::text(server.address))),
         ("port", server.port.map(Raw::integer)),
         ("weight", Some(Raw::integer(server.weight))),
         ("forwarding", server.forwarding.map(|method| word(&FORWARDING, method))),
-    ])
+    ];
+    Raw::map(fields.into_iter().chain(health::encode_server(&server.health)))
 }
 
 pub const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];

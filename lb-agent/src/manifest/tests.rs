@@ -115,15 +115,15 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:13:7: spec.realServers[1].wieght: unknown field\n  help: did you mean `weight`?",
         ),
         (
-            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthCheck: {tcp: {}}\n"),
+            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthPolicy: {tcp: {}}\n"),
             "m.yaml:9:14: spec.scheduler: `wlc` is not one of rr, wrr, sh, mh\n  \
-             m.yaml:10:3: spec.healthCheck: unknown field",
+             m.yaml:10:3: spec.healthPolicy: unknown field",
         ),
         (
             web("kind: VirtualService", "kind: VirtualServce"),
             "m.yaml:2:7: kind: unknown kind `VirtualServce`",
         ),
-        (web("kind: VirtualService", "kind: VrrpInstance"), "m.yaml:2:7: kind: unknown kind `VrrpInstance`"),
+        (web("kind: VirtualService", "kind: VrrpRouter"), "m.yaml:2:7: kind: unknown kind `VrrpRouter`"),
         (web("lb/v1", "lb/v2"), "m.yaml:1:13: apiVersion: `lb/v2` is not one of lb/v1"),
         (web("{name: web}", "{name: Web}"), "m.yaml:3:18: metadata.name: `Web` is not a name"),
         (web("  protocol: tcp\n", ""), "m.yaml:4:1: spec.protocol: is required"),
@@ -367,10 +367,11 @@ fn the_host_is_asked_for_interfaces_and_their_addresses() {
     let objects = load_text("m.yaml", &text).unwrap();
     let host = |addresses: &[&str]| HostFacts {
         interfaces: vec![
-            HostInterface { name: "lo".into(), addresses: vec![] },
+            HostInterface { name: "lo".into(), addresses: vec![], networks: vec![] },
             HostInterface {
                 name: "eth0".into(),
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                networks: Vec::new(),
             },
         ],
     };
@@ -591,7 +592,7 @@ prop_compose! {
             } else {
                 IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, index as u16 + 1))
             };
-            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method }
+            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method, health: Default::default() }
         }).collect();
         let mut service = VirtualService {
             name,
@@ -601,7 +602,7 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers,
+            timeouts, address_interface, real_servers, health: Default::default(),
         };
         if service.uses(Forwarding::FullNat) {
             service.local_addresses = Some(pool);
@@ -616,10 +617,11 @@ prop_compose! {
         nets in subsequence(vec!["10.9.0.0/28", "10.9.1.1", "10.9.2.4/30", "2001:db8:9::/124", "2001:db8:a::1"], 1..=5),
         (index, of) in (1..=Share::MAX_OF).prop_flat_map(|of| (1..=of, Just(of))),
         address_interface in prop::option::of(interface_names()),
+        vrrp in prop::option::of(names()),
     ) -> LocalAddressPool {
         let net = |text: &str| text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
         let addresses = nets.into_iter().map(net).collect();
-        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface }
+        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface, vrrp }
     }
 }
 

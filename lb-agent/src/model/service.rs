@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Name;
+use super::{Name, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -28,6 +28,8 @@ pub struct VirtualService {
     /// In the order of the manifest, which is the order of addition for rr and wrr. May be empty: the service
     /// then refuses connections.
     pub real_servers: Vec<RealServer>,
+    /// Its health checks and who takes part.
+    pub health: health::Policy,
 }
 
 impl VirtualService {
@@ -49,7 +51,9 @@ impl VirtualService {
 
     /// Whether any real server, or the service itself, uses `method`.
     pub fn uses(&self, method: Forwarding) -> bool {
-        self.forwarding == method || self.real_servers.iter().any(|s| self.forwarding_of(s) == method)
+        let sorry = self.health.sorry_server.as_deref();
+        self.forwarding == method
+            || self.real_servers.iter().chain(sorry).any(|s| self.forwarding_of(s) == method)
     }
 }
 
@@ -62,6 +66,7 @@ pub struct RealServer {
     pub weight: u16,
     /// Overrides the service's.
     pub forwarding: Option<Forwarding>,
+    pub health: health::ServerPolicy,
 }
 
 /// A real server within a service. Ordered by family, address and port: the order that two directors agree

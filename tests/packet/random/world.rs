@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, lpm_trie::LpmTrie};
 use lb_agent::dataplane::{
     Action, Dataplane, Mapped, Ports, Sizes, Tables, Views,
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, ServiceSpec},
+    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     address::Address,
@@ -153,8 +153,8 @@ impl World {
         let mut pools = BTreeMap::new();
         for (name, address) in [("four", POOL4), ("six", POOL6)] {
             let address: IpAddr = address.parse()?;
-            let at = tables.set_pool(name, &[address], (1, 1), 0)?;
-            tables.bind_address(name, Role::Pool(at.0), address, 0)?;
+            let at = tables.set_pool(name, &[address], (1, 1))?;
+            tables.bind_address(name, Role::Pool(at.0), address)?;
             pools.insert(address.is_ipv6(), at);
         }
         let mut this = Self {
@@ -230,7 +230,7 @@ impl World {
                 mss: if first_port == 80 { 1400 } else { 0 },
                 timeouts: [TIMEOUT; 16],
                 pool: (method == Method::FullNat).then_some(pool),
-                vrrp: 0,
+                rules: Rules::default(),
             })?;
             let server = match v6 != crosses {
                 true => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, number as u16]),
@@ -241,14 +241,15 @@ impl World {
             let mtu = MTU as u16 - overhead;
             let key = DestinationKey::new(&name, server, server_port, method);
             let vip_port = if server_port == 0 { 0 } else { first_port };
-            let spec = DestinationSpec { next_hop, mtu, timeout: TIMEOUT, vip_port };
+            let spec =
+                DestinationSpec { next_hop, mtu, timeout: TIMEOUT, vip_port, standing: Standing::DEFAULT };
             let destination = tables.ensure_destination(&key, &spec)?;
             let slots = if has_server { vec![Some(destination)] } else { Vec::new() };
             tables.set_slots(&name, &slots)?;
             tables.bind_ports(&name, &[ports])?;
-            tables.bind_address(&name, Role::Vip, vip, 0)?;
+            tables.bind_address(&name, Role::Vip, vip)?;
             if method == Method::Nat {
-                tables.bind_address(&name, Role::NatSource, server, 0)?;
+                tables.bind_address(&name, Role::NatSource, server)?;
                 self.nat_servers.insert((Address::from(server).v6(), server.is_ipv6()));
             }
             self.services.push(Service {

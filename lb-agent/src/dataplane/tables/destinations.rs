@@ -6,6 +6,8 @@ use lb_common::{
     address::Address,
     checksum,
     destination::{Destination, Forwarding, flags},
+    load::{Load, Rate},
+    service::features,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,15 +46,84 @@ pub struct DestinationSpec {
     pub timeout: u16,
     /// The VIP's port, host order, when the real server's differs; else 0.
     pub vip_port: u16,
+    /// What its server may be given, and what becomes of its flows.
+    pub standing: Standing,
+}
+
+/// What becomes of the flows of a destination with their next packet.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum OnNextPacket {
+    /// They go on.
+    #[default]
+    GoOn,
+    /// TCP: the client is answered with RST; UDP: scheduled elsewhere. The server is dead.
+    Reset,
+    /// As [`OnNextPacket::Reset`], but the server is told first: the packet goes there as a RST.
+    ResetAndTell,
+}
+
+/// How a real server stands in its service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Effective weight; 0 takes no new flows. For counted schedulers and checks of slots; slot tables hold theirs.
+    pub weight: u32,
+    /// Flows from which on it takes no new ones; 0 is no limit.
+    pub upper: u32,
+    /// Flows below which it takes new ones again; 0 is three quarters of `upper`.
+    pub lower: u32,
+    /// No new flows, sticky clients included.
+    pub draining: bool,
+    pub on_next_packet: OnNextPacket,
+    /// Packets that may pass in a second; 0 is no limit.
+    pub packets_per_second: u32,
+    /// The place in its service's list of servers ([`Tables::set_servers`]): the same in all endpoints of a group.
+    pub ordinal: u16,
+}
+
+impl Standing {
+    /// Weight 1, no limits.
+    pub const DEFAULT: Self = Self {
+        weight: 1,
+        upper: 0,
+        lower: 0,
+        draining: false,
+        on_next_packet: OnNextPacket::GoOn,
+        packets_per_second: 0,
+        ordinal: 0,
+    };
+
+    fn flags(&self) -> u32 {
+        let reset = match self.on_next_packet {
+            OnNextPacket::GoOn => 0,
+            OnNextPacket::Reset => flags::RESET,
+            OnNextPacket::ResetAndTell => flags::RESET | flags::RESET_TELLS_SERVER,
+        };
+        let draining = if self.draining { flags::DRAINING } else { 0 };
+        reset | draining | if self.packets_per_second != 0 { flags::RATED } else { 0 }
+    }
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 type Key = (u32, IpAddr, u16, u8);
+
+/// The flags that come from the service's rules.
+const RULES_FLAGS: u32 = flags::COUNTED | flags::UDP_INACTIVE;
 
 #[derive(Debug)]
 struct State {
     index: u32,
     removed: bool,
     claimed: bool,
+    /// Index of its load: its own, or that of the binding of another endpoint that came first.
+    load: u32,
+    ordinal: u16,
+    /// Its limit of packets as written; None: not looked at since the start.
+    rate: Option<u32>,
 }
 
 /// The destinations in use and in quarantine.
@@ -87,7 +158,14 @@ impl Destinations {
             self.indices.retire(index, now);
         }
         self.by_index.insert(index, key);
-        self.by_key.entry(key).or_insert(State { index, removed, claimed: false });
+        self.by_key.entry(key).or_insert(State {
+            index,
+            removed,
+            claimed: false,
+            load: record.load,
+            ordinal: record.ordinal,
+            rate: None,
+        });
     }
 
     pub fn forget(&mut self, index: u32) {
@@ -107,6 +185,31 @@ impl Destinations {
     fn of_service(&self, service: u32) -> Vec<Key> {
         let first = (service, IpAddr::from([0; 4]), 0, 0);
         self.by_key.range(first..).take_while(|(key, _)| key.0 == service).map(|(key, _)| *key).collect()
+    }
+
+    /// The indices of a service's destinations, those in quarantine included.
+    pub fn indices_of_service(&self, service: u32) -> Vec<u32> {
+        self.by_index.iter().filter(|(_, key)| key.0 == service).map(|(index, _)| *index).collect()
+    }
+
+    /// Loads that belong to another destination than their index says.
+    pub fn shared_loads(&self) -> BTreeSet<u32> {
+        self.by_key.values().filter(|state| state.load != state.index).map(|state| state.load).collect()
+    }
+
+    /// The load of the same real server at another endpoint of its group, if there is one.
+    fn load_in_group(&self, endpoints: &[u32], key: Key, ordinal: u16) -> Option<u32> {
+        endpoints.iter().filter(|service| **service != key.0).find_map(|service| {
+            let from = (*service, key.1, 0, 0);
+            let to = (*service, key.1, u16::MAX, u8::MAX);
+            let mut same = self.by_key.range(from..=to).map(|(_, state)| state);
+            same.find(|state| !state.removed && state.ordinal == ordinal).map(|state| state.load)
+        })
+    }
+
+    /// The load of a destination.
+    pub fn load(&self, index: u32) -> Option<u32> {
+        Some(self.by_key.get(self.by_index.get(&index)?)?.load)
     }
 
     pub fn indices_in_use(&self) -> impl Iterator<Item = u32> {
@@ -131,19 +234,81 @@ impl Tables {
                     // An agent that just started does not know the way yet; the table still does.
                     spec.next_hop = self.views.destinations.get(state.index).next_hop;
                 }
+                state.ordinal = spec.standing.ordinal;
                 if std::mem::take(&mut state.removed) {
                     self.destinations.indices.revive(state.index);
                 }
                 state.index
             }
-            None => self.allocate_destination(inner)?,
+            None => self.allocate_destination(inner, spec.standing.ordinal)?,
         };
+        self.set_load(index, &spec.standing)?;
         let record = self.destination_record(key, service, &spec);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         Ok(index)
     }
 
-    fn allocate_destination(&mut self, key: Key) -> Result<u32, Error> {
+    /// Weight, thresholds and the limit of packets. A threshold that grew or went relieves the server at once.
+    fn set_load(&mut self, index: u32, standing: &Standing) -> Result<(), Error> {
+        let load = self.destinations.load(index).unwrap_or(index);
+        let views = &self.views;
+        let record = views.loads.get(load);
+        let (active, inactive) = Load::counts_of(record.counts);
+        let total = active as u64 + inactive as u64;
+        let relieved =
+            standing.upper == 0 || (standing.upper > record.upper && total < standing.upper as u64);
+        for (offset, old, new) in [
+            (std::mem::offset_of!(Load, weight), record.weight, standing.weight),
+            (std::mem::offset_of!(Load, upper), record.upper, standing.upper),
+            (std::mem::offset_of!(Load, lower), record.lower, standing.lower),
+            (
+                std::mem::offset_of!(Load, overloaded),
+                record.overloaded,
+                if relieved { 0 } else { record.overloaded },
+            ),
+        ] {
+            if old != new {
+                views.loads.half(load, offset).store(new, Release);
+                self.writes += 1;
+            }
+        }
+        let limit = standing.packets_per_second;
+        let Some(key) = self.destinations.by_index.get(&index) else { return Ok(()) };
+        let Some(state) = self.destinations.by_key.get_mut(key) else { return Ok(()) };
+        let known = match state.rate {
+            Some(known) => known,
+            None => self.stores.rates.get(&index)?.unwrap_or_default().limit,
+        };
+        if known != limit {
+            self.stores.rates.insert(index, Rate { limit, ..Rate::default() })?;
+            self.writes += 1;
+        }
+        state.rate = Some(limit);
+        Ok(())
+    }
+
+    /// Writes again what a service's rules put into the flags of its destinations.
+    pub(super) fn refresh_flags_of(&mut self, service: u32) {
+        let rules = self.rules_flags(service);
+        for key in self.destinations.of_service(service) {
+            let Some(state) = self.destinations.by_key.get(&key) else { continue };
+            let word = self.views.destinations.word(state.index, 0);
+            let old = word.load(Relaxed);
+            let new = old & !((RULES_FLAGS as u64) << 32) | (rules as u64) << 32;
+            if old != new {
+                word.store(new, Release);
+                self.writes += 1;
+            }
+        }
+    }
+
+    fn rules_flags(&self, service: u32) -> u32 {
+        let rules = self.services.by_index.get(&service).map_or(0, |state| state.rules);
+        let counted = if rules & features::COUNTED != 0 { flags::COUNTED } else { 0 };
+        counted | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
+    }
+
+    fn allocate_destination(&mut self, key: Key, ordinal: u16) -> Result<u32, Error> {
         let mut index = self.destinations.indices.allocate();
         if index.is_none() {
             self.maintain()?;
@@ -152,7 +317,11 @@ impl Tables {
         let limit = self.views.destinations.len();
         let index =
             index.ok_or(Error::Full { what: "real server", limit, hint: super::MORE_REAL_SERVERS })?;
-        self.destinations.by_key.insert(key, State { index, removed: false, claimed: true });
+        let endpoints = self.services.endpoints(key.0);
+        let load = self.destinations.load_in_group(&endpoints, key, ordinal).unwrap_or(index);
+        self.destinations
+            .by_key
+            .insert(key, State { index, removed: false, claimed: true, load, ordinal, rate: None });
         self.destinations.by_index.insert(index, key);
         Ok(index)
     }
@@ -160,20 +329,24 @@ impl Tables {
     fn destination_record(&self, key: &DestinationKey, service: u32, spec: &DestinationSpec) -> Destination {
         let state = &self.services.by_index[&service];
         let (address, vip) = (Address::from(key.address), state.vip.map(Address::from).unwrap_or_default());
+        let instance = state.vip.map_or(0, |vip| self.instance_of(vip));
         let same_family = state.vip.is_some_and(|vip| vip.is_ipv6() == key.address.is_ipv6());
         let mut flags = key.forwarding as u32 & flags::FORWARDING | flags::VALID;
         for (set, flag) in [
             (key.address.is_ipv6(), flags::REAL_V6),
             (state.vip.is_some_and(|vip| vip.is_ipv6()), flags::VIP_V6),
             (state.protocol == libc::IPPROTO_UDP as u8, flags::UDP),
+            (state.protocol == libc::IPPROTO_SCTP as u8, flags::SCTP),
         ] {
             flags |= if set { flag } else { 0 };
         }
+        flags |= spec.standing.flags() | self.rules_flags(service);
+        let inner = (service, key.address, key.port, key.forwarding);
         Destination {
             word: Destination::make_word(
                 key.port,
                 spec.mtu,
-                flags | (state.vrrp as u32) << flags::VRRP_SHIFT,
+                flags | u32::from(instance) << flags::VRRP_SHIFT,
             ),
             next_hop: spec.next_hop,
             service,
@@ -182,6 +355,8 @@ impl Tables {
             timeout: spec.timeout,
             vip_port: spec.vip_port.to_be(),
             delta: if same_family { checksum::difference(vip.words(), address.words()) } else { 0 },
+            load: self.destinations.by_key.get(&inner).map_or(0, |state| state.load),
+            ordinal: spec.standing.ordinal,
             reserved: 0,
         }
     }

@@ -18,14 +18,18 @@ mod hops;
 mod pools;
 mod recover;
 mod routes;
+mod rules;
+mod servers;
 mod services;
 #[cfg(test)]
 mod tests;
+mod vrrp;
 
 pub use addresses::Role;
-pub use destinations::{DestinationKey, DestinationSpec};
+pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing};
 pub use hops::NextHopKey;
 pub use routes::ClientVia;
+pub use rules::{Access, Persistence, Quic, Rules};
 pub use services::ServiceSpec;
 
 use super::{
@@ -41,8 +45,9 @@ use lb_common::{
     destination::{Destination, Traffic},
     filter::{AddressKey, AddressRecord},
     lease::PoolAddress,
+    load::{Load, Rate},
     maps::pinned,
-    service::{PortRanges, Service, ServiceKey},
+    service::{PortRanges, QuicKey, Service, ServiceKey},
 };
 use std::{
     collections::BTreeMap,
@@ -65,7 +70,10 @@ pub struct Stores {
     pub(super) addresses: BoxStore<AddressKey, AddressRecord>,
     pub(super) routes4: BoxStore<(u32, [u8; 4]), u32>,
     pub(super) routes6: BoxStore<(u32, [u8; 16]), u32>,
-    pub(super) vrrp: BoxStore<u32, u64>,
+    pub(super) rates: BoxStore<u32, Rate>,
+    pub(super) acl4: BoxStore<(u32, [u8; 8]), u32>,
+    pub(super) acl6: BoxStore<(u32, [u8; 20]), u32>,
+    pub(super) quic_ids: BoxStore<QuicKey, u32>,
     pub(super) traffic: BoxStore<u32, Vec<Traffic>>,
     pub(super) port_range_lists: u32,
 }
@@ -94,7 +102,10 @@ impl Stores {
                 CLIENT_ROUTES6,
                 map(CLIENT_ROUTES6)?,
             )?),
-            vrrp: Box::new(Kernel::<Array<MapData, u64>>::of(VRRP, map(VRRP)?)?),
+            rates: Box::new(Kernel::<Array<MapData, Rate>>::of(RATES, map(RATES)?)?),
+            acl4: Box::new(Kernel::<LpmTrie<MapData, [u8; 8], u32>>::of(ACL4, map(ACL4)?)?),
+            acl6: Box::new(Kernel::<LpmTrie<MapData, [u8; 20], u32>>::of(ACL6, map(ACL6)?)?),
+            quic_ids: Box::new(Kernel::<HashMap<MapData, QuicKey, u32>>::of(QUIC_IDS, map(QUIC_IDS)?)?),
             traffic: Box::new(Kernel::<PerCpuArray<MapData, Traffic>>::of(TRAFFIC, map(TRAFFIC)?)?),
             port_range_lists: lists,
         })
@@ -109,7 +120,10 @@ impl Stores {
             addresses: Box::new(Memory::default()),
             routes4: Box::new(Memory::default()),
             routes6: Box::new(Memory::default()),
-            vrrp: Box::new(Memory::default()),
+            rates: Box::new(Memory::default()),
+            acl4: Box::new(Memory::default()),
+            acl6: Box::new(Memory::default()),
+            quic_ids: Box::new(Memory::default()),
             traffic: Box::new(Memory::default()),
             port_range_lists,
         }
@@ -128,13 +142,16 @@ pub struct Tables {
     destinations: destinations::Destinations,
     hops: hops::Hops,
     slots: Ranges,
+    servers: servers::Servers,
+    access: rules::AccessLists,
+    quic: BTreeMap<QuicKey, u32>,
     /// Slot ranges that were replaced: (first, number, when).
     old_slots: Vec<(u32, u32, Instant)>,
     bindings: bindings::Bindings,
     addresses: addresses::Addresses,
     pools: pools::Pools,
     routes: BTreeMap<ipnet::IpNet, u32>,
-    vrrp: BTreeMap<u32, u64>,
+    vrrp: vrrp::Instances,
 }
 
 impl Tables {
@@ -150,25 +167,13 @@ impl Tables {
         self.grace = Duration::ZERO;
     }
 
-    /// Sets the word of a VRRP instance ([`lb_common::maps::VrrpWord`]; 1 to 255).
-    pub fn set_vrrp_word(&mut self, instance: u32, word: u64) -> Result<(), Error> {
-        if instance == 0 || instance >= lb_common::maps::VRRP_INSTANCES {
-            return Err(Error::Refused(format!("VRRP instance {instance} is not between 1 and 255")));
-        }
-        if self.vrrp.get(&instance).copied().unwrap_or(0) != word {
-            self.stores.vrrp.insert(instance, word)?;
-            self.vrrp.insert(instance, word);
-            self.writes += 1;
-        }
-        Ok(())
-    }
-
     /// Frees what nothing can name any more. To be called about once a second; calls that find a table full call
     /// it themselves.
     pub fn maintain(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         let scan = self.board.latest();
         self.release_slots(now);
+        self.release_servers(now);
         self.release_destinations(now, scan.as_deref())?;
         self.release_services(now);
         self.release_hops(now, scan.as_deref());
@@ -200,12 +205,20 @@ impl Tables {
 
     fn release_destinations(&mut self, _now: Instant, scan: Option<&Scan>) -> Result<(), Error> {
         let (quarantine, grace) = (self.quarantine, self.grace);
+        // The load of a destination has its index. While bindings of other endpoints share it, it stays.
+        let shared = if self.destinations.indices.has_quarantined() {
+            self.destinations.shared_loads()
+        } else {
+            Default::default()
+        };
         let freed = self.destinations.indices.release(|index, since| {
-            Self::is_out_of_use(quarantine, grace, since, scan, |scan| scan.saw_destination(index))
+            !shared.contains(&index)
+                && Self::is_out_of_use(quarantine, grace, since, scan, |scan| scan.saw_destination(index))
         });
         for index in freed {
             self.retire_traffic(index)?;
             self.writes += self.views.destinations.update(index, &Destination::default(), 0) as u64;
+            self.writes += self.views.loads.update(index, &Load::default(), 0) as u64;
             self.destinations.forget(index);
         }
         Ok(())

@@ -2,7 +2,8 @@
 
 use super::{
     super::{Error, Views, ports},
-    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, services,
+    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, rules, servers,
+    services, vrrp,
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
@@ -28,26 +29,35 @@ impl Tables {
             destinations: destinations::Destinations::new(views.destinations.len()),
             hops: hops::Hops::new(views.next_hops.len()),
             slots: Ranges::new(views.slots.len() * SLOTS_PER_LINE),
+            servers: servers::Servers::new(views.servers.len()),
+            access: rules::AccessLists::default(),
+            quic: BTreeMap::new(),
             old_slots: Vec::new(),
             bindings: bindings::Bindings::new(stores.port_range_lists),
             addresses: addresses::Addresses::default(),
             pools: pools::Pools::new(views.leases.len() >> 16),
             routes: BTreeMap::new(),
-            vrrp: BTreeMap::new(),
+            vrrp: vrrp::Instances::default(),
             stores,
             views,
         };
         let now = Instant::now();
         this.recover_services();
+        for (index, state) in &this.services.by_index {
+            if state.leader != *index {
+                this.services.led.entry(state.leader).or_default().insert(*index);
+            }
+        }
         this.recover_bindings()?;
         this.recover_destinations(now)?;
         this.recover_hops(now);
         this.recover_addresses()?;
         this.recover_routes()?;
+        this.recover_access()?;
+        this.quic = this.stores.quic_ids.entries()?.into_iter().collect();
         for (index, record) in this.stores.pool.entries()? {
             this.pools.recover(index, record);
         }
-        this.vrrp = this.stores.vrrp.entries()?.into_iter().collect();
         this.views.pool_end.store(0, Relaxed);
         this.set_pool_end();
         // What recovery repaired is no part of what the agent asks for.
@@ -66,12 +76,14 @@ impl Tables {
             if len > 0 {
                 self.slots.claim(first, len);
             }
+            self.servers.claim(record.servers);
             let state = services::State {
                 name: None,
                 vip: None,
                 protocol: record.protocol,
-                vrrp: record.vrrp,
                 removed: false,
+                rules: rules::recovered(&record),
+                leader: record.leader,
                 ports: BTreeSet::new(),
             };
             self.services.by_index.insert(index, state);
@@ -122,6 +134,7 @@ impl Tables {
             self.services.by_index.iter().filter(|(_, s)| s.ports.is_empty()).map(|(i, _)| *i).collect();
         for index in dying {
             self.set_slots_of(index, &[])?;
+            self.set_servers_of(index, &[])?;
             self.retire_destinations_of(index);
             if let Some(state) = self.services.by_index.get_mut(&index) {
                 state.removed = true;
@@ -183,6 +196,7 @@ impl Tables {
         for key in self.hops.unclaimed() {
             self.remove_next_hop(&key);
         }
+        self.forget_unclaimed_instances()?;
         self.remove_nobodys_addresses()?;
         self.retire_unclaimed_places()
     }

@@ -1,8 +1,8 @@
 //! Services and their slots.
 
-use super::{super::Error, Tables};
+use super::{super::Error, Rules, Tables, rules};
 use crate::dataplane::{indices::Indices, ports::Ports};
-use lb_common::service::{OnUnknownFlow, Pick, SERVICE_VALID, Service};
+use lb_common::service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, features};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -26,8 +26,8 @@ pub struct ServiceSpec {
     pub timeouts: [u16; 16],
     /// FULLNAT: what [`Tables::set_pool`] returned.
     pub pool: Option<(u16, u8)>,
-    /// VRRP instance; 0 is none.
-    pub vrrp: u8,
+    /// What else a new flow must meet, and how its server is chosen.
+    pub rules: Rules,
 }
 
 #[derive(Debug)]
@@ -37,8 +37,11 @@ pub struct State {
     /// None: found in the tables with no port bound.
     pub vip: Option<IpAddr>,
     pub protocol: u8,
-    pub vrrp: u8,
     pub removed: bool,
+    /// [`features`] as written.
+    pub rules: u32,
+    /// Index of the service that leads its group.
+    pub leader: u32,
     /// The ports bound to it.
     pub ports: BTreeSet<Ports>,
 }
@@ -49,14 +52,45 @@ pub struct Services {
     pub indices: Indices,
     pub names: BTreeMap<String, u32>,
     pub by_index: BTreeMap<u32, State>,
+    /// The services that another one leads, by the leader.
+    pub led: BTreeMap<u32, BTreeSet<u32>>,
 }
 
-/// The first two words, slots and cursor, are not written with the rest of the record.
-const SKIP: u64 = 0b11;
+/// Slots, cursor, servers, limit and cache are not written with the rest of the record.
+pub(super) const SKIP: u64 = 0b11 | 0b111 << 8;
 
 impl Services {
     pub fn new(len: u32) -> Self {
-        Self { indices: Tables::indices(len), names: BTreeMap::new(), by_index: BTreeMap::new() }
+        Self {
+            indices: Tables::indices(len),
+            names: BTreeMap::new(),
+            by_index: BTreeMap::new(),
+            led: BTreeMap::new(),
+        }
+    }
+
+    /// The services of the group of a service, if it is not alone.
+    pub fn endpoints(&self, service: u32) -> Vec<u32> {
+        let leader = self.by_index.get(&service).map_or(service, |state| state.leader);
+        let Some(led) = self.led.get(&leader) else { return Vec::new() };
+        led.iter().copied().chain([leader]).collect()
+    }
+
+    /// Puts a service into the group of its leader and takes it out of any other.
+    fn follow(&mut self, service: u32, leader: u32) {
+        let Some(state) = self.by_index.get_mut(&service) else { return };
+        let before = std::mem::replace(&mut state.leader, leader);
+        if before != leader
+            && let Some(led) = self.led.get_mut(&before)
+        {
+            led.remove(&service);
+            if led.is_empty() {
+                self.led.remove(&before);
+            }
+        }
+        if leader != service {
+            self.led.entry(leader).or_default().insert(service);
+        }
     }
 
     /// The service of the tables that has most of these ports and no name yet.
@@ -91,10 +125,20 @@ impl Tables {
         };
         self.services.names.insert(spec.name.clone(), index);
         if let Some(state) = self.services.by_index.get_mut(&index) {
-            (state.name, state.vrrp) = (Some(spec.name.clone()), spec.vrrp);
+            state.name = Some(spec.name.clone());
         }
+        let leader = match &spec.rules.leader {
+            Some(leader) if *leader != spec.name => self.service_of(leader)?,
+            _ => index,
+        };
+        let features = rules::features_of(spec);
+        self.services.follow(index, leader);
+        let state = self.services.by_index.get_mut(&index);
+        let before = state.map(|state| std::mem::replace(&mut state.rules, features));
         let (pool_first, pool_len) = spec.pool.unwrap_or_default();
         let record = Service {
+            features,
+            leader,
             pick: spec.pick as u8,
             on_unknown_flow: spec.on_unknown_flow as u8,
             flags: SERVICE_VALID,
@@ -103,10 +147,15 @@ impl Tables {
             pool_first,
             timeouts: spec.timeouts,
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
-            ..Service::default()
+            vrrp: self.instance_of(spec.vip),
+            ..rules::record(&spec.rules)
         };
         self.writes += self.views.services.update(index, &record, SKIP) as u64;
+        if before
+            .is_some_and(|before| (before ^ features) & (features::COUNTED | features::UDP_INACTIVE) != 0)
+        {
+            self.refresh_flags_of(index);
+        }
         Ok(index)
     }
 
@@ -122,8 +171,9 @@ impl Tables {
             name: None,
             vip: Some(spec.vip),
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
             removed: false,
+            rules: 0,
+            leader: index,
             ports: BTreeSet::new(),
         };
         self.services.by_index.insert(index, state);
@@ -220,7 +270,10 @@ impl Tables {
 
     pub(super) fn remove_service_at(&mut self, index: u32) -> Result<(), Error> {
         self.bind_ports_of(index, &[])?;
+        self.services.follow(index, index);
         self.set_slots_of(index, &[])?;
+        self.set_servers_of(index, &[])?;
+        self.forget_quic_ids(index)?;
         self.retire_destinations_of(index);
         let Some(state) = self.services.by_index.get_mut(&index).filter(|state| !state.removed) else {
             return Ok(());
