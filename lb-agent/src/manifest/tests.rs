@@ -476,6 +476,21 @@ fn each_example_loads_and_so_do_all_together() {
     load(&sources).unwrap_or_else(|report| panic!("{report}"));
 }
 
+/// A directory of examples has one file for each director of a pair.
+#[test]
+fn each_director_of_an_example_pair_loads() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let directories =
+        examples.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut loaded = 0;
+    for source in directories.flat_map(|directory| read_path(&directory).unwrap()) {
+        let objects = load(std::slice::from_ref(&source)).unwrap_or_else(|report| panic!("{report}"));
+        assert!(objects.director().is_some() && objects.vrrp_instances().next().is_some(), "{}", source.file);
+        loaded += 1;
+    }
+    assert!(loaded >= 2 && loaded % 2 == 0, "{loaded} files");
+}
+
 /// Every field that can be written is in the reference, with the path under which diagnostics name it.
 #[test]
 fn the_reference_has_every_field() {
