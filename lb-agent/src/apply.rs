@@ -13,9 +13,11 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, Rules, ServiceSpec, Standing,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, OnNextPacket, Role as TableRole, Rules,
+    ServiceSpec, Standing,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
 use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, Slots, Step, Via};
@@ -287,7 +289,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
-            standing: Standing::DEFAULT,
+            standing: standing(destination.flows, self.protocol_of(service)),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())
@@ -330,10 +332,24 @@ impl Applier {
         self.tables.next_hop(&hop_key(key)).with_context(|| format!("next hop {key} is not in the tables"))
     }
 
+    fn protocol_of(&self, service: &Name) -> Option<Protocol> {
+        self.done.services.get(service).map(|layout| layout.service.protocol)
+    }
+
     fn ticks(&self, timeout: Duration) -> u16 {
         let ticks = scratch::ticks(timeout.as_millis() as u64, self.hz);
         u16::try_from(ticks).unwrap_or(u16::MAX).min(lb_common::connection::MAX_TIMEOUT_TICKS)
     }
+}
+
+/// What a destination's flows meet with their next packet.
+fn standing(flows: Flows, protocol: Option<Protocol>) -> Standing {
+    let on_next_packet = match (flows, protocol) {
+        // A UDP flow that is reset goes elsewhere.
+        (Flows::Reset, _) | (Flows::Move, Some(Protocol::Udp)) => OnNextPacket::Reset,
+        (Flows::Stay | Flows::Keep | Flows::Move, _) => OnNextPacket::GoOn,
+    };
+    Standing { draining: flows != Flows::Stay, on_next_packet, ..Standing::DEFAULT }
 }
 
 /// A way as it is found in the tables.

@@ -311,6 +311,8 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
     let short = match lower.as_str() {
         "service" | "services" | "svc" => Some(Kind::VirtualService),
         "pool" | "pools" => Some(Kind::LocalAddressPool),
+        "vrrp" | "vrrp-instance" => Some(Kind::VrrpInstance),
+        "vrrp-group" | "vrrp-sync-group" => Some(Kind::VrrpSyncGroup),
         _ => None,
     };
     let full = || Kind::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text));

@@ -3,6 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use super::check_vrrp;
 use super::diagnostic::{Diagnostic, Report};
 use super::objects::{Entry, Objects};
 use super::pool::net_text;
@@ -37,6 +40,7 @@ pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>, runni
     address_interfaces(&services, &mut found);
     local_addresses(objects, &services, broken, &mut found);
     pool_addresses(objects, &services, &mut found);
+    check_vrrp::check(objects, broken, new, &mut found);
     sorted(found)
 }
 
@@ -249,6 +253,8 @@ pub struct HostInterface {
     /// The interface's own addresses: those by which the host is known. Neither addresses that the agent put
     /// there (they carry its IFA_PROTO) nor ones the operator added for a pool belong here.
     pub addresses: Vec<IpAddr>,
+    /// The networks that these addresses are in, each with the host's own address.
+    pub networks: Vec<IpNet>,
 }
 
 /// Checks a set of objects against the host it is meant for.
@@ -288,5 +294,6 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts) -> Report {
             }
         }
     }
+    check_vrrp::check_against_host(objects, host, &mut found);
     sorted(found)
 }

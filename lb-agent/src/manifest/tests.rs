@@ -123,7 +123,7 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             web("kind: VirtualService", "kind: VirtualServce"),
             "m.yaml:2:7: kind: unknown kind `VirtualServce`",
         ),
-        (web("kind: VirtualService", "kind: VrrpInstance"), "m.yaml:2:7: kind: unknown kind `VrrpInstance`"),
+        (web("kind: VirtualService", "kind: VrrpRouter"), "m.yaml:2:7: kind: unknown kind `VrrpRouter`"),
         (web("lb/v1", "lb/v2"), "m.yaml:1:13: apiVersion: `lb/v2` is not one of lb/v1"),
         (web("{name: web}", "{name: Web}"), "m.yaml:3:18: metadata.name: `Web` is not a name"),
         (web("  protocol: tcp\n", ""), "m.yaml:4:1: spec.protocol: is required"),
@@ -367,10 +367,11 @@ fn the_host_is_asked_for_interfaces_and_their_addresses() {
     let objects = load_text("m.yaml", &text).unwrap();
     let host = |addresses: &[&str]| HostFacts {
         interfaces: vec![
-            HostInterface { name: "lo".into(), addresses: vec![] },
+            HostInterface { name: "lo".into(), addresses: vec![], networks: vec![] },
             HostInterface {
                 name: "eth0".into(),
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                networks: Vec::new(),
             },
         ],
     };
@@ -616,10 +617,11 @@ prop_compose! {
         nets in subsequence(vec!["10.9.0.0/28", "10.9.1.1", "10.9.2.4/30", "2001:db8:9::/124", "2001:db8:a::1"], 1..=5),
         (index, of) in (1..=Share::MAX_OF).prop_flat_map(|of| (1..=of, Just(of))),
         address_interface in prop::option::of(interface_names()),
+        vrrp in prop::option::of(names()),
     ) -> LocalAddressPool {
         let net = |text: &str| text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
         let addresses = nets.into_iter().map(net).collect();
-        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface }
+        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface, vrrp }
     }
 }
 

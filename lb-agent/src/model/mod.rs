@@ -38,6 +38,9 @@ pub enum Object {
     Director(Director),
     LocalAddressPool(LocalAddressPool),
     VirtualService(VirtualService),
+    /// Boxed: it has many fields, and there are few of it.
+    VrrpInstance(Box<VrrpInstance>),
+    VrrpSyncGroup(VrrpSyncGroup),
 }
 
 impl Object {
@@ -46,6 +49,8 @@ impl Object {
             Object::Director(_) => Kind::Director,
             Object::LocalAddressPool(_) => Kind::LocalAddressPool,
             Object::VirtualService(_) => Kind::VirtualService,
+            Object::VrrpInstance(_) => Kind::VrrpInstance,
+            Object::VrrpSyncGroup(_) => Kind::VrrpSyncGroup,
         }
     }
 
@@ -54,6 +59,8 @@ impl Object {
             Object::Director(director) => &director.name,
             Object::LocalAddressPool(pool) => &pool.name,
             Object::VirtualService(service) => &service.name,
+            Object::VrrpInstance(instance) => &instance.name,
+            Object::VrrpSyncGroup(group) => &group.name,
         }
     }
 
@@ -68,10 +75,18 @@ pub enum Kind {
     Director,
     LocalAddressPool,
     VirtualService,
+    VrrpInstance,
+    VrrpSyncGroup,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Director, Kind::LocalAddressPool, Kind::VirtualService];
+    pub const ALL: [Kind; 5] = [
+        Kind::Director,
+        Kind::LocalAddressPool,
+        Kind::VirtualService,
+        Kind::VrrpInstance,
+        Kind::VrrpSyncGroup,
+    ];
 
     /// The word that a manifest's `kind:` holds.
     pub fn as_str(self) -> &'static str {
@@ -79,6 +94,8 @@ impl Kind {
             Kind::Director => "Director",
             Kind::LocalAddressPool => "LocalAddressPool",
             Kind::VirtualService => "VirtualService",
+            Kind::VrrpInstance => "VrrpInstance",
+            Kind::VrrpSyncGroup => "VrrpSyncGroup",
         }
     }
 }
@@ -192,6 +209,6 @@ mod tests {
         let id = ObjectId { kind: Kind::VirtualService, name: Name::new("web").unwrap() };
         assert_eq!(id.to_string(), "VirtualService/web");
         assert_eq!("Director".parse(), Ok(Kind::Director));
-        assert_eq!("VrrpInstance".parse::<Kind>(), Err(()));
+        assert_eq!("VrrpRouter".parse::<Kind>(), Err(()));
     }
 }

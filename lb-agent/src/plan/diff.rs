@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Layout, Role, ServiceLayout, Slots, Step};
+use crate::model::health::Flows;
 use crate::model::{Name, PortRange, Ports};
 
 /// The steps that make `from` into `to`. None when they are equal.
@@ -142,10 +143,15 @@ fn set_service(
         let ports = after.ports.clone();
         steps.push(Step::SetService { name, service, ports });
     }
+    // A server whose flows end gets no more of them first.
+    let mut closed = Vec::new();
     for (binding, destination) in &after.destinations {
-        if before.and_then(|before| before.destinations.get(binding)) != Some(destination) {
+        let old = before.and_then(|before| before.destinations.get(binding));
+        if old != Some(destination) {
             let (binding, destination) = (*binding, *destination);
-            steps.push(Step::SetDestination { service: name.clone(), binding, destination });
+            let closes = old.is_some_and(|old| old.flows == Flows::Stay) && destination.flows != Flows::Stay;
+            let step = Step::SetDestination { service: name.clone(), binding, destination };
+            if closes { closed.push(step) } else { steps.push(step) }
         }
     }
     // Replies must be known as such before the first packet goes to the server that sends them.
@@ -153,6 +159,7 @@ fn set_service(
     if before.is_none_or(|before| before.slots != after.slots) {
         steps.push(Step::SetSlots { service: name.clone(), slots: after.slots.clone() });
     }
+    steps.append(&mut closed);
     bind(name, before, after, Role::Vip, steps);
     if before.is_none_or(|before| before.ports != after.ports) {
         set_ports(name, before.map(|before| &before.ports), &after.ports, taken_over, steps, late);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Step;
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, Protocol, Share};
 
 /// Everything the agent is answerable for.
@@ -151,6 +152,8 @@ pub struct Destination {
     pub timeout: Duration,
     /// The service's port where the real server's differs; else 0.
     pub vip_port: u16,
+    /// What becomes of the flows it has.
+    pub flows: Flows,
 }
 
 /// The scheduler's table: an index into `servers` for each slot.

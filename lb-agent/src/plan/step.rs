@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Binding, Destination, Hop, HopKey, Pool, Role, Service, Slots, Via};
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, Ports};
 
 /// A step of a plan. Displayed as a line for the operator.
@@ -111,6 +112,12 @@ impl fmt::Display for Step {
                 match destination.hop {
                     Some(key) => write!(f, " by next hop {key}, MTU {}", destination.mtu),
                     None => write!(f, ", next hop not known yet"),
+                }?;
+                match destination.flows {
+                    Flows::Stay => Ok(()),
+                    Flows::Keep => f.write_str(", takes no new clients"),
+                    Flows::Reset => f.write_str(", connections are reset"),
+                    Flows::Move => f.write_str(", flows move"),
                 }
             }
             Step::RemoveDestination { service, binding } => {
