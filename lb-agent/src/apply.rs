@@ -153,6 +153,12 @@ impl Applier {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
+            Step::SetVrrp { name, addresses } => {
+                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses)?;
+                Ok(())
+            }
+            Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),
             Step::SetPool { name, pool } => self.set_pool(name, pool),
             Step::RemovePool { name } => self.remove_pool(name),
             Step::SetHop { key, hop } => {

@@ -4,6 +4,7 @@ mod continuity;
 mod counters;
 mod forwarding;
 mod lab;
+mod lease;
 mod manifests;
 mod neighbours;
 mod net;

@@ -297,9 +297,12 @@ impl Agent {
         self.net.watch(self.director.watched());
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
+        // What the kernel sends from an address must be seen before the address can be a backup's.
+        let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
+        egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
         if !self.recovered {
             self.applier
                 .finish_recovery()
