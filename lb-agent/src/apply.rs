@@ -13,9 +13,11 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, Rules, ServiceSpec, Standing,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, OnNextPacket, Role as TableRole, Rules,
+    ServiceSpec, Standing,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
 use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, Slots, Step, Via};
@@ -118,6 +120,22 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes these addresses follow a VRRP instance in the tables; returns its number there.
+    ///
+    /// # Errors
+    /// No room for another instance.
+    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
+        Ok(self.tables.set_vrrp(name, addresses)?)
+    }
+
+    /// Nothing follows that instance any more.
+    ///
+    /// # Errors
+    /// A table that cannot be written.
+    pub fn remove_vrrp(&mut self, name: &Name) -> Result<()> {
+        Ok(self.tables.remove_vrrp(name)?)
+    }
+
     /// Takes every address away that the agent has put on an interface.
     ///
     /// # Errors
@@ -135,6 +153,12 @@ impl Applier {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
+            Step::SetVrrp { name, addresses } => {
+                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses)?;
+                Ok(())
+            }
+            Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),
             Step::SetPool { name, pool } => self.set_pool(name, pool),
             Step::RemovePool { name } => self.remove_pool(name),
             Step::SetHop { key, hop } => {
@@ -281,7 +305,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
-            standing: Standing::DEFAULT,
+            standing: standing(destination.flows, self.protocol_of(service)),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())
@@ -324,10 +348,24 @@ impl Applier {
         self.tables.next_hop(&hop_key(key)).with_context(|| format!("next hop {key} is not in the tables"))
     }
 
+    fn protocol_of(&self, service: &Name) -> Option<Protocol> {
+        self.done.services.get(service).map(|layout| layout.service.protocol)
+    }
+
     fn ticks(&self, timeout: Duration) -> u16 {
         let ticks = scratch::ticks(timeout.as_millis() as u64, self.hz);
         u16::try_from(ticks).unwrap_or(u16::MAX).min(lb_common::connection::MAX_TIMEOUT_TICKS)
     }
+}
+
+/// What a destination's flows meet with their next packet.
+fn standing(flows: Flows, protocol: Option<Protocol>) -> Standing {
+    let on_next_packet = match (flows, protocol) {
+        // A UDP flow that is reset goes elsewhere.
+        (Flows::Reset, _) | (Flows::Move, Some(Protocol::Udp)) => OnNextPacket::Reset,
+        (Flows::Stay | Flows::Keep | Flows::Move, _) => OnNextPacket::GoOn,
+    };
+    Standing { draining: flows != Flows::Stay, on_next_packet, ..Standing::DEFAULT }
 }
 
 /// A way as it is found in the tables.

@@ -1,6 +1,7 @@
 //! The director: owner of what should be. It knows the objects and what the network says of the ways to real
 //! servers and clients, and turns them into the [`Layout`] that tables and host should have. Pure.
 
+mod health;
 mod origins;
 mod service;
 
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::health::{Judged, Judgement};
 use crate::manifest::Objects;
 use crate::model::{
     ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, VirtualService,
@@ -30,6 +32,8 @@ pub enum Event {
     ClientRoutes(Vec<ClientRoute>),
     /// The interfaces that frames can leave by: those with the program.
     Outputs(BTreeMap<u32, String>),
+    /// Who of these services' real servers takes new connections.
+    Judged(Vec<Judged>),
 }
 
 /// Desired state and what is known of the network.
@@ -43,6 +47,7 @@ pub struct Director {
     gateways: BTreeMap<(IpAddr, u32), NextHop>,
     client_routes: Option<Vec<ClientRoute>>,
     outputs: BTreeMap<u32, String>,
+    health: BTreeMap<Name, Arc<Judgement>>,
     /// Services by their real servers' addresses.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
     layout: Layout,
@@ -87,6 +92,14 @@ impl Director {
                 self.gateways.retain(|gateway, _| used.contains(gateway));
                 self.client_routes = Some(routes);
             }
+            Event::Judged(judged) => {
+                for Judged { service, judgement, .. } in judged {
+                    let before = self.health.insert(service.clone(), Arc::clone(&judgement));
+                    if before.is_none_or(|before| before.effect() != judgement.effect()) {
+                        self.stale.insert(service);
+                    }
+                }
+            }
             Event::Outputs(outputs) => {
                 if self.outputs != outputs {
                     self.outputs = outputs;
@@ -108,6 +121,7 @@ impl Director {
                 }
                 _ => {
                     self.layout.services.remove(&name);
+                    self.health.remove(&name);
                 }
             }
         }
@@ -207,7 +221,7 @@ impl Director {
         self.objects = objects;
         self.users.clear();
         for (service, _) in self.objects.services() {
-            for server in &service.real_servers {
+            for server in service.real_servers.iter().chain(service.health.sorry_server.as_deref()) {
                 self.users.entry(server.address).or_default().insert(service.name.clone());
             }
         }

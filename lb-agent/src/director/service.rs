@@ -8,7 +8,8 @@ use std::time::Duration;
 use lb_common::destination::tunnel_overhead;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
-use super::Director;
+use super::{Director, health};
+use crate::model::health::Flows;
 use crate::model::{
     FlowHash, Forwarding, MssClamp, NextHop, Object, ObjectId, Protocol, RealServer, Scheduler, Timeouts,
     VirtualService,
@@ -22,17 +23,35 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     let mut roles = BTreeSet::from([(Role::Vip, service.address)]);
     let mut candidates = scheduler::candidates(service);
     let mut servers = Vec::with_capacity(service.real_servers.len());
-    for (server, candidate) in service.real_servers.iter().zip(&mut candidates) {
+    let health = health::verdicts(director.health.get(&service.name).map(|judgement| &**judgement), service);
+    for ((server, verdict), candidate) in
+        service.real_servers.iter().zip(&health.servers).zip(&mut candidates)
+    {
         let binding = binding_of(service, server);
-        if director.usable_way(server.address, binding.forwarding).is_none() {
-            candidate.available = false;
-        }
+        let way = director.usable_way(server.address, binding.forwarding);
+        candidate.available = verdict.takes_new && way.is_some();
+        candidate.weight = verdict.weight;
         // The destination keeps its next hop when it leaves the slots: its flows go on.
-        destinations.insert(binding, destination(service, server, director.open_way(server.address)));
+        let way = director.open_way(server.address);
+        destinations
+            .insert(binding, Destination { flows: verdict.flows, ..destination(service, server, way) });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
         }
         servers.push(binding);
+    }
+    if let Some(sorry) = &service.health.sorry_server {
+        let binding = binding_of(service, sorry);
+        // Always there, so that what it was given goes on when it gives back.
+        destinations.insert(binding, destination(service, sorry, director.open_way(sorry.address)));
+        if binding.forwarding == Forwarding::Nat {
+            roles.insert((Role::NatSource, sorry.address));
+        }
+        if health.sorry {
+            let available = director.usable_way(sorry.address, binding.forwarding).is_some();
+            servers = vec![binding];
+            candidates = vec![scheduler::Candidate { key: service.key_of(sorry), weight: 1, available }];
+        }
     }
     let rules = scheduler::Rules { scheduler: service.scheduler, ipvs: false, vip: service.address };
     let table = scheduler::build(&rules, &candidates);
@@ -86,6 +105,7 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
             Protocol::Udp => service.timeouts.udp,
         },
         vip_port: translated.and(service.ports.single()).unwrap_or(0),
+        flows: Flows::Stay,
     }
 }
 

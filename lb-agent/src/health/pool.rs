@@ -76,6 +76,8 @@ pub struct ServerVerdict {
     pub since: Instant,
     /// Effective weight in thousandths; 0 unless it takes new connections.
     pub weight: u32,
+    /// Its place in the table, in thousandths: that of a server which is out is the one it has when it is in.
+    pub place: u32,
     pub flows: Flows,
     /// Why it is out, or is not quite what its manifest says; empty otherwise.
     pub reason: String,
@@ -99,13 +101,14 @@ pub struct Judgement {
 impl Judgement {
     /// What slot tables and destinations depend on: without words and times.
     pub fn effect(&self) -> (bool, Vec<(bool, u32, Flows)>) {
-        let of = |server: &ServerVerdict| (server.standing.takes_new(), server.weight, server.flows);
+        let of = |server: &ServerVerdict| (server.standing.takes_new(), server.place, server.flows);
         (self.sorry, self.servers.iter().map(of).collect())
     }
 
-    /// Weights for the scheduler, in the order of the servers.
+    /// Weights for the scheduler, in the order of the servers: also of those that are out, whose places in a hash
+    /// table others fill.
     pub fn weights(&self) -> Vec<u16> {
-        scaled(&self.servers.iter().map(|server| server.weight).collect::<Vec<_>>())
+        scaled(&self.servers.iter().map(|server| server.place).collect::<Vec<_>>())
     }
 }
 
@@ -168,11 +171,13 @@ impl Pool {
                 (member.standing, member.since) = (Some(standing), now);
             }
             let takes_new = standing.takes_new();
+            let weight = if takes_new { (base[i] * factor).max(u32::from(base[i] > 0)) } else { 0 };
             servers.push(ServerVerdict {
                 key: known.key,
                 standing,
                 since: member.since,
-                weight: if takes_new { (base[i] * factor).max(u32::from(base[i] > 0)) } else { 0 },
+                weight,
+                place: if takes_new { weight } else { u32::from(known.weight) * 1000 },
                 flows: flows(service, standing),
                 reason: reason(policy, known, standing, factor, live),
             });

@@ -1,17 +1,27 @@
 //! One thing to do, and the line that says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::{Binding, Destination, Hop, HopKey, Pool, Role, Service, Slots, Via};
+use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, Ports};
 
 /// A step of a plan. Displayed as a line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// Exactly these addresses follow a VRRP instance.
+    SetVrrp {
+        name: Name,
+        addresses: BTreeSet<IpAddr>,
+    },
+    /// Its addresses follow none any more.
+    RemoveVrrp {
+        name: Name,
+    },
     SetPool {
         name: Name,
         pool: Pool,
@@ -81,6 +91,11 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Step::SetVrrp { name, addresses } => {
+                write!(f, "VRRP instance {name}: ")?;
+                list(f, addresses.iter())
+            }
+            Step::RemoveVrrp { name } => write!(f, "VRRP instance {name}: remove"),
             Step::SetPool { name, pool } => {
                 write!(f, "pool {name}: ")?;
                 list(f, pool.addresses.iter())?;
@@ -97,6 +112,12 @@ impl fmt::Display for Step {
                 match destination.hop {
                     Some(key) => write!(f, " by next hop {key}, MTU {}", destination.mtu),
                     None => write!(f, ", next hop not known yet"),
+                }?;
+                match destination.flows {
+                    Flows::Stay => Ok(()),
+                    Flows::Keep => f.write_str(", takes no new clients"),
+                    Flows::Reset => f.write_str(", connections are reset"),
+                    Flows::Move => f.write_str(", flows move"),
                 }
             }
             Step::RemoveDestination { service, binding } => {
