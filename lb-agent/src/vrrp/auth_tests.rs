@@ -120,7 +120,7 @@ fn whatever_is_changed_is_noticed() {
             12 => Err(Unauthentic::Type(0)),
             13 => Err(Unauthentic::UnknownKey(0)),
             14 | 15 => Err(Unauthentic::Reserved),
-            16 | 17 | 18 => Err(Unauthentic::Stale { seconds: 0 }),
+            16..=18 => Err(Unauthentic::Stale { seconds: 0 }),
             _ => Err(Unauthentic::Signature(1)),
         };
         let (message, trailer) = spoilt(at);

@@ -39,12 +39,14 @@ impl Director {
     }
 }
 
+/// (when it arrives, order, to whom, priority, source, interval)
+type Flight = (Instant, u64, usize, u8, IpAddr, Duration);
+
 struct Segment {
     now: Instant,
     start: Instant,
     directors: Vec<Director>,
-    /// (when, order, to, what)
-    flying: BinaryHeap<Reverse<(Instant, u64, usize, u8, IpAddr, Duration)>>,
+    flying: BinaryHeap<Reverse<Flight>>,
     sent: u64,
     random: u64,
     /// In 1000.
