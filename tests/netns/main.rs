@@ -9,6 +9,7 @@ mod manifests;
 mod neighbours;
 mod net;
 mod real_server;
+mod scheduling;
 mod site;
 mod vrrp;
 
