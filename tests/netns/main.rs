@@ -7,6 +7,7 @@ mod lab;
 mod manifests;
 mod neighbours;
 mod net;
+mod probes;
 mod real_server;
 mod site;
 

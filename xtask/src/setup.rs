@@ -58,6 +58,8 @@ pub const TESTS: &[Part] = &[
     program("ping", "iputils-ping", "proves that what is not ours passes"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
+    program("dnsmasq", "dnsmasq-base", "the DNS server that health checks probe"),
+    program("aiosmtpd", "python3-aiosmtpd", "the SMTP server that health checks probe"),
     Part::Bpffs,
 ];
 
