@@ -6,6 +6,7 @@ pub mod agent;
 pub mod authority;
 pub mod content;
 pub mod http;
+pub mod keepalived;
 pub mod link;
 pub mod namespace;
 pub mod nginx;
@@ -20,6 +21,7 @@ pub mod xdp_pass;
 
 pub use agent::Agent;
 pub use authority::Authority;
+pub use keepalived::Keepalived;
 pub use namespace::Namespace;
 pub use nginx::Nginx;
 pub use process::Process;

@@ -83,6 +83,7 @@ impl Agent {
             return Ok(Outcome { plan, steps, map_writes: 0, applied: false, warnings });
         }
         let writes = self.applier.tables().writes();
+        self.follow_drains(&before, &objects);
         self.director.handle(Event::Objects(objects));
         let result = match self.run_plan().await {
             Ok(steps) => self.save(&next).map(|()| steps),
@@ -92,6 +93,7 @@ impl Agent {
             Ok(steps) => {
                 self.desired = next;
                 self.set_sinks();
+                self.set_vrrp();
                 let map_writes = self.applier.tables().writes() - writes;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 Ok(Outcome { plan, steps, map_writes, applied: true, warnings })

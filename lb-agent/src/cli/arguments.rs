@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::control::{CONNECTIONS_LIMIT, EVENTS_LIMIT};
-use crate::model::{Kind, Name, ObjectId};
+use crate::model::{DrainPolicy, Kind, Name, ObjectId};
 use crate::places::Places;
 use crate::real_server::RealServerArgs;
 
@@ -40,12 +41,18 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Remove objects, all of them or none
     Delete(DeleteArgs),
+    /// Give a real server no new connections, and an end to those it has
+    Drain(DrainArgs),
+    /// Give a real server new connections again
+    Undrain(UndrainArgs),
     /// List what runs
     Get(GetArgs),
     /// Everything about one object
     Describe(DescribeArgs),
     /// What happened, in its order: VRRP roles, health of real servers
     Events(EventsArgs),
+    /// Move a VRRP instance to another director
+    Vrrp(VrrpArgs),
     RealServer(RealServerArgs),
     /// Print the completions of a shell: `source <(lb-agent completions bash)`
     Completions {
@@ -63,9 +70,12 @@ impl Command {
             Command::Plan(args) => args.output.output,
             Command::Apply(args) => args.output.output,
             Command::Delete(args) => args.output.output,
+            Command::Drain(args) => args.output.output,
+            Command::Undrain(args) => args.output.output,
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
             Command::Events(args) => args.output.output,
+            Command::Vrrp(args) => args.what.output().output,
         }
     }
 }
@@ -175,6 +185,40 @@ impl DeleteArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    /// How long its connections may go on (10m, 1h 30m); else what the service's `drain` says
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub deadline: Option<Duration>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UndrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// As durations are written in manifests.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed = jiff::fmt::friendly::SpanParser::new().parse_duration(text).ok();
+    parsed
+        .and_then(|duration: jiff::SignedDuration| Duration::try_from(duration).ok())
+        .filter(|duration| *duration <= DrainPolicy::MAX)
+        .ok_or_else(|| "a duration like 10m or 1h 30m, of at most 720h, is wanted".into())
+}
+
+#[derive(Args, Debug)]
 pub struct GetArgs {
     #[command(subcommand)]
     pub what: What,
@@ -231,6 +275,14 @@ pub enum What {
         #[command(flatten)]
         show: Show,
     },
+    /// VRRP instances: roles, priorities, masters
+    Vrrp {
+        /// Only this one
+        #[arg(value_parser = parse_name)]
+        name: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
     /// The agent itself
     Status {
         #[command(flatten)]
@@ -246,6 +298,7 @@ impl What {
             | What::Connections { show, .. }
             | What::Counters { show }
             | What::Objects { show }
+            | What::Vrrp { show, .. }
             | What::Status { show } => show,
         }
     }
@@ -283,6 +336,14 @@ pub struct DescribeArgs {
 
 #[derive(Subcommand, Debug)]
 pub enum Described {
+    /// A VRRP instance: role, priority, peers, timers, counters, lease
+    Vrrp {
+        /// Its name
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        #[command(flatten)]
+        output: Output,
+    },
     /// A virtual service and its real servers
     #[command(visible_alias = "svc")]
     Service {
@@ -296,8 +357,49 @@ pub enum Described {
 
 impl Described {
     pub fn output(&self) -> &Output {
-        let Described::Service { output, .. } = self;
-        output
+        match self {
+            Described::Service { output, .. } | Described::Vrrp { output, .. } => output,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct VrrpArgs {
+    #[command(subcommand)]
+    pub what: VrrpOrder,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum VrrpOrder {
+    /// Let another director take over, and wait until it has; this one serves until then
+    Handover {
+        /// The VRRP instance
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Hand over while canary connections from here run through the VIP, and say what became of them
+    Drill {
+        /// The VRRP instance
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        /// Where canaries connect: a TCP service behind the VIP that keeps a silent connection open
+        #[arg(long, value_name = "ADDR:PORT")]
+        canary: Vec<std::net::SocketAddr>,
+        /// Connections that are kept open to each
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        flows: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl VrrpOrder {
+    pub fn output(&self) -> &Output {
+        match self {
+            VrrpOrder::Handover { output, .. } | VrrpOrder::Drill { output, .. } => output,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::vrrp::{HandoverView, VrrpOverview};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
 use crate::events::Event;
 use crate::manifest::Source;
@@ -59,6 +60,32 @@ impl Client {
     pub async fn apply(&self, sources: &[Source], prune: bool, dry_run: bool) -> Result<Outcome, Error> {
         let body = OrderBody { sources: sources.iter().map(source_body).collect(), ids: Vec::new() };
         self.order(&format!("/v1/apply?prune={prune}&dryRun={dry_run}"), &body).await
+    }
+
+    /// Gives a real server no new connections, and the others until a deadline.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; or no answer.
+    pub async fn drain(
+        &self,
+        service: &str,
+        real_server: &str,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<RealServerView>, Error> {
+        let mut path = drain_path(service, "drain", real_server);
+        if let Some(deadline) = deadline {
+            path += &format!("&deadline={}", deadline.as_secs());
+        }
+        self.request(Method::POST, &path, Bytes::new()).await
+    }
+
+    /// Gives it new connections again.
+    ///
+    /// # Errors
+    /// As for [`Client::drain`].
+    pub async fn undrain(&self, service: &str, real_server: &str) -> Result<Vec<RealServerView>, Error> {
+        let path = drain_path(service, "undrain", real_server);
+        self.request(Method::POST, &path, Bytes::new()).await
     }
 
     /// Removes objects, named or described by manifests.
@@ -155,6 +182,22 @@ impl Client {
         self.get(&format!("/v1/events{query}")).await
     }
 
+    /// Every VRRP instance.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn vrrp(&self) -> Result<VrrpOverview, Error> {
+        self.get("/v1/vrrp").await
+    }
+
+    /// Lets another director be master of an instance, and waits until one is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where nobody takes over or this director is not master; or no answer.
+    pub async fn hand_over(&self, name: &str) -> Result<HandoverView, Error> {
+        self.request(Method::POST, &format!("/v1/vrrp/{name}/handover"), Bytes::new()).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let request = self.request(Method::GET, path, Bytes::new());
         tokio::time::timeout(PATIENCE, request).await.map_err(|_| Error::Silent(PATIENCE))?
@@ -237,3 +280,13 @@ fn query(pairs: &[(&str, Option<String>)]) -> String {
 
 /// How long an answer to a question may take: a dump of a large table on a busy machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// `10.0.0.11:80` and `[fd00::11]:80` have only characters that a query may have (RFC 3986, 3.4), but for the
+/// brackets.
+fn drain_path(service: &str, verb: &str, real_server: &str) -> String {
+    let escape = |c: char| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | ':' | '-' => c.to_string(),
+        c => c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect(),
+    };
+    let real_server: String = real_server.chars().map(escape).collect();
+    format!("/v1/services/{service}/{verb}?realServer={real_server}")
+}

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
 use crate::manifest::{Report, Source};
-use crate::model::{self, ObjectId};
+use crate::model::{self, Name, ObjectId};
 
 /// Where an answer goes. Whoever asked may be gone; then the answer is dropped.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -35,6 +36,16 @@ pub enum Request {
         dry_run: bool,
         reply: Reply<Result<Outcome, Refusal>>,
     },
+    /// Give a real server (`10.0.0.11`, or `10.0.0.11:8080`) no new connections, and the others until a deadline:
+    /// this one, else the service's. The answer is how it stands then.
+    Drain {
+        service: String,
+        real_server: String,
+        deadline: Option<Duration>,
+        reply: Reply<Result<Vec<RealServerView>, Refusal>>,
+    },
+    /// Give it new connections again.
+    Undrain { service: String, real_server: String, reply: Reply<Result<Vec<RealServerView>, Refusal>> },
     /// Every object, in the order of kinds, then names.
     Objects { reply: Reply<Vec<ObjectView>> },
     /// Every virtual service, by name.
@@ -48,6 +59,10 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// VRRP instances, by name.
+    Vrrp { reply: Reply<VrrpOverview> },
+    /// Let another director be master of an instance; answered when one is, or when none was found.
+    Handover { name: Name, reply: Reply<Result<HandoverView, Refusal>> },
     /// The agent itself.
     Status { reply: Reply<StatusView> },
 }

@@ -1,4 +1,4 @@
-//! The steps from one layout to another. What is new is made in the order pools, next hops, routes to clients,
+//! The steps from one layout to another. What is new is made in the order VRRP instances, pools, next hops, routes to clients,
 //! services with their destinations before their slots, addresses, ports, and the addresses on interfaces last;
 //! what goes leaves in the opposite order, after all that is new.
 
@@ -12,6 +12,12 @@ use crate::model::{Name, PortRange, Ports};
 /// The steps that make `from` into `to`. None when they are equal.
 pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     let mut steps = Vec::new();
+    // Before anything is served: what follows an instance is not served by a backup.
+    for (name, addresses) in &to.vrrp {
+        if from.vrrp.get(name) != Some(addresses) {
+            steps.push(Step::SetVrrp { name: name.clone(), addresses: addresses.clone() });
+        }
+    }
     let withdrawn = make_room(from, to, &mut steps);
     for (name, pool) in &to.pools {
         if from.pools.get(name) != Some(pool) {
@@ -62,6 +68,9 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     }
     for name in from.pools.keys().filter(|name| !to.pools.contains_key(name)) {
         steps.push(Step::RemovePool { name: name.clone() });
+    }
+    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(name)) {
+        steps.push(Step::RemoveVrrp { name: name.clone() });
     }
     steps
 }
@@ -147,6 +156,12 @@ fn set_service(
     }
     // Replies must be known as such before the first packet goes to the server that sends them.
     bind(name, before, after, Role::NatSource, steps);
+    if before.map_or(&Vec::new(), |before| &before.servers) != &*after.servers {
+        steps.push(Step::SetServers { service: name.clone(), servers: after.servers.clone() });
+    }
+    if before.map_or(&Vec::new(), |before| &before.server_ids) != &after.server_ids {
+        steps.push(Step::SetServerIds { service: name.clone(), ids: after.server_ids.clone() });
+    }
     if before.is_none_or(|before| before.slots != after.slots) {
         steps.push(Step::SetSlots { service: name.clone(), slots: after.slots.clone() });
     }
