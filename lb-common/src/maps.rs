@@ -117,8 +117,10 @@ pub mod programs {
     pub const ICMP: (&str, u32) = ("lb_icmp", 2);
     /// Answers with RST.
     pub const RESET: (&str, u32) = ("lb_reset", 3);
+    /// The choice of a server for services with rules.
+    pub const CHOOSE: (&str, u32) = ("lb_choose", 4);
     /// All tails.
-    pub const TAILS: [(&str, u32); 4] = [SLOW, NEW, ICMP, RESET];
+    pub const TAILS: [(&str, u32); 5] = [SLOW, NEW, ICMP, RESET, CHOOSE];
 }
 
 /// Names of the read-only values.

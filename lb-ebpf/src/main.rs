@@ -8,6 +8,7 @@
 
 mod answer;
 mod atomic;
+mod choose;
 mod connection;
 mod count;
 mod flow;
@@ -15,11 +16,14 @@ mod forward;
 mod icmp;
 mod ingress;
 mod lease;
+mod limits;
+mod load;
 mod maps;
 mod mss;
 mod new_flow;
 mod nexthop;
 mod packet;
+mod persistence;
 mod reset;
 mod schedule;
 mod tail;
@@ -66,6 +70,14 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, new_flow::handle(frame))
+}
+
+/// The choice of a server.
+#[xdp]
+#[inline(always)]
+pub fn lb_choose(ctx: XdpContext) -> u32 {
+    let outcome = choose::handle(ctx.ctx);
+    finish(Frame::new(ctx.ctx), outcome)
 }
 
 /// ICMP errors.
