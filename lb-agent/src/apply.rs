@@ -1,6 +1,8 @@
 //! Runs the steps of a plan against the tables and the host, and says which one failed. Every step can be run
 //! again: the tables compare before they write.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -13,12 +15,12 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, Rules, ServiceSpec, Standing,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
-use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, Slots, Step, Via};
+use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Pool, Role, Service, Slots, Step, Via};
 
 /// The edges a plan is run against, and what was done so far.
 pub struct Applier {
@@ -80,7 +82,7 @@ impl Applier {
     pub async fn finish_recovery(&mut self) -> Result<()> {
         // Flows to servers that were removed before the restart still have replies.
         for address in self.tables.real_servers(record::Forwarding::Nat) {
-            self.tables.bind_address(DRAINING, TableRole::NatSource, address, 0)?;
+            self.tables.bind_address(DRAINING, TableRole::NatSource, address)?;
         }
         self.tables.finish_recovery()?;
         for own in self.net.list_own_addresses().await? {
@@ -118,6 +120,22 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes these addresses follow a VRRP instance in the tables; returns its number there.
+    ///
+    /// # Errors
+    /// No room for another instance.
+    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
+        Ok(self.tables.set_vrrp(name, addresses)?)
+    }
+
+    /// Nothing follows that instance any more.
+    ///
+    /// # Errors
+    /// A table that cannot be written.
+    pub fn remove_vrrp(&mut self, name: &Name) -> Result<()> {
+        Ok(self.tables.remove_vrrp(name)?)
+    }
+
     /// Takes every address away that the agent has put on an interface.
     ///
     /// # Errors
@@ -135,6 +153,12 @@ impl Applier {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
+            Step::SetVrrp { name, addresses } => {
+                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses)?;
+                Ok(())
+            }
+            Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),
             Step::SetPool { name, pool } => self.set_pool(name, pool),
             Step::RemovePool { name } => self.remove_pool(name),
             Step::SetHop { key, hop } => {
@@ -148,6 +172,7 @@ impl Applier {
             Step::SetClientRoutes { routes } => self.set_client_routes(routes),
             Step::SetService { name, service, ports } => self.set_service(name, service, ports),
             Step::RemoveService { name } => {
+                self.forget_sources(name)?;
                 self.tables.remove_service(name)?;
                 Ok(())
             }
@@ -159,14 +184,16 @@ impl Applier {
                 Ok(())
             }
             Step::SetSlots { service, slots } => self.set_slots(service, slots),
+            Step::SetServers { service, servers } => self.set_servers(service, servers),
+            Step::SetServerIds { service, ids } => self.set_server_ids(service, ids),
             Step::SetPorts { service, ports } => Ok(self.tables.bind_ports(service, &table_ports(ports))?),
             Step::BindAddress { service, role, address } => {
-                Ok(self.tables.bind_address(service, table_role(*role), *address, 0)?)
+                Ok(self.tables.bind_address(service, table_role(*role), *address)?)
             }
             Step::UnbindAddress { service, role, address } => {
                 if *role == Role::NatSource {
                     // Established flows go on, and their replies must be known as such: until the last is gone.
-                    self.tables.bind_address(DRAINING, TableRole::NatSource, *address, 0)?;
+                    self.tables.bind_address(DRAINING, TableRole::NatSource, *address)?;
                 }
                 Ok(self.tables.unbind_address(service, table_role(*role), *address)?)
             }
@@ -193,12 +220,12 @@ impl Applier {
                 continue;
             }
             let table_pool = table_pool(name, v6);
-            let range = self.tables.set_pool(&table_pool, &addresses, share, 0)?;
+            let range = self.tables.set_pool(&table_pool, &addresses, share)?;
             self.pools.insert((name.clone(), v6), range);
             for address in addresses {
                 let index =
                     self.tables.pool_index(&table_pool, address).context("a pool lacks its own address")?;
-                self.tables.bind_address(&owner, TableRole::Pool(index), address, 0)?;
+                self.tables.bind_address(&owner, TableRole::Pool(index), address)?;
             }
         }
         for (role, address) in self.tables.addresses_of(&owner) {
@@ -242,16 +269,13 @@ impl Applier {
             }
             None => None,
         };
-        self.tables.ensure_service(&ServiceSpec {
+        let timeouts = service.timeouts.map(|timeout| self.ticks(timeout));
+        let spec = |rules| ServiceSpec {
             name: name.to_string(),
             vip: service.vip,
             protocol: protocol_number(service.protocol),
             ports: table_ports(ports),
-            pick: match service.lookup {
-                Lookup::Cursor => service_record::Pick::Cursor,
-                Lookup::HashAddress => service_record::Pick::HashAddress,
-                Lookup::HashAddressPort => service_record::Pick::HashAddressPort,
-            },
+            pick: rules::pick(service.lookup),
             on_unknown_flow: match service.on_unknown_flow {
                 OnUnknownFlow::Adopt => service_record::OnUnknownFlow::Adopt,
                 OnUnknownFlow::Reset => service_record::OnUnknownFlow::Reset,
@@ -259,12 +283,11 @@ impl Applier {
                 OnUnknownFlow::Drop => service_record::OnUnknownFlow::Drop,
             },
             mss: service.mss,
-            timeouts: service.timeouts.map(|timeout| self.ticks(timeout)),
+            timeouts,
             pool,
-            vrrp: 0,
-            rules: Rules::default(),
-        })?;
-        Ok(())
+            rules,
+        };
+        self.set_service_with_rules(name, service, spec)
     }
 
     fn set_destination(
@@ -282,7 +305,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
-            standing: Standing::DEFAULT,
+            standing: rules::standing(destination, self.protocol_of(service)),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())
@@ -294,7 +317,9 @@ impl Applier {
         if let Some(missing) = slots.named().into_iter().find(|named| index(named).is_none()) {
             bail!("real server {missing} is not in the tables");
         }
-        let table: Vec<Option<u32>> = slots.slots.iter().map(|slot| indices[*slot as usize]).collect();
+        // A slot without a server has an index beyond them all.
+        let table: Vec<Option<u32>> =
+            slots.slots.iter().map(|slot| indices.get(*slot as usize).copied().flatten()).collect();
         Ok(self.tables.set_slots(service, &table)?)
     }
 
@@ -323,6 +348,10 @@ impl Applier {
 
     fn hop_index(&self, key: &HopKey) -> Result<u32> {
         self.tables.next_hop(&hop_key(key)).with_context(|| format!("next hop {key} is not in the tables"))
+    }
+
+    fn protocol_of(&self, service: &Name) -> Option<Protocol> {
+        self.done.services.get(service).map(|layout| layout.service.protocol)
     }
 
     fn ticks(&self, timeout: Duration) -> u16 {

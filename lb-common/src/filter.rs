@@ -7,6 +7,9 @@ pub mod cell {
     pub const VIP: u16 = 1;
     /// Some NAT real server hashes here (asked of source addresses).
     pub const NAT_SOURCE: u16 = 2;
+    /// Some address that follows a VRRP instance hashes here, or the solicited-node address (RFC 4291, section
+    /// 2.7.1) of one: what the kernel would get is looked at by the instance's role first.
+    pub const VRRP: u16 = 4;
     /// Bits 8 to 15: a pool address hashes here: its index plus one, or [`POOL_AMBIGUOUS`].
     pub const POOL_SHIFT: u32 = 8;
     /// More than one pool address hashes here: ask the exact map.
@@ -27,7 +30,7 @@ pub struct FilterLine {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct AddressRecord {
-    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address.
+    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address, bit 3 address of a VRRP instance.
     pub roles: u16,
     /// The pool address's index.
     pub pool: u16,
@@ -40,6 +43,8 @@ pub mod role {
     pub const VIP: u16 = 1;
     pub const NAT_SOURCE: u16 = 2;
     pub const POOL: u16 = 4;
+    /// An instance's address, whether or not a virtual service has it.
+    pub const VRRP: u16 = 8;
 }
 
 /// Key of the exact map: 20 bytes.

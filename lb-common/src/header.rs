@@ -25,6 +25,26 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
+/// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
+pub mod nd {
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    pub const REDIRECT: u8 = 137;
+}
+
+/// Where an ARP packet for IPv4 over Ethernet (RFC 826) has its fields.
+pub mod arp {
+    /// Hardware type, protocol type and both lengths, as they begin every such packet.
+    pub const IPV4_OVER_ETHERNET: [u8; 6] = [0, 1, 8, 0, 6, 4];
+    /// Sender's protocol address.
+    pub const SENDER: usize = 14;
+    /// Target's protocol address.
+    pub const TARGET: usize = 24;
+    /// Length of the packet.
+    pub const LENGTH: usize = 28;
+}
+
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: usize = 14;
 /// Length of an IPv4 header without options.

@@ -117,10 +117,15 @@ pub mod programs {
     pub const ICMP: (&str, u32) = ("lb_icmp", 2);
     /// Answers with RST.
     pub const RESET: (&str, u32) = ("lb_reset", 3);
+    /// Frames that the kernel would get, where the VRRP role may say otherwise: ARP, and packets to addresses
+    /// that follow an instance.
+    pub const HOST: (&str, u32) = ("lb_host", 4);
     /// The choice of a server for services with rules.
-    pub const CHOOSE: (&str, u32) = ("lb_choose", 4);
+    pub const CHOOSE: (&str, u32) = ("lb_choose", 5);
     /// All tails.
-    pub const TAILS: [(&str, u32); 5] = [SLOW, NEW, ICMP, RESET, CHOOSE];
+    pub const TAILS: [(&str, u32); 6] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE];
+    /// The tc program on what the host itself sends.
+    pub const EGRESS: &str = "lb_egress";
 }
 
 /// Names of the read-only values.
@@ -154,5 +159,7 @@ pub type VrrpWord = u64;
 pub const VRRP_MASTER: u64 = 1 << 63;
 /// Master without end: no lease is kept.
 pub const VRRP_FOREVER: u64 = u64::MAX;
+/// Bits of a [`VrrpWord`] that hold jiffies.
+pub const VRRP_UNTIL: u64 = !VRRP_MASTER;
 /// Words in the `VRRP` map.
 pub const VRRP_INSTANCES: u32 = 256;

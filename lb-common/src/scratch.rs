@@ -34,10 +34,10 @@ pub struct Scratch {
     pub client_destination: u64,
     pub client_source: u64,
     pub client_ifindex: u32,
+    /// For the host's tail: the reason with which the frame goes to the kernel unless the VRRP role forbids it.
+    pub reason: u32,
     /// Reason to count when an answer is given.
     pub answer: u32,
-    /// SIP: hash of the Call-ID; 0 is none.
-    pub call: u64,
     /// The service of a new flow, whose server is being chosen.
     pub service: u32,
     /// The event that the flow begins with.
@@ -50,6 +50,10 @@ pub struct Scratch {
     pub avoid: u32,
     /// How often a server was chosen for this packet.
     pub choices: u32,
+    /// Spare; zero.
+    pub reserved: u32,
+    /// SIP: hash of the Call-ID; 0 is none.
+    pub call: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
 }
@@ -146,7 +150,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 112 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 120 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

@@ -10,6 +10,8 @@ pub enum Class {
     Drop,
     /// Answered: the frame was turned into a reply to its sender.
     Answer,
+    /// A frame of this host's own that was kept from leaving. It was not received, so it is outside the sum.
+    Withheld,
     /// Not the end of a frame: something that happened on the way. Outside the sum.
     Event,
 }
@@ -69,18 +71,19 @@ reasons! {
     31 LeaseExpired "lease_expired" Drop "vrrp lease ended: this director may not speak for the VIP";
     32 Internal "internal" Drop "a table of this program lacks what it must hold; please report";
     33 NoRoomInFrame "no_room_in_frame" Drop "the driver leaves no room before the frame for a header";
-
-    34 AccessDenied "access_denied" Drop "the service's access list does not let this source begin a flow";
-    35 NewFlowsLimited "new_flows_limited" Drop "the service's new flows of this second are used up";
-    36 PacketsLimited "packets_limited" Drop "the real server's packets of this second are used up";
-    37 NoCallId "no_call_id" Drop "SIP persistence: a packet of no flow without a Call-ID";
+    34 ArpBackup "arp_backup" Drop "ARP for an address of a VRRP instance of which this director is not the master";
+    35 ArpExpired "arp_expired" Drop "ARP for an address of a VRRP instance whose lease has ended";
+    36 NdBackup "nd_backup" Drop "neighbour discovery for an address of a VRRP instance of which this director is not the master";
+    37 NdExpired "nd_expired" Drop "neighbour discovery for an address of a VRRP instance whose lease has ended";
 
     40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
     42 PacketTooBig "packet_too_big" Answer "does not fit the path, answered with ICMP fragmentation needed or packet too big";
-    43 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST";
-    44 NoServerUnreachable "no_server_unreachable" Answer "the virtual service has no real server to offer, answered with ICMP port unreachable";
-    45 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST";
+
+    44 ArpUnsentBackup "arp_unsent_backup" Withheld "ARP from an address of a VRRP instance of which this director is not the master";
+    45 ArpUnsentExpired "arp_unsent_expired" Withheld "ARP from an address of a VRRP instance whose lease has ended";
+    46 NdUnsentBackup "nd_unsent_backup" Withheld "neighbour discovery from an address of a VRRP instance of which this director is not the master";
+    47 NdUnsentExpired "nd_unsent_expired" Withheld "neighbour discovery from an address of a VRRP instance whose lease has ended";
 
     48 FlowNew "flow_new" Event "a flow was scheduled";
     49 FlowAdopted "flow_adopted" Event "a TCP flow was taken up without its SYN";
@@ -92,13 +95,21 @@ reasons! {
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
     57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";
-    58 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
-    59 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
-    60 ServerTold "server_told" Event "a client's packet was turned into a RST that tells the real server that its flow is given up";
+
+    64 AccessDenied "access_denied" Drop "the service's access list does not let this source begin a flow";
+    65 NewFlowsLimited "new_flows_limited" Drop "the service's new flows of this second are used up";
+    66 PacketsLimited "packets_limited" Drop "the real server's packets of this second are used up";
+    67 NoCallId "no_call_id" Drop "SIP persistence: a packet of no flow without a Call-ID";
+    68 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST";
+    69 NoServerUnreachable "no_server_unreachable" Answer "the virtual service has no real server to offer, answered with ICMP port unreachable";
+    70 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST";
+    72 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
+    73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
+    74 ServerTold "server_told" Event "a client's packet was turned into a RST that tells the real server that its flow is given up";
 }
 
 /// Size of the `reasons` map.
-pub const REASONS: u32 = 64;
+pub const REASONS: u32 = 96;
 
 /// Frames and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -129,6 +140,7 @@ mod tests {
                 Class::Pass => "passed",
                 Class::Drop => "dropped",
                 Class::Answer => "answered",
+                Class::Withheld => "withheld",
                 Class::Event => "event",
             };
             let row = format!("| `{}` | {class} | {} |", reason.name(), reason.text());

@@ -6,6 +6,7 @@ use crate::{
     connection::{self, Place},
     flow,
     forward::{self, Target, fullnat, nat},
+    host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
     tail,
@@ -28,6 +29,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
         ethertype::IPV4 => ip::<false, true>(frame, ETHERNET),
         ethertype::IPV6 => ip::<true, true>(frame, ETHERNET),
         ethertype::VLAN | ethertype::QINQ => Err(tail::call(&frame, programs::SLOW)),
+        ethertype::ARP => Err(host::call_arp(&frame, ETHERNET)),
         _ => Err(Reason::NotIp),
     }
 }
@@ -52,6 +54,7 @@ pub fn handle_slow(frame: Frame) -> Result<u32, Reason> {
         ethertype::IPV4 => ip::<false, false>(frame, l3),
         ethertype::IPV6 => ip::<true, false>(frame, l3),
         ethertype::VLAN | ethertype::QINQ => Err(Reason::TooManyHeaders),
+        ethertype::ARP => Err(host::call_arp(&frame, l3)),
         _ => Err(Reason::NotIp),
     }
 }
@@ -88,24 +91,31 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let Some(ip) = at::<HOT>(&frame, l3, header) else { return Err(Reason::BadHeader) };
     let (key, start) = key_of::<V6>(destination::<V6>(ip));
     let cell = filter_cell(key);
-    if cell == 0 || cell & !cell::NAT_SOURCE == 0 {
+    if cell & !(cell::NAT_SOURCE | cell::VRRP) == 0 {
         let (key, _) = key_of::<V6>(source::<V6>(ip));
         if filter_cell(key) & cell::NAT_SOURCE == 0 {
-            return Err(Reason::NotOurs);
+            return Err(host::unless_silent::<V6>(&frame, l3, cell, Reason::NotOurs));
         }
     }
-    let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip)? {
-        Some(found) => found,
-        None => return Err(tail::call(&frame, programs::SLOW)),
+    let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Err(tail::call(&frame, programs::SLOW)),
+        Err(reason) => return Err(host::unless_silent::<V6>(&frame, l3, cell, reason)),
     };
     // One way for the verifier, whatever headers were walked.
     let l4 = if HOT { l4 } else { opaque(l4 as u64) as usize & 0x7ff };
-    let udp = next == protocol::UDP;
-    let need = if udp { 8 } else { 20 };
-    if !udp && next != protocol::TCP {
+    // A word that each branch makes anew: Linux 6.1 forgets what it knew of a byte that was put on the stack, and
+    // with it that a packet whose eight bytes were looked at is none of TCP.
+    let (udp, need) = if next == protocol::UDP {
+        (opaque(1), 8)
+    } else if next == protocol::TCP {
+        (opaque(0), 20)
+    } else {
         let icmp = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
-        return Err(if next == icmp { Reason::Icmp } else { Reason::OtherProtocol });
-    }
+        let reason = if next == icmp { Reason::Icmp } else { Reason::OtherProtocol };
+        return Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, reason));
+    };
+    let udp = udp != 0;
     let len = ip_len::<V6>(ip);
     let Some(header) = at::<HOT>(&frame, l4, need) else {
         return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));

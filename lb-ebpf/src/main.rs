@@ -7,12 +7,15 @@
 #![allow(internal_features)]
 
 mod answer;
+mod arp;
 mod atomic;
 mod choose;
 mod connection;
 mod count;
+mod egress;
 mod flow;
 mod forward;
+mod host;
 mod icmp;
 mod ingress;
 mod lease;
@@ -20,6 +23,7 @@ mod limits;
 mod load;
 mod maps;
 mod mss;
+mod nd;
 mod new_flow;
 mod nexthop;
 mod packet;
@@ -28,7 +32,11 @@ mod reset;
 mod schedule;
 mod tail;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use lb_common::verdict::{Class, Reason};
 use packet::Frame;
 
@@ -94,6 +102,21 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 pub fn lb_reset(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, reset::handle(frame))
+}
+
+/// Frames that the kernel would get, where the VRRP role may say otherwise.
+#[xdp]
+#[inline(always)]
+pub fn lb_host(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, host::handle(frame))
+}
+
+/// What the host itself sends (tc, egress).
+#[classifier]
+#[inline(always)]
+pub fn lb_egress(ctx: TcContext) -> i32 {
+    egress::handle(&ctx)
 }
 
 /// "Dual MIT/GPL": some helpers are only lent to GPL-compatible programs.

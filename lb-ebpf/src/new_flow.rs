@@ -30,7 +30,8 @@ use lb_common::{
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
-    let udp = scratch.protocol == protocol::UDP;
+    // A word that each branch makes anew, as in `ingress`: what is known of a byte is forgotten on the stack (6.1).
+    let udp = if scratch.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
     // Back from the choice of a server: everything before it was done.
     let chosen = scratch.choices != 0;
     if scratch.family == 6 {
@@ -60,6 +61,7 @@ fn arrived<const V6: bool>(
     if !chosen {
         // The filter may have been wrong: from here on the address is known.
         to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
+        forward::may_serve(to.vrrp)?;
         if to.roles & (role::VIP | role::POOL) == 0 {
             let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
             return Err(if from.roles & role::NAT_SOURCE != 0 {
@@ -68,7 +70,6 @@ fn arrived<const V6: bool>(
                 Reason::NotOurs
             });
         }
-        forward::may_serve(to.vrrp)?;
     }
     let need = if udp { 8 } else { 20 };
     let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };

@@ -311,20 +311,20 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     let pool = if let Forwarding::FullNat = plan.forwarding {
         let addresses: Vec<_> =
             (0..LOCAL_ADDRESSES).map(|n| with_last_bits(v6, LOCAL_NETWORK, LOCALS + n)).collect();
-        let pool = tables.set_pool(NAME, &addresses, (1, 1), 0)?;
+        let pool = tables.set_pool(NAME, &addresses, (1, 1))?;
         for address in addresses {
             let index = tables.pool_index(NAME, address).context("the pool lacks its address")?;
             ensure!(
                 with_last_bits(v6, LOCAL_NETWORK, LOCALS + index as u32) == address,
                 "pool address {address} has index {index}"
             );
-            tables.bind_address(NAME, Role::Pool(index), address, 0)?;
+            tables.bind_address(NAME, Role::Pool(index), address)?;
         }
         Some(pool)
     } else {
         None
     };
-    tables.bind_address(NAME, Role::Vip, vip(v6), 0)?;
+    tables.bind_address(NAME, Role::Vip, vip(v6))?;
     tables.ensure_service(&ServiceSpec {
         name: NAME.into(),
         vip: vip(v6),
@@ -335,7 +335,6 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         mss: 0,
         timeouts,
         pool,
-        vrrp: 0,
         rules: Rules::default(),
     })?;
     let mut slots = Vec::new();
@@ -355,7 +354,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);
         slots.push(Some(tables.ensure_destination(&key, &spec)?));
         if let Forwarding::Nat = plan.forwarding {
-            tables.bind_address(NAME, Role::NatSource, address, 0)?;
+            tables.bind_address(NAME, Role::NatSource, address)?;
         }
     }
     tables.set_slots(NAME, &slots)?;

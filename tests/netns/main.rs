@@ -4,11 +4,13 @@ mod continuity;
 mod counters;
 mod forwarding;
 mod lab;
+mod lease;
 mod manifests;
 mod neighbours;
 mod net;
 mod real_server;
 mod site;
+mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

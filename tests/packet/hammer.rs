@@ -446,7 +446,7 @@ impl Pool {
             tables.disable_quarantine();
         }
         let pool = match case.method {
-            Forwarding::FullNat => Some(tables.set_pool("local", &[LOCAL.into()], (1, 1), 0)?),
+            Forwarding::FullNat => Some(tables.set_pool("local", &[LOCAL.into()], (1, 1))?),
             _ => None,
         };
         tables.ensure_service(&ServiceSpec {
@@ -459,7 +459,6 @@ impl Pool {
             mss: 0,
             timeouts: [1; 16],
             pool,
-            vrrp: 0,
             rules: Rules::default(),
         })?;
         let mut classes = Vec::new();
@@ -480,7 +479,7 @@ impl Pool {
         let slots = (0..CLASSES).map(|class| this.add(class).map(Some)).collect::<Result<Vec<_>>>()?;
         this.tables.set_slots(SERVICE, &slots)?;
         this.tables.bind_ports(SERVICE, &[Ports::One(PORT)])?;
-        this.tables.bind_address(SERVICE, Role::Vip, VIP.into(), 0)?;
+        this.tables.bind_address(SERVICE, Role::Vip, VIP.into())?;
         Ok(this)
     }
 

@@ -61,8 +61,8 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
     let plane = Dataplane::open_for_test(&object, &sizes)?;
     let mut tables = plane.tables()?;
     let local = "10.0.0.200".parse()?;
-    let pool = tables.set_pool("local", &[local], (1, 1), 0)?;
-    tables.bind_address("local", Role::Pool(pool.0), local, 0)?;
+    let pool = tables.set_pool("local", &[local], (1, 1))?;
+    tables.bind_address("local", Role::Pool(pool.0), local)?;
     tables.ensure_service(&ServiceSpec {
         name: "web".into(),
         vip: VIP.into(),
@@ -73,7 +73,6 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
         mss: 0,
         timeouts: [1000; 16],
         pool: Some(pool),
-        vrrp: 0,
         rules: Rules::default(),
     })?;
     let server = "10.0.0.1".parse()?;
@@ -87,7 +86,7 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
         tables.ensure_destination(&DestinationKey::new("web", server, 0, Forwarding::FullNat), &spec)?;
     tables.set_slots("web", &[Some(destination)])?;
     tables.bind_ports("web", &[Ports::One(80)])?;
-    tables.bind_address("web", Role::Vip, VIP.into(), 0)?;
+    tables.bind_address("web", Role::Vip, VIP.into())?;
     Ok((plane, tables))
 }
 

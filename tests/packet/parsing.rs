@@ -399,7 +399,7 @@ fn two_pool_addresses_in_one_cell_are_told_apart() {
         let mut flow = Flow::new(Method::FullNat, v6, false);
         // The second address makes the cell ambiguous: the exact table decides.
         let alike = shares_a_cell(&flow.world, v6, crate::world::local(v6));
-        flow.world.tables.bind_address("other", Role::Pool(1), alike, 0).expect("pool address");
+        flow.world.tables.bind_address("other", Role::Pool(1), alike).expect("pool address");
         flow.establish();
         flow.answer(&flow.reply(ACK));
         let packet = Packet::tcp((flow.real, 8080), (alike, flow.lease()), ACK);

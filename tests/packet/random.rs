@@ -122,7 +122,7 @@ impl Tally {
         for (reason, count) in counters.reasons()? {
             match reason.class() {
                 Class::Pass => tally.passed += count.packets,
-                Class::Event => {
+                Class::Event | Class::Withheld => {
                     if matches!(reason, Reason::FlowNew | Reason::FlowAdopted) {
                         tally.begun += count.packets;
                     }

@@ -200,7 +200,6 @@ impl World {
             mss: 0,
             timeouts: DEFAULT_TIMEOUTS.map(|seconds| self.ticks(seconds)),
             pool: None,
-            vrrp: 0,
             rules: Rules::default(),
         }
     }
@@ -208,7 +207,7 @@ impl World {
     /// Makes a service reachable.
     pub fn service(&mut self, spec: &ServiceSpec) -> u32 {
         let index = self.tables.ensure_service(spec).expect("service");
-        self.tables.bind_address(&spec.name, Role::Vip, spec.vip, spec.vrrp.into()).expect("VIP");
+        self.tables.bind_address(&spec.name, Role::Vip, spec.vip).expect("VIP");
         self.tables.bind_ports(&spec.name, &spec.ports).expect("ports");
         index
     }
@@ -254,7 +253,7 @@ impl World {
         let key = DestinationKey::new(&spec.name, address, port, forwarding);
         if forwarding == Forwarding::Nat {
             let owner = format!("{}/{address}", spec.name);
-            self.tables.bind_address(&owner, Role::NatSource, address, 0).expect("NAT source");
+            self.tables.bind_address(&owner, Role::NatSource, address).expect("NAT source");
         }
         self.tables.ensure_destination(&key, &destination).expect("destination")
     }
@@ -285,8 +284,8 @@ impl World {
 
     /// A pool of one local address; what a service's `pool` wants.
     pub fn pool(&mut self, address: IpAddr, share: (u32, u32)) -> (u16, u8) {
-        let pool = self.tables.set_pool("pool", &[address], share, 0).expect("pool");
-        self.tables.bind_address("pool", Role::Pool(pool.0), address, 0).expect("pool address");
+        let pool = self.tables.set_pool("pool", &[address], share).expect("pool");
+        self.tables.bind_address("pool", Role::Pool(pool.0), address).expect("pool address");
         pool
     }
 
@@ -312,7 +311,7 @@ impl World {
             let reason = new.0;
             for _ in old.1..new.1 {
                 match reason.class() {
-                    Class::Event => events.push(reason),
+                    Class::Event | Class::Withheld => events.push(reason),
                     _ => counted.push((Counted::Reason(reason), new.2 - old.2)),
                 }
             }
@@ -357,6 +356,23 @@ impl World {
         let seen = self.send(frame);
         assert_eq!(seen.counted, Counted::Reason(reason), "{case}");
         seen
+    }
+
+    /// Gives the egress program a frame of the host's own: it leaves, or is withheld and counted.
+    pub fn leaves(&mut self, case: &str, frame: &[u8], withheld: Option<Reason>) {
+        let leaves = self.plane.test_run_egress(frame).expect("BPF_PROG_TEST_RUN");
+        let after = self.snapshot();
+        let pairs = self.before.reasons.iter().zip(&after.reasons);
+        let grown: Vec<_> =
+            pairs.filter(|(old, new)| new.1 > old.1).map(|(old, new)| (new.0, new.2 - old.2)).collect();
+        self.before = after;
+        assert_eq!(leaves, withheld.is_none(), "{case}");
+        assert_eq!(
+            grown,
+            withheld.map(|reason| (reason, frame.len() as u64)).into_iter().collect::<Vec<_>>(),
+            "{case}"
+        );
+        assert!(withheld.is_none_or(|reason| reason.class() == Class::Withheld), "{case}");
     }
 
     /// The frame goes out of the ingress interface, byte for byte as expected.
@@ -520,7 +536,10 @@ impl World {
 
 impl Snapshot {
     fn sum(&self) -> u64 {
-        let ends = self.reasons.iter().filter(|(reason, ..)| reason.class() != Class::Event);
+        let ends = self
+            .reasons
+            .iter()
+            .filter(|(reason, ..)| !matches!(reason.class(), Class::Event | Class::Withheld));
         let forwarded = self.traffic.iter().chain([&self.retired]);
         ends.map(|(_, n, _)| n).sum::<u64>() + forwarded.map(|t| t.packets_in + t.packets_out).sum::<u64>()
     }

@@ -56,9 +56,24 @@ pub const TESTS: &[Part] = &[
     program("ethtool", "ethtool", "sets the offloads of the test links"),
     program("sysctl", "procps", "sets ARP and routing of the namespaces"),
     program("ping", "iputils-ping", "proves that what is not ours passes"),
+    program("keepalived", "keepalived", "the other director of VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
     Part::Bpffs,
+];
+
+/// What `cargo xtask test kernels` needs.
+pub const KERNELS: &[Part] = &[
+    Part::CCompiler,
+    Part::BpfCompiler,
+    Part::BpfLinker,
+    program("qemu-system-x86_64", "qemu-system-x86", "emulates a machine for another kernel"),
+    program("busybox", "busybox-static", "the first program of such a machine"),
+    program("depmod", "kmod", "lists the drivers of such a kernel"),
+    program("script", "bsdutils", "gives such a machine a terminal"),
+    program("virtualenv", "virtualenv", "holds virtme-ng, which boots it"),
+    program("dpkg-deb", "dpkg", "unpacks kernels"),
+    program("ip", "iproute2", "brings up the loopback interface"),
 ];
 
 const fn program(name: &'static str, package: &'static str, why: &'static str) -> Part {

@@ -16,7 +16,12 @@ pub fn facts(facts: &net::HostFacts) -> manifest::HostFacts {
             all.iter().any(|other| !is_single(other) && other.addr().is_ipv4() == single.addr().is_ipv4())
         };
         let own = all.iter().filter(|address| !is_single(address) || !has_others(address));
-        manifest::HostInterface { name: link.name.clone(), addresses: own.map(IpNet::addr).collect() }
+        let own: Vec<IpNet> = own.copied().collect();
+        manifest::HostInterface {
+            name: link.name.clone(),
+            addresses: own.iter().map(IpNet::addr).collect(),
+            networks: own,
+        }
     };
     manifest::HostFacts { interfaces: facts.links.iter().map(interface).collect() }
 }
@@ -43,6 +48,7 @@ mod tests {
             ifindex,
             address: address.parse().unwrap(),
             ours,
+            vrrp: false,
         };
         let given = net::HostFacts {
             kernel: String::new(),

@@ -13,6 +13,9 @@ pub fn join<'a>(records: impl IntoIterator<Item = &'a AddressRecord>) -> u16 {
         if record.roles & role::NAT_SOURCE != 0 {
             value |= cell::NAT_SOURCE;
         }
+        if record.vrrp != 0 {
+            value |= cell::VRRP;
+        }
         if record.roles & role::POOL != 0 {
             let own = (record.pool + 1).min(cell::POOL_AMBIGUOUS);
             pool = Some(if pool.is_none() { own } else { cell::POOL_AMBIGUOUS });
@@ -28,10 +31,13 @@ mod tests {
     #[test]
     fn a_cell_says_of_its_addresses_what_any_of_them_is() {
         let of = |roles, pool| AddressRecord { roles, pool, vrrp: 0 };
+        let following = |roles| AddressRecord { roles, pool: 0, vrrp: 3 };
         for (records, value) in [
             (vec![], 0),
             (vec![of(role::VIP, 0)], cell::VIP),
             (vec![of(role::VIP, 0), of(role::NAT_SOURCE, 0)], cell::VIP | cell::NAT_SOURCE),
+            (vec![following(role::VRRP)], cell::VRRP),
+            (vec![following(role::VIP | role::VRRP), of(role::NAT_SOURCE, 0)], 7),
             (vec![of(role::POOL, 4)], 5 << cell::POOL_SHIFT),
             (vec![of(role::POOL, 4), of(role::VIP, 0)], 5 << cell::POOL_SHIFT | cell::VIP),
             (vec![of(role::POOL, 4), of(role::POOL, 5)], cell::POOL_AMBIGUOUS << cell::POOL_SHIFT),

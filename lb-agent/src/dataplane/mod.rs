@@ -9,6 +9,7 @@ pub mod clock;
 pub mod counters;
 pub mod decapsulator;
 pub mod dump;
+mod egress;
 mod error;
 mod indices;
 pub mod layout;
@@ -21,10 +22,12 @@ pub mod sweeper;
 pub mod tables;
 mod test_run;
 mod views;
+mod vrrp;
 
 pub use attach::{Attached, Interface, Mode, XdpMode};
 pub use clock::Clock;
 pub use counters::Counters;
+pub use egress::EgressMode;
 pub use error::Error;
 pub use layout::Sizes;
 pub use load::{Dataplane, Options};
@@ -34,6 +37,7 @@ pub use sweeper::{Scan, Sweeper};
 pub use tables::Tables;
 pub use test_run::{Action, Outcome};
 pub use views::Views;
+pub use vrrp::{VrrpRole, VrrpRoles, VrrpStanding};
 
 /// The data plane's programs, as built with this agent (ELF).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));

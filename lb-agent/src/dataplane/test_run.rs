@@ -1,6 +1,6 @@
 //! Runs the loaded program on a frame (BPF_PROG_TEST_RUN): packet cases without an interface.
 
-use super::{Dataplane, Error};
+use super::{Dataplane, Error, bpf};
 use aya::programs::{TestRun as _, TestRunOptions};
 use lb_common::maps::programs;
 use std::{os::fd::BorrowedFd, time::Duration};
@@ -47,6 +47,22 @@ impl Dataplane {
         Ok(self.program(name)?.fd().map_err(|e| Error::Program { name, reason: Box::new(e) })?.as_fd())
     }
 
+    /// Runs the egress program once on a frame that the host would send. Whether it may leave.
+    pub fn test_run_egress(&self, frame: &[u8]) -> Result<bool, Error> {
+        use std::os::fd::AsFd as _;
+        let name = programs::EGRESS;
+        let failed = |e| Error::Program { name, reason: Box::new(e) };
+        let program = self.ebpf.program(name).ok_or(Error::Missing(name))?;
+        let program: &aya::programs::SchedClassifier = program.try_into().map_err(failed)?;
+        let mut frame = frame.to_vec();
+        let result = bpf::run(program.fd().map_err(failed)?.as_fd(), &mut frame);
+        match result.map_err(Error::os("run the egress program"))? as i32 {
+            TC_ACT_UNSPEC => Ok(true),
+            TC_ACT_SHOT => Ok(false),
+            other => Err(Error::Refused(format!("the egress program returned {other}"))),
+        }
+    }
+
     fn run(&self, frame: &[u8], out: Option<&mut [u8]>, repeat: u32) -> Result<(u32, u32, Duration), Error> {
         let name = programs::MAIN;
         let options =
@@ -58,6 +74,10 @@ impl Dataplane {
         Ok((result.return_value, result.data_size_out, result.duration))
     }
 }
+
+/// The next program decides.
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
 
 fn action(value: u32) -> Result<Action, Error> {
     Ok(match value {

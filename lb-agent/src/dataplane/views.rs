@@ -9,6 +9,7 @@ use lb_common::{
     hash::Secrets,
     lease::Lease,
     load::Load,
+    maps::{VRRP_INSTANCES, VrrpWord},
     scratch::Config,
     service::{SERVERS_PER_LINE, SLOTS_PER_LINE, ServerLine, Service, SlotLine},
 };
@@ -27,6 +28,8 @@ pub struct Views {
     pub loads: Mapped<Load>,
     pub leases: Mapped<Lease>,
     pub filter: Mapped<FilterLine>,
+    /// Roles by VRRP instance.
+    pub vrrp: Mapped<VrrpWord>,
     pub secrets: Secrets,
     pub config: Config,
     /// Leases of pool addresses from this index on were never used: the sweeper need not look.
@@ -46,6 +49,7 @@ impl Views {
             servers: Mapped::in_memory(sizes.server_lines())?,
             loads: Mapped::in_memory(sizes.destinations)?,
             leases: Mapped::in_memory(sizes.leases())?,
+            vrrp: Mapped::in_memory(VRRP_INSTANCES)?,
             filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
             secrets,
             config,

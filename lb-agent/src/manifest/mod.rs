@@ -6,16 +6,23 @@
 //! come from a second walk over the same text (`marks`).
 
 mod check;
+mod check_vrrp;
 mod diagnostic;
 mod director;
+mod endpoints;
 mod events;
+mod health;
 mod marks;
 mod objects;
 mod pool;
 mod raw;
 mod read;
 mod reader;
+mod scheduling;
 mod service;
+mod vrrp;
+mod vrrp_auth;
+mod vrrp_track;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +33,9 @@ pub use check::{HostFacts, HostInterface, check, check_against_host, check_chang
 pub use diagnostic::{Diagnostic, Report};
 pub use objects::{Entry, Objects};
 pub use read::{ReadError, read_path};
+pub use scheduling::WHEN_NO_SERVER;
 pub use service::{FORWARDING, PROTOCOLS, SCHEDULERS};
+pub use vrrp_auth::parse_key;
 
 use crate::model::{Kind, Name, Object, ObjectId};
 use marks::{DEPTH_MAX, Mark, Marks};
@@ -175,6 +184,8 @@ fn document_object(raw: &Raw, faults: &mut Faults) -> (Option<ObjectId>, Option<
         Kind::Director => Some(Object::Director(director::decode(name, spec, faults))),
         Kind::LocalAddressPool => Some(Object::LocalAddressPool(pool::decode(name, spec, faults))),
         Kind::VirtualService => service::decode(name, spec, faults).map(Object::VirtualService),
+        Kind::VrrpInstance => vrrp::decode(name, spec, faults).map(Box::new).map(Object::VrrpInstance),
+        Kind::VrrpSyncGroup => vrrp::decode_group(name, spec, faults).map(Object::VrrpSyncGroup),
     };
     (id, object)
 }
@@ -233,6 +244,8 @@ fn encode(object: &Object) -> Raw {
         Object::Director(director) => director::encode(director),
         Object::LocalAddressPool(pool) => pool::encode(pool),
         Object::VirtualService(service) => service::encode(service),
+        Object::VrrpInstance(instance) => vrrp::encode(instance),
+        Object::VrrpSyncGroup(group) => vrrp::encode_group(group),
     };
     Raw::map([
         ("apiVersion", Some(Raw::text(API_VERSION))),
@@ -260,3 +273,5 @@ pub const SIZE_MAX: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vrrp_tests;

@@ -1,11 +1,14 @@
 //! A set of objects and where each was written.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::diagnostic::Diagnostic;
 use super::marks::{Mark, Marks, Part};
-use crate::model::{Director, Kind, LocalAddressPool, Object, ObjectId, VirtualService};
+use crate::model::{
+    Director, Kind, LocalAddressPool, Name, Object, ObjectId, VirtualService, VrrpInstance, VrrpSyncGroup,
+};
 
 /// Objects by (kind, name).
 #[derive(Debug, Clone, Default)]
@@ -117,6 +120,32 @@ impl Objects {
             Object::LocalAddressPool(pool) => Some((pool, entry)),
             _ => None,
         })
+    }
+
+    /// In the order of their names.
+    pub fn vrrp_instances(&self) -> impl Iterator<Item = (&VrrpInstance, &Entry)> {
+        self.entries.values().filter_map(|entry| match &entry.object {
+            Object::VrrpInstance(instance) => Some((instance.as_ref(), entry)),
+            _ => None,
+        })
+    }
+
+    /// In the order of their names.
+    pub fn vrrp_sync_groups(&self) -> impl Iterator<Item = (&VrrpSyncGroup, &Entry)> {
+        self.entries.values().filter_map(|entry| match &entry.object {
+            Object::VrrpSyncGroup(group) => Some((group, entry)),
+            _ => None,
+        })
+    }
+
+    /// The VRRP instance that a VIP follows, if any.
+    pub fn vrrp_instance_of(&self, address: IpAddr) -> Option<&VrrpInstance> {
+        self.vrrp_instances().map(|(instance, _)| instance).find(|instance| instance.has_address(address))
+    }
+
+    /// The sync group that a VRRP instance is in, if any.
+    pub fn vrrp_sync_group_of(&self, instance: &Name) -> Option<&VrrpSyncGroup> {
+        self.vrrp_sync_groups().map(|(group, _)| group).find(|group| group.members.contains(instance))
     }
 }
 

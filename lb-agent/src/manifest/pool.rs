@@ -12,8 +12,9 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> LocalAddres
     let addresses = addresses(&mut spec, faults);
     let share = spec.get("share").and_then(|field| share(&field, faults)).unwrap_or_default();
     let address_interface = spec.get("addressInterface").and_then(|field| field.interface_name(faults));
+    let vrrp = spec.get("vrrp").and_then(|field| field.name(faults));
     spec.finish(faults);
-    LocalAddressPool { name, addresses, share, address_interface }
+    LocalAddressPool { name, addresses, share, address_interface, vrrp }
 }
 
 fn addresses(spec: &mut Map<'_>, faults: &mut Faults) -> Vec<IpNet> {
@@ -92,6 +93,7 @@ pub fn encode(pool: &LocalAddressPool) -> Raw {
             ])),
         ),
         ("addressInterface", pool.address_interface.as_ref().map(Raw::text)),
+        ("vrrp", pool.vrrp.as_ref().map(Raw::text)),
     ])
 }
 

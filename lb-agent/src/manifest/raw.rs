@@ -27,7 +27,7 @@ impl Raw {
     }
 
     /// A map of the entries that are there.
-    pub fn map<const N: usize>(entries: [(&str, Option<Raw>); N]) -> Raw {
+    pub fn map<'a>(entries: impl IntoIterator<Item = (&'a str, Option<Raw>)>) -> Raw {
         let present = |(key, value): (&str, Option<Raw>)| value.map(|value| (key.to_owned(), value));
         Raw::Map(entries.into_iter().filter_map(present).collect())
     }

@@ -115,15 +115,16 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:13:7: spec.realServers[1].wieght: unknown field\n  help: did you mean `weight`?",
         ),
         (
-            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthCheck: {tcp: {}}\n"),
-            "m.yaml:9:14: spec.scheduler: `wlc` is not one of rr, wrr, sh, mh\n  \
-             m.yaml:10:3: spec.healthCheck: unknown field",
+            web("  scheduler: wrr\n", "  scheduler: wcl\n  healthPolicy: {tcp: {}}\n"),
+            "m.yaml:9:14: spec.scheduler: `wcl` is not one of rr, wrr, lc, wlc, sed, nq, fo, ovf, twos, sh, dh, mh, lblc, lblcr\n  \
+             help: did you mean `wlc`?\n\
+             m.yaml:10:3: spec.healthPolicy: unknown field",
         ),
         (
             web("kind: VirtualService", "kind: VirtualServce"),
             "m.yaml:2:7: kind: unknown kind `VirtualServce`",
         ),
-        (web("kind: VirtualService", "kind: VrrpInstance"), "m.yaml:2:7: kind: unknown kind `VrrpInstance`"),
+        (web("kind: VirtualService", "kind: VrrpRouter"), "m.yaml:2:7: kind: unknown kind `VrrpRouter`"),
         (web("lb/v1", "lb/v2"), "m.yaml:1:13: apiVersion: `lb/v2` is not one of lb/v1"),
         (web("{name: web}", "{name: Web}"), "m.yaml:3:18: metadata.name: `Web` is not a name"),
         (web("  protocol: tcp\n", ""), "m.yaml:4:1: spec.protocol: is required"),
@@ -251,7 +252,6 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             service("a", "realServers: [{address: 10.0.0.1}]") + &pool("p", "addresses: [10.0.0.1]"),
             "spec.addresses[0]: 10.0.0.1 is a real server of VirtualService `a` (m.yaml:2)",
         ),
-        (director("d", "interfaces: []"), "spec.interfaces: has no interface"),
         (
             director("d", "interfaces: [{name: eth0, xdp: fast}]"),
             "m.yaml:5:39: spec.interfaces[0].xdp: `fast` is not one of auto, native, generic",
@@ -367,10 +367,11 @@ fn the_host_is_asked_for_interfaces_and_their_addresses() {
     let objects = load_text("m.yaml", &text).unwrap();
     let host = |addresses: &[&str]| HostFacts {
         interfaces: vec![
-            HostInterface { name: "lo".into(), addresses: vec![] },
+            HostInterface { name: "lo".into(), addresses: vec![], networks: vec![] },
             HostInterface {
                 name: "eth0".into(),
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                networks: Vec::new(),
             },
         ],
     };
@@ -476,6 +477,21 @@ fn each_example_loads_and_so_do_all_together() {
     load(&sources).unwrap_or_else(|report| panic!("{report}"));
 }
 
+/// A directory of examples has one file for each director of a pair.
+#[test]
+fn each_director_of_an_example_pair_loads() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let directories =
+        examples.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut loaded = 0;
+    for source in directories.flat_map(|directory| read_path(&directory).unwrap()) {
+        let objects = load(std::slice::from_ref(&source)).unwrap_or_else(|report| panic!("{report}"));
+        assert!(objects.director().is_some() && objects.vrrp_instances().next().is_some(), "{}", source.file);
+        loaded += 1;
+    }
+    assert!(loaded >= 2 && loaded % 2 == 0, "{loaded} files");
+}
+
 /// Every field that can be written is in the reference, with the path under which diagnostics name it.
 #[test]
 fn the_reference_has_every_field() {
@@ -578,6 +594,7 @@ prop_compose! {
         on_unknown_flow in select(vec![OnUnknownFlow::Adopt, OnUnknownFlow::Reset, OnUnknownFlow::Pass, OnUnknownFlow::Drop]),
         clamp in prop_oneof![Just(MssClamp::Off), Just(MssClamp::Auto), MssClamp::RANGE.prop_map(MssClamp::To)],
         address_interface in prop::option::of(interface_names()),
+        scheduling in super::scheduling::tests::schedulings(),
         servers in prop::collection::vec(
             (any::<u16>(), any::<bool>(), prop::option::of(1..=u16::MAX),
              prop::option::of(select(FORWARDING.map(|(_, method)| method).to_vec()))), 0..12),
@@ -591,7 +608,10 @@ prop_compose! {
             } else {
                 IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, index as u16 + 1))
             };
-            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method }
+            RealServer {
+                address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method,
+                limits: Default::default(), health: Default::default(),
+            }
         }).collect();
         let mut service = VirtualService {
             name,
@@ -601,7 +621,8 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers,
+            timeouts, address_interface, real_servers, health: Default::default(),
+            scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {
             service.local_addresses = Some(pool);
@@ -616,10 +637,11 @@ prop_compose! {
         nets in subsequence(vec!["10.9.0.0/28", "10.9.1.1", "10.9.2.4/30", "2001:db8:9::/124", "2001:db8:a::1"], 1..=5),
         (index, of) in (1..=Share::MAX_OF).prop_flat_map(|of| (1..=of, Just(of))),
         address_interface in prop::option::of(interface_names()),
+        vrrp in prop::option::of(names()),
     ) -> LocalAddressPool {
         let net = |text: &str| text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
         let addresses = nets.into_iter().map(net).collect();
-        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface }
+        LocalAddressPool { name, addresses, share: Share { index, of }, address_interface, vrrp }
     }
 }
 

@@ -3,11 +3,159 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{Forwarding, RealServer, VirtualService};
+
+/// Who of a service's real servers takes new connections: its checks, and what follows from their outcomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Of every real server that has none of its own. None: a server is taken to be well.
+    pub checks: Vec<Arc<Check>>,
+    /// They are written as a list. Says only where they stand in the manifest.
+    pub listed: bool,
+    /// How many of a server's checks must pass.
+    pub require: Require,
+    pub on_failure: OnFailure,
+    pub on_server_down: OnServerDown,
+    pub quorum: Quorum,
+    /// Takes all new connections while the quorum is lost.
+    pub sorry_server: Option<Box<RealServer>>,
+    /// How long the weight of a server that came back grows to its whole.
+    pub slow_start: Option<Duration>,
+    /// The share of the servers, in percent, that checks may take out. Where more fail, checks take out none.
+    pub panic_threshold: Option<u8>,
+    /// By how many percent of its weight at most a server's latency may raise or lower it.
+    pub latency_weight: Option<u8>,
+}
+
+/// What a real server has in place of its service's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerPolicy {
+    /// Empty: no check at all.
+    pub checks: Option<Vec<Arc<Check>>>,
+    /// 0 takes part always; the servers of a higher number only while those of all lower ones together do not
+    /// reach the quorum.
+    pub standby: u8,
+}
+
+/// How many checks of a server must pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Require {
+    All,
+    Any,
+    /// Of servers with fewer checks, all.
+    AtLeast(u16),
+}
+
+impl Require {
+    /// Of `checks` checks, at least one.
+    pub fn of(self, checks: usize) -> usize {
+        match self {
+            Require::All => checks,
+            Require::Any => 1.min(checks),
+            Require::AtLeast(least) => usize::from(least).min(checks),
+        }
+    }
+}
+
+/// What becomes of a server that fails its checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It leaves: its UDP flows move at once, its TCP connections are treated as [`OnServerDown`] says.
+    Remove,
+    /// It keeps all it has and gets nothing new (keepalived's inhibit_on_failure).
+    Quiesce,
+}
+
+/// What becomes of established TCP connections to a server that was removed by its checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnServerDown {
+    /// They go on.
+    Keep,
+    /// They are reset at their next packet.
+    Reset,
+    /// Their next packet is scheduled anew. For servers that share their connections' state.
+    Reschedule,
+}
+
+/// What becomes of the flows of a server that takes no new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Flows {
+    /// They go on, and clients that persistence sends there still get there.
+    #[default]
+    Stay,
+    /// They go on, and persistence ends.
+    Keep,
+    /// TCP is reset at the next packet.
+    Reset,
+    /// The next packet is scheduled anew.
+    Move,
+}
+
+/// The weight that must be alive. keepalived's words and rule: gained at `weight + hysteresis`, lost below
+/// `weight - hysteresis`, and at 0 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quorum {
+    /// At least 1.
+    pub weight: u32,
+    /// Below `weight`.
+    pub hysteresis: u32,
+}
+
+impl Default for Quorum {
+    fn default() -> Quorum {
+        Quorum { weight: 1, hysteresis: 0 }
+    }
+}
+
+impl Quorum {
+    /// Whether it holds at this sum of live weights; `before` is whether it did, None at the beginning.
+    pub fn holds(self, live: u32, before: Option<bool>) -> bool {
+        let needed = match before {
+            Some(true) => self.weight.saturating_sub(self.hysteresis).max(1),
+            Some(false) => self.weight.saturating_add(self.hysteresis),
+            None => self.weight,
+        };
+        live >= needed
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            checks: Vec::new(),
+            listed: false,
+            require: Require::All,
+            on_failure: OnFailure::Remove,
+            on_server_down: OnServerDown::Keep,
+            quorum: Quorum::default(),
+            sorry_server: None,
+            slow_start: None,
+            panic_threshold: None,
+            latency_weight: None,
+        }
+    }
+}
+
+impl Policy {
+    /// The checks of a server.
+    pub fn checks_of<'a>(&'a self, server: &'a RealServer) -> &'a [Arc<Check>] {
+        server.health.checks.as_deref().unwrap_or(&self.checks)
+    }
+
+    /// The service's own checks, each with its place in the manifest.
+    pub fn places(&self) -> impl Iterator<Item = (String, &Check)> {
+        let place = |index| match self.listed {
+            true => format!("spec.healthChecks.checks[{index}]"),
+            false => "spec.healthCheck".to_owned(),
+        };
+        self.checks.iter().enumerate().map(move |(index, check)| (place(index), &**check))
+    }
+}
 
 /// One health check of a real server. Two services that name the same target and write the same check share
 /// one probe.
@@ -68,6 +216,9 @@ pub struct Flap {
     pub window: Duration,
     pub hold: Duration,
 }
+
+/// The most changes that flap damping may count: as many as are remembered.
+pub const FLAP_CHANGES_MAX: u16 = 10;
 
 impl Timing {
     pub const INTERVAL: Duration = Duration::from_secs(2);
@@ -377,6 +528,15 @@ impl Probe {
     /// Whether it goes to a TCP or UDP port, as opposed to echo, script and file.
     pub fn uses_port(&self) -> bool {
         !matches!(self, Probe::Icmp(_) | Probe::Script(_) | Probe::File(_))
+    }
+
+    /// Whether it goes to a UDP port, as opposed to a TCP one.
+    pub fn speaks_udp(&self) -> bool {
+        match self {
+            Probe::Udp(_) => true,
+            Probe::Dns(dns) => dns.transport == DnsTransport::Udp,
+            _ => false,
+        }
     }
 
     /// The key of a manifest under which it stands.

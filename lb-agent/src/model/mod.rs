@@ -3,9 +3,11 @@
 
 mod director;
 mod effect;
+mod endpoint;
 mod events;
 pub mod health;
 mod pool;
+mod scheduling;
 mod service;
 mod vrrp;
 mod way;
@@ -18,8 +20,13 @@ pub use director::{
     SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
+pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
+pub use scheduling::{
+    DrainPolicy, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Quic, SOURCES_MAX, Scheduling,
+    ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
+};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
@@ -38,6 +45,9 @@ pub enum Object {
     Director(Director),
     LocalAddressPool(LocalAddressPool),
     VirtualService(VirtualService),
+    /// Boxed: it has many fields, and there are few of it.
+    VrrpInstance(Box<VrrpInstance>),
+    VrrpSyncGroup(VrrpSyncGroup),
 }
 
 impl Object {
@@ -46,6 +56,8 @@ impl Object {
             Object::Director(_) => Kind::Director,
             Object::LocalAddressPool(_) => Kind::LocalAddressPool,
             Object::VirtualService(_) => Kind::VirtualService,
+            Object::VrrpInstance(_) => Kind::VrrpInstance,
+            Object::VrrpSyncGroup(_) => Kind::VrrpSyncGroup,
         }
     }
 
@@ -54,6 +66,8 @@ impl Object {
             Object::Director(director) => &director.name,
             Object::LocalAddressPool(pool) => &pool.name,
             Object::VirtualService(service) => &service.name,
+            Object::VrrpInstance(instance) => &instance.name,
+            Object::VrrpSyncGroup(group) => &group.name,
         }
     }
 
@@ -68,10 +82,18 @@ pub enum Kind {
     Director,
     LocalAddressPool,
     VirtualService,
+    VrrpInstance,
+    VrrpSyncGroup,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Director, Kind::LocalAddressPool, Kind::VirtualService];
+    pub const ALL: [Kind; 5] = [
+        Kind::Director,
+        Kind::LocalAddressPool,
+        Kind::VirtualService,
+        Kind::VrrpInstance,
+        Kind::VrrpSyncGroup,
+    ];
 
     /// The word that a manifest's `kind:` holds.
     pub fn as_str(self) -> &'static str {
@@ -79,6 +101,8 @@ impl Kind {
             Kind::Director => "Director",
             Kind::LocalAddressPool => "LocalAddressPool",
             Kind::VirtualService => "VirtualService",
+            Kind::VrrpInstance => "VrrpInstance",
+            Kind::VrrpSyncGroup => "VrrpSyncGroup",
         }
     }
 }
@@ -137,6 +161,16 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name of a further endpoint of the service of this name: one that no object can have.
+    pub fn of_endpoint(&self, endpoint: &str) -> Name {
+        Name(format!("{}/{endpoint}", self.0))
+    }
+
+    /// The service that an endpoint belongs to.
+    pub fn of_service(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(service, _)| service)
+    }
 }
 
 impl std::ops::Deref for Name {
@@ -192,6 +226,6 @@ mod tests {
         let id = ObjectId { kind: Kind::VirtualService, name: Name::new("web").unwrap() };
         assert_eq!(id.to_string(), "VirtualService/web");
         assert_eq!("Director".parse(), Ok(Kind::Director));
-        assert_eq!("VrrpInstance".parse::<Kind>(), Err(()));
+        assert_eq!("VrrpRouter".parse::<Kind>(), Err(()));
     }
 }

@@ -15,6 +15,8 @@ pub struct LocalAddressPool {
     pub share: Share,
     /// The interface on which the agent puts the addresses, each with the full prefix length.
     pub address_interface: Option<String>,
+    /// The [`super::VrrpInstance`] that the addresses follow, like a VIP.
+    pub vrrp: Option<Name>,
 }
 
 impl LocalAddressPool {
@@ -79,6 +81,7 @@ mod tests {
             addresses: ["10.0.0.200/30", "10.0.1.1/32", "2001:db8::4/127"].map(|n| n.parse().unwrap()).into(),
             share: Share::default(),
             address_interface: None,
+            vrrp: None,
         };
         let all: Vec<String> = pool.addresses().map(|address| address.to_string()).collect();
         assert_eq!(

@@ -238,8 +238,20 @@ impl Default for Gratuitous {
 pub enum Vmac {
     #[default]
     Off,
-    /// A macvlan with the virtual router's MAC address; None: named `vrrp` and the VRID.
+    /// A macvlan with the virtual router's MAC address; None: named by [`Vmac::interface_name`].
     On { interface: Option<String> },
+}
+
+impl Vmac {
+    /// What the macvlan is called: as the manifest says, or `vrrp51` (`vrrp6.51` for IPv6); None without one.
+    pub fn interface_name(&self, vrid: Vrid, ipv4: bool) -> Option<String> {
+        match self {
+            Vmac::Off => None,
+            Vmac::On { interface: Some(name) } => Some(name.clone()),
+            Vmac::On { interface: None } if ipv4 => Some(format!("vrrp{vrid}")),
+            Vmac::On { interface: None } => Some(format!("vrrp6.{vrid}")),
+        }
+    }
 }
 
 /// What decides, beside the protocol, whether this director may be master.

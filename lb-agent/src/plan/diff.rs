@@ -1,4 +1,4 @@
-//! The steps from one layout to another. What is new is made in the order pools, next hops, routes to clients,
+//! The steps from one layout to another. What is new is made in the order VRRP instances, pools, next hops, routes to clients,
 //! services with their destinations before their slots, addresses, ports, and the addresses on interfaces last;
 //! what goes leaves in the opposite order, after all that is new.
 
@@ -6,11 +6,18 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Layout, Role, ServiceLayout, Slots, Step};
+use crate::model::health::Flows;
 use crate::model::{Name, PortRange, Ports};
 
 /// The steps that make `from` into `to`. None when they are equal.
 pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     let mut steps = Vec::new();
+    // Before anything is served: what follows an instance is not served by a backup.
+    for (name, addresses) in &to.vrrp {
+        if from.vrrp.get(name) != Some(addresses) {
+            steps.push(Step::SetVrrp { name: name.clone(), addresses: addresses.clone() });
+        }
+    }
     let withdrawn = make_room(from, to, &mut steps);
     for (name, pool) in &to.pools {
         if from.pools.get(name) != Some(pool) {
@@ -61,6 +68,9 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     }
     for name in from.pools.keys().filter(|name| !to.pools.contains_key(name)) {
         steps.push(Step::RemovePool { name: name.clone() });
+    }
+    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(name)) {
+        steps.push(Step::RemoveVrrp { name: name.clone() });
     }
     steps
 }
@@ -133,17 +143,29 @@ fn set_service(
         let ports = after.ports.clone();
         steps.push(Step::SetService { name, service, ports });
     }
+    // A server whose flows end gets no more of them first.
+    let mut closed = Vec::new();
     for (binding, destination) in &after.destinations {
-        if before.and_then(|before| before.destinations.get(binding)) != Some(destination) {
+        let old = before.and_then(|before| before.destinations.get(binding));
+        if old != Some(destination) {
             let (binding, destination) = (*binding, *destination);
-            steps.push(Step::SetDestination { service: name.clone(), binding, destination });
+            let closes = old.is_some_and(|old| old.flows == Flows::Stay) && destination.flows != Flows::Stay;
+            let step = Step::SetDestination { service: name.clone(), binding, destination };
+            if closes { closed.push(step) } else { steps.push(step) }
         }
     }
     // Replies must be known as such before the first packet goes to the server that sends them.
     bind(name, before, after, Role::NatSource, steps);
+    if before.map_or(&Vec::new(), |before| &before.servers) != &*after.servers {
+        steps.push(Step::SetServers { service: name.clone(), servers: after.servers.clone() });
+    }
+    if before.map_or(&Vec::new(), |before| &before.server_ids) != &after.server_ids {
+        steps.push(Step::SetServerIds { service: name.clone(), ids: after.server_ids.clone() });
+    }
     if before.is_none_or(|before| before.slots != after.slots) {
         steps.push(Step::SetSlots { service: name.clone(), slots: after.slots.clone() });
     }
+    steps.append(&mut closed);
     bind(name, before, after, Role::Vip, steps);
     if before.is_none_or(|before| before.ports != after.ports) {
         set_ports(name, before.map(|before| &before.ports), &after.ports, taken_over, steps, late);

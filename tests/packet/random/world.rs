@@ -153,8 +153,8 @@ impl World {
         let mut pools = BTreeMap::new();
         for (name, address) in [("four", POOL4), ("six", POOL6)] {
             let address: IpAddr = address.parse()?;
-            let at = tables.set_pool(name, &[address], (1, 1), 0)?;
-            tables.bind_address(name, Role::Pool(at.0), address, 0)?;
+            let at = tables.set_pool(name, &[address], (1, 1))?;
+            tables.bind_address(name, Role::Pool(at.0), address)?;
             pools.insert(address.is_ipv6(), at);
         }
         let mut this = Self {
@@ -230,7 +230,6 @@ impl World {
                 mss: if first_port == 80 { 1400 } else { 0 },
                 timeouts: [TIMEOUT; 16],
                 pool: (method == Method::FullNat).then_some(pool),
-                vrrp: 0,
                 rules: Rules::default(),
             })?;
             let server = match v6 != crosses {
@@ -248,9 +247,9 @@ impl World {
             let slots = if has_server { vec![Some(destination)] } else { Vec::new() };
             tables.set_slots(&name, &slots)?;
             tables.bind_ports(&name, &[ports])?;
-            tables.bind_address(&name, Role::Vip, vip, 0)?;
+            tables.bind_address(&name, Role::Vip, vip)?;
             if method == Method::Nat {
-                tables.bind_address(&name, Role::NatSource, server, 0)?;
+                tables.bind_address(&name, Role::NatSource, server)?;
                 self.nat_servers.insert((Address::from(server).v6(), server.is_ipv6()));
             }
             self.services.push(Service {

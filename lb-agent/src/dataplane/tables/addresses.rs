@@ -4,7 +4,7 @@ use super::{super::Error, Tables};
 use crate::dataplane::cells;
 use lb_common::{
     address::Address,
-    filter::{AddressKey, AddressRecord, CELLS_PER_LINE, role},
+    filter::{AddressKey, AddressRecord, CELLS_PER_LINE, cell, role},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,8 @@ pub enum Role {
     NatSource,
     /// A local address of FULLNAT, with its index in the pool.
     Pool(u16),
+    /// An address of a VRRP instance, which alone gives it ([`Tables::set_vrrp`]).
+    Vrrp,
 }
 
 impl Role {
@@ -29,16 +31,19 @@ impl Role {
             Role::Vip => role::VIP,
             Role::NatSource => role::NAT_SOURCE,
             Role::Pool(_) => role::POOL,
+            Role::Vrrp => role::VRRP,
         }
     }
 }
 
 /// Found in the tables after a restart: nobody's until somebody binds it.
-const NOBODY: &str = "";
+pub(super) const NOBODY: &str = "";
 
 #[derive(Debug, Default)]
 pub struct State {
     owners: BTreeSet<(Role, String)>,
+    /// The VRRP instance that it follows; 0 is none.
+    vrrp: u8,
     /// As written.
     record: AddressRecord,
 }
@@ -47,6 +52,8 @@ pub struct State {
 pub struct Addresses {
     by_address: BTreeMap<IpAddr, State>,
     by_cell: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// IPv6 addresses of VRRP instances by the cell of their solicited-node address.
+    solicited: BTreeMap<u32, BTreeSet<IpAddr>>,
 }
 
 pub fn key(address: IpAddr) -> AddressKey {
@@ -55,13 +62,13 @@ pub fn key(address: IpAddr) -> AddressKey {
 
 impl Tables {
     /// Says that an address has a role for `owner` (a service's or a pool's name). It keeps the role until the
-    /// last owner gives it up. `vrrp` is the instance that it follows; 0 is none.
-    pub fn bind_address(&mut self, owner: &str, role: Role, address: IpAddr, vrrp: u32) -> Result<(), Error> {
+    /// last owner gives it up.
+    pub fn bind_address(&mut self, owner: &str, role: Role, address: IpAddr) -> Result<(), Error> {
         let state = self.addresses.by_address.entry(address).or_default();
         // An owner's earlier index in the pool, and what the restart left, give way.
         state.owners.retain(|(other, who)| other.bit() != role.bit() || (who != owner && who != NOBODY));
         state.owners.insert((role, owner.to_owned()));
-        let record = record_of(state, vrrp);
+        let record = record_of(state);
         self.write_address(address, record)
     }
 
@@ -69,7 +76,7 @@ impl Tables {
     pub fn unbind_address(&mut self, owner: &str, role: Role, address: IpAddr) -> Result<(), Error> {
         let Some(state) = self.addresses.by_address.get_mut(&address) else { return Ok(()) };
         state.owners.retain(|(other, who)| other.bit() != role.bit() || who != owner);
-        let record = record_of(state, state.record.vrrp);
+        let record = record_of(state);
         self.write_address(address, record)
     }
 
@@ -89,6 +96,43 @@ impl Tables {
             .collect()
     }
 
+    /// Makes an address one of a VRRP instance, and of no other.
+    pub(super) fn claim_address(&mut self, name: &str, address: IpAddr, instance: u8) -> Result<(), Error> {
+        let state = self.addresses.by_address.entry(address).or_default();
+        state.owners.retain(|(role, _)| *role != Role::Vrrp);
+        state.owners.insert((Role::Vrrp, name.to_owned()));
+        state.vrrp = instance;
+        let record = record_of(state);
+        self.write_address(address, record)
+    }
+
+    /// The reverse. False when the address is not the instance's.
+    pub(super) fn disclaim_address(&mut self, name: &str, address: IpAddr) -> Result<bool, Error> {
+        let Some(state) = self.addresses.by_address.get_mut(&address) else { return Ok(false) };
+        if !state.owners.remove(&(Role::Vrrp, name.to_owned())) {
+            return Ok(false);
+        }
+        state.vrrp = 0;
+        let record = record_of(state);
+        self.write_address(address, record)?;
+        Ok(true)
+    }
+
+    /// The VRRP instance that an address follows; 0 is none.
+    pub(super) fn instance_of(&self, address: IpAddr) -> u8 {
+        self.addresses.by_address.get(&address).map_or(0, |state| state.vrrp)
+    }
+
+    /// The instances that some address follows.
+    pub(super) fn instances_in_records(&self) -> impl Iterator<Item = u8> {
+        self.addresses.by_address.values().map(|state| state.vrrp).filter(|instance| *instance != 0)
+    }
+
+    /// What the restart found and nobody has claimed.
+    pub(super) fn unclaimed_addresses(&self) -> Vec<(Role, IpAddr)> {
+        self.addresses_of(NOBODY)
+    }
+
     fn write_address(&mut self, address: IpAddr, record: AddressRecord) -> Result<(), Error> {
         let Some(state) = self.addresses.by_address.get_mut(&address) else { return Ok(()) };
         if state.record == record {
@@ -97,15 +141,17 @@ impl Tables {
         let cell = self.views.cell_of(&Address::from(address), address.is_ipv6());
         state.record = record;
         if record.roles != 0 {
-            // The exact answer first, then the cell that makes packets ask for it.
+            // The exact answer first, then the cells that make packets ask for it.
             self.stores.addresses.insert(key(address), record)?;
             self.addresses.by_cell.entry(cell).or_default().insert(address);
             self.write_cell(cell);
+            self.write_solicited(address, record.vrrp != 0);
         } else {
             self.addresses.by_address.remove(&address);
             if let Some(addresses) = self.addresses.by_cell.get_mut(&cell) {
                 addresses.remove(&address);
             }
+            self.write_solicited(address, false);
             self.write_cell(cell);
             self.stores.addresses.remove(&key(address))?;
         }
@@ -113,9 +159,26 @@ impl Tables {
         Ok(())
     }
 
+    /// Neighbour solicitations of an address go to its solicited-node address.
+    fn write_solicited(&mut self, address: IpAddr, follows: bool) {
+        let Some(group) = solicited_node(address) else { return };
+        let cell = self.views.cell_of(&Address::from(group), true);
+        let changed = if follows {
+            self.addresses.solicited.entry(cell).or_default().insert(address)
+        } else {
+            self.addresses.solicited.get_mut(&cell).is_some_and(|addresses| addresses.remove(&address))
+        };
+        if changed {
+            self.write_cell(cell);
+        }
+    }
+
     fn write_cell(&mut self, cell: u32) {
         let addresses = self.addresses.by_cell.get(&cell).into_iter().flatten();
-        let value = cells::join(addresses.map(|address| &self.addresses.by_address[address].record));
+        let mut value = cells::join(addresses.map(|address| &self.addresses.by_address[address].record));
+        if self.addresses.solicited.get(&cell).is_some_and(|addresses| !addresses.is_empty()) {
+            value |= cell::VRRP;
+        }
         let at = self.views.filter.quarter(cell / CELLS_PER_LINE, (cell % CELLS_PER_LINE) as usize * 2);
         if at.load(Relaxed) != value {
             at.store(value, Release);
@@ -126,12 +189,14 @@ impl Tables {
     pub(super) fn recover_addresses(&mut self) -> Result<(), Error> {
         for (key, record) in self.stores.addresses.entries()? {
             let address = key.address.to_ip(key.family == 6);
-            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool)];
+            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp];
             let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
             let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
-            self.addresses.by_address.insert(address, State { owners, record });
+            let vrrp = record.vrrp as u8;
+            self.addresses.by_address.insert(address, State { owners, vrrp, record });
             let cell = self.views.cell_of(&key.address, key.family == 6);
             self.addresses.by_cell.entry(cell).or_default().insert(address);
+            self.write_solicited(address, vrrp != 0);
         }
         // A kill between the writes of an address and its cell leaves a cell that says too much or too little.
         for cell in 0..self.views.filter.len() * CELLS_PER_LINE {
@@ -148,7 +213,14 @@ impl Tables {
     }
 }
 
-fn record_of(state: &State, vrrp: u32) -> AddressRecord {
+/// The multicast address to which an IPv6 address's solicitations go (RFC 4291, section 2.7.1).
+fn solicited_node(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = address else { return None };
+    let [.., a, b, c] = v6.octets();
+    Some(IpAddr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]))
+}
+
+fn record_of(state: &State) -> AddressRecord {
     let mut record = AddressRecord::default();
     for (role, _) in &state.owners {
         record.roles |= role.bit();
@@ -156,6 +228,6 @@ fn record_of(state: &State, vrrp: u32) -> AddressRecord {
             record.pool = *index;
         }
     }
-    record.vrrp = if record.roles == 0 { 0 } else { vrrp };
+    record.vrrp = if record.roles == 0 { 0 } else { state.vrrp.into() };
     record
 }

@@ -187,6 +187,11 @@ impl Destinations {
         self.by_key.range(first..).take_while(|(key, _)| key.0 == service).map(|(key, _)| *key).collect()
     }
 
+    /// The indices of a service's destinations, those in quarantine included.
+    pub fn indices_of_service(&self, service: u32) -> Vec<u32> {
+        self.by_index.iter().filter(|(_, key)| key.0 == service).map(|(index, _)| *index).collect()
+    }
+
     /// Loads that belong to another destination than their index says.
     pub fn shared_loads(&self) -> BTreeSet<u32> {
         self.by_key.values().filter(|state| state.load != state.index).map(|state| state.load).collect()
@@ -324,6 +329,7 @@ impl Tables {
     fn destination_record(&self, key: &DestinationKey, service: u32, spec: &DestinationSpec) -> Destination {
         let state = &self.services.by_index[&service];
         let (address, vip) = (Address::from(key.address), state.vip.map(Address::from).unwrap_or_default());
+        let instance = state.vip.map_or(0, |vip| self.instance_of(vip));
         let same_family = state.vip.is_some_and(|vip| vip.is_ipv6() == key.address.is_ipv6());
         let mut flags = key.forwarding as u32 & flags::FORWARDING | flags::VALID;
         for (set, flag) in [
@@ -340,7 +346,7 @@ impl Tables {
             word: Destination::make_word(
                 key.port,
                 spec.mtu,
-                flags | (state.vrrp as u32) << flags::VRRP_SHIFT,
+                flags | u32::from(instance) << flags::VRRP_SHIFT,
             ),
             next_hop: spec.next_hop,
             service,

@@ -23,6 +23,7 @@ mod servers;
 mod services;
 #[cfg(test)]
 mod tests;
+mod vrrp;
 
 pub use addresses::Role;
 pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing};
@@ -69,7 +70,6 @@ pub struct Stores {
     pub(super) addresses: BoxStore<AddressKey, AddressRecord>,
     pub(super) routes4: BoxStore<(u32, [u8; 4]), u32>,
     pub(super) routes6: BoxStore<(u32, [u8; 16]), u32>,
-    pub(super) vrrp: BoxStore<u32, u64>,
     pub(super) rates: BoxStore<u32, Rate>,
     pub(super) acl4: BoxStore<(u32, [u8; 8]), u32>,
     pub(super) acl6: BoxStore<(u32, [u8; 20]), u32>,
@@ -102,7 +102,6 @@ impl Stores {
                 CLIENT_ROUTES6,
                 map(CLIENT_ROUTES6)?,
             )?),
-            vrrp: Box::new(Kernel::<Array<MapData, u64>>::of(VRRP, map(VRRP)?)?),
             rates: Box::new(Kernel::<Array<MapData, Rate>>::of(RATES, map(RATES)?)?),
             acl4: Box::new(Kernel::<LpmTrie<MapData, [u8; 8], u32>>::of(ACL4, map(ACL4)?)?),
             acl6: Box::new(Kernel::<LpmTrie<MapData, [u8; 20], u32>>::of(ACL6, map(ACL6)?)?),
@@ -121,7 +120,6 @@ impl Stores {
             addresses: Box::new(Memory::default()),
             routes4: Box::new(Memory::default()),
             routes6: Box::new(Memory::default()),
-            vrrp: Box::new(Memory::default()),
             rates: Box::new(Memory::default()),
             acl4: Box::new(Memory::default()),
             acl6: Box::new(Memory::default()),
@@ -153,7 +151,7 @@ pub struct Tables {
     addresses: addresses::Addresses,
     pools: pools::Pools,
     routes: BTreeMap<ipnet::IpNet, u32>,
-    vrrp: BTreeMap<u32, u64>,
+    vrrp: vrrp::Instances,
 }
 
 impl Tables {
@@ -167,19 +165,6 @@ impl Tables {
     pub fn disable_quarantine(&mut self) {
         self.quarantine = false;
         self.grace = Duration::ZERO;
-    }
-
-    /// Sets the word of a VRRP instance ([`lb_common::maps::VrrpWord`]; 1 to 255).
-    pub fn set_vrrp_word(&mut self, instance: u32, word: u64) -> Result<(), Error> {
-        if instance == 0 || instance >= lb_common::maps::VRRP_INSTANCES {
-            return Err(Error::Refused(format!("VRRP instance {instance} is not between 1 and 255")));
-        }
-        if self.vrrp.get(&instance).copied().unwrap_or(0) != word {
-            self.stores.vrrp.insert(instance, word)?;
-            self.vrrp.insert(instance, word);
-            self.writes += 1;
-        }
-        Ok(())
     }
 
     /// Frees what nothing can name any more. To be called about once a second; calls that find a table full call

@@ -74,12 +74,12 @@ impl Tables {
         pool: &str,
         addresses: &[IpAddr],
         (index, of): (u32, u32),
-        vrrp: u8,
     ) -> Result<(u16, u8), Error> {
         if of == 0 || index == 0 || index > of {
             return Err(Error::Refused(format!("pool {pool}: share {index} of {of} is no share")));
         }
-        let records: Vec<_> = addresses.iter().map(|address| record(*address, index, of, vrrp)).collect();
+        let records: Vec<_> =
+            addresses.iter().map(|address| record(*address, index, of, self.instance_of(*address))).collect();
         let adopted = self.pools.pools.get(pool).copied().or_else(|| self.pools.adoptable(&records));
         let (mut first, mut len) = adopted.unwrap_or((0, 0));
         let mut missing = Vec::new();
@@ -189,6 +189,19 @@ impl Tables {
             self.pools.places.remove(&index);
         }
         self.set_pool_end();
+        Ok(())
+    }
+
+    /// Lets a local address follow a VRRP instance.
+    pub(super) fn follow_places(&mut self, address: IpAddr, instance: u8) -> Result<(), Error> {
+        let wanted = record(address, 1, 1, instance);
+        for (index, place) in self.pools.places.iter_mut() {
+            if same(&wanted, &place.record) && place.record.vrrp != instance {
+                place.record.vrrp = instance;
+                self.stores.pool.insert(*index, place.record)?;
+                self.writes += 1;
+            }
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::{
     super::{Error, Views, ports},
     Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, rules, servers,
-    services,
+    services, vrrp,
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
@@ -37,7 +37,7 @@ impl Tables {
             addresses: addresses::Addresses::default(),
             pools: pools::Pools::new(views.leases.len() >> 16),
             routes: BTreeMap::new(),
-            vrrp: BTreeMap::new(),
+            vrrp: vrrp::Instances::default(),
             stores,
             views,
         };
@@ -58,7 +58,6 @@ impl Tables {
         for (index, record) in this.stores.pool.entries()? {
             this.pools.recover(index, record);
         }
-        this.vrrp = this.stores.vrrp.entries()?.into_iter().collect();
         this.views.pool_end.store(0, Relaxed);
         this.set_pool_end();
         // What recovery repaired is no part of what the agent asks for.
@@ -82,7 +81,6 @@ impl Tables {
                 name: None,
                 vip: None,
                 protocol: record.protocol,
-                vrrp: record.vrrp,
                 removed: false,
                 rules: rules::recovered(&record),
                 leader: record.leader,
@@ -198,6 +196,7 @@ impl Tables {
         for key in self.hops.unclaimed() {
             self.remove_next_hop(&key);
         }
+        self.forget_unclaimed_instances()?;
         self.remove_nobodys_addresses()?;
         self.retire_unclaimed_places()
     }

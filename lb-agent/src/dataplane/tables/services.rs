@@ -26,8 +26,6 @@ pub struct ServiceSpec {
     pub timeouts: [u16; 16],
     /// FULLNAT: what [`Tables::set_pool`] returned.
     pub pool: Option<(u16, u8)>,
-    /// VRRP instance; 0 is none.
-    pub vrrp: u8,
     /// What else a new flow must meet, and how its server is chosen.
     pub rules: Rules,
 }
@@ -39,7 +37,6 @@ pub struct State {
     /// None: found in the tables with no port bound.
     pub vip: Option<IpAddr>,
     pub protocol: u8,
-    pub vrrp: u8,
     pub removed: bool,
     /// [`features`] as written.
     pub rules: u32,
@@ -60,7 +57,7 @@ pub struct Services {
 }
 
 /// Slots, cursor, servers, limit and cache are not written with the rest of the record.
-const SKIP: u64 = 0b11 | 0b111 << 8;
+pub(super) const SKIP: u64 = 0b11 | 0b111 << 8;
 
 impl Services {
     pub fn new(len: u32) -> Self {
@@ -128,7 +125,7 @@ impl Tables {
         };
         self.services.names.insert(spec.name.clone(), index);
         if let Some(state) = self.services.by_index.get_mut(&index) {
-            (state.name, state.vrrp) = (Some(spec.name.clone()), spec.vrrp);
+            state.name = Some(spec.name.clone());
         }
         let leader = match &spec.rules.leader {
             Some(leader) if *leader != spec.name => self.service_of(leader)?,
@@ -150,7 +147,7 @@ impl Tables {
             pool_first,
             timeouts: spec.timeouts,
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
+            vrrp: self.instance_of(spec.vip),
             ..rules::record(&spec.rules)
         };
         self.writes += self.views.services.update(index, &record, SKIP) as u64;
@@ -174,7 +171,6 @@ impl Tables {
             name: None,
             vip: Some(spec.vip),
             protocol: spec.protocol,
-            vrrp: spec.vrrp,
             removed: false,
             rules: 0,
             leader: index,

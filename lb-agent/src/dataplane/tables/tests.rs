@@ -56,7 +56,6 @@ struct Kernel {
     addresses: Shared<AddressKey, AddressRecord>,
     routes4: Shared<(u32, [u8; 4]), u32>,
     routes6: Shared<(u32, [u8; 16]), u32>,
-    vrrp: Shared<u32, u64>,
     traffic: Shared<u32, Vec<Traffic>>,
     rates: Shared<u32, Rate>,
     acl4: Shared<(u32, [u8; 8]), u32>,
@@ -77,7 +76,14 @@ impl Kernel {
             pool_addresses: 4,
             extensions: 1,
         };
-        let views = Views::in_memory(&sizes, Secrets::from_random([5; 11]), sizes.config(250, 1)).unwrap();
+        let views = Views::in_memory(
+            &sizes,
+            Secrets::from_random(std::array::from_fn(|i| {
+                (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
+            })),
+            sizes.config(250, 1),
+        )
+        .unwrap();
         Self {
             views: Arc::new(views),
             board: Arc::default(),
@@ -87,7 +93,6 @@ impl Kernel {
             addresses: Shared::default(),
             routes4: Shared::default(),
             routes6: Shared::default(),
-            vrrp: Shared::default(),
             traffic: Shared::default(),
             rates: Shared::default(),
             acl4: Shared::default(),
@@ -105,7 +110,6 @@ impl Kernel {
             addresses: Box::new(self.addresses.clone()),
             routes4: Box::new(self.routes4.clone()),
             routes6: Box::new(self.routes6.clone()),
-            vrrp: Box::new(self.vrrp.clone()),
             traffic: Box::new(self.traffic.clone()),
             rates: Box::new(self.rates.clone()),
             acl4: Box::new(self.acl4.clone()),
@@ -146,7 +150,6 @@ fn spec(name: &str, ports: &[Ports]) -> ServiceSpec {
         mss: 0,
         timeouts: [9; 16],
         pool: None,
-        vrrp: 0,
         rules: Rules::default(),
     }
 }
@@ -181,16 +184,16 @@ fn apply(tables: &mut Tables) -> Vec<u32> {
         ("2001:db8::/32".parse().unwrap(), ClientVia::OnLink),
     ];
     tables.set_client_routes(&routes).unwrap();
-    let pool = tables.set_pool("pool-a", &[ip("10.0.0.200"), ip("10.0.0.201")], (1, 2), 0).unwrap();
+    let pool = tables.set_pool("pool-a", &[ip("10.0.0.200"), ip("10.0.0.201")], (1, 2)).unwrap();
     let index = tables.pool_index("pool-a", ip("10.0.0.201")).unwrap();
-    tables.bind_address("pool-a", Role::Pool(index), ip("10.0.0.201"), 0).unwrap();
+    tables.bind_address("pool-a", Role::Pool(index), ip("10.0.0.201")).unwrap();
     let mut indices = vec![gateway, next_hop, pool.0 as u32];
     for (name, ports) in [
         ("web", vec![Ports::One(80), Ports::One(443)]),
         ("ftp", vec![Ports::Range(8000, 8099)]),
         ("rest", vec![Ports::Any]),
     ] {
-        tables.bind_address(name, Role::Vip, ip("203.0.113.10"), 0).unwrap();
+        tables.bind_address(name, Role::Vip, ip("203.0.113.10")).unwrap();
         let service = tables.ensure_service(&spec(name, &ports)).unwrap();
         let a = tables.ensure_destination(&real(name, "10.0.0.11"), &DestinationSpec { next_hop, ..PATH });
         let b = tables.ensure_destination(&real(name, "10.0.0.12"), &PATH);
@@ -199,7 +202,7 @@ fn apply(tables: &mut Tables) -> Vec<u32> {
         tables.bind_ports(name, &ports).unwrap();
         indices.extend([service, a, b]);
     }
-    tables.set_vrrp_word(1, u64::MAX).unwrap();
+    assert_eq!(tables.set_vrrp("edge", &[ip("203.0.113.10")]).unwrap(), 1);
     indices
 }
 
@@ -231,7 +234,7 @@ fn what_nobody_claims_after_a_restart_goes() {
     let mut tables = kernel.tables();
     tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
     tables.ensure_destination(&real("web", "10.0.0.12"), &PATH).unwrap();
-    tables.bind_address("web", Role::Vip, ip("203.0.113.10"), 0).unwrap();
+    tables.bind_address("web", Role::Vip, ip("203.0.113.10")).unwrap();
     tables.bind_ports("web", &[Ports::One(80)]).unwrap();
     tables.finish_recovery().unwrap();
     assert_eq!(kernel.service_index.0.lock().unwrap().len(), 1, "443, the range and any went");
@@ -385,9 +388,9 @@ fn an_address_stays_ours_until_its_last_owner_goes() {
     let at = kernel.views.cell_of(&address.into(), false);
     let cell_now = || kernel.views.filter.quarter(at / CELLS_PER_LINE, (at % CELLS_PER_LINE) as usize * 2);
     let roles = || kernel.addresses.0.lock().unwrap().get(&addresses::key(address)).map(|r| r.roles);
-    tables.bind_address("a", Role::Vip, address, 0).unwrap();
-    tables.bind_address("b", Role::Vip, address, 0).unwrap();
-    tables.bind_address("b", Role::Pool(1), address, 0).unwrap();
+    tables.bind_address("a", Role::Vip, address).unwrap();
+    tables.bind_address("b", Role::Vip, address).unwrap();
+    tables.bind_address("b", Role::Pool(1), address).unwrap();
     assert_eq!(cell_now().load(Relaxed), cell::VIP | 2 << cell::POOL_SHIFT);
     tables.unbind_address("a", Role::Vip, address).unwrap();
     tables.unbind_address("b", Role::Pool(1), address).unwrap();
@@ -401,12 +404,12 @@ fn a_pool_keeps_the_indices_of_addresses_that_stay() {
     let kernel = Kernel::new();
     let mut tables = kernel.tables();
     let (a, b, c) = (ip("10.0.0.200"), ip("10.0.0.201"), ip("10.0.0.202"));
-    assert_eq!(tables.set_pool("p", &[a, b], (1, 1), 0).unwrap(), (0, 2));
-    assert_eq!(tables.set_pool("p", &[b, c], (1, 1), 0).unwrap(), (0, 3), "a is kept for its leases");
+    assert_eq!(tables.set_pool("p", &[a, b], (1, 1)).unwrap(), (0, 2));
+    assert_eq!(tables.set_pool("p", &[b, c], (1, 1)).unwrap(), (0, 3), "a is kept for its leases");
     let ports = |i: u32| kernel.pool.0.lock().unwrap()[&i].ports;
     assert_eq!((ports(0), ports(1) > 0, ports(2) > 0), (0, true, true));
     assert_eq!((tables.pool_index("p", a), tables.pool_index("p", c)), (None, Some(2)));
-    assert!(tables.set_pool("q", &[a, b], (1, 1), 0).unwrap_err().to_string().contains("local address"));
+    assert!(tables.set_pool("q", &[a, b], (1, 1)).unwrap_err().to_string().contains("local address"));
     tables.remove_pool("p").unwrap();
     kernel
         .views
@@ -415,8 +418,8 @@ fn a_pool_keeps_the_indices_of_addresses_that_stay() {
         .store(Value::flow(Kind::FullNat, 0, 0, State::Established, 100).0, Relaxed);
     kernel.sweep();
     tables.maintain().unwrap();
-    assert_eq!(tables.set_pool("q", &[a, b], (1, 1), 0).unwrap(), (2, 2), "1 still has a lease");
-    assert!(tables.set_pool("r", &[a], (3, 2), 0).is_err());
+    assert_eq!(tables.set_pool("q", &[a, b], (1, 1)).unwrap(), (2, 2), "1 still has a lease");
+    assert!(tables.set_pool("r", &[a], (3, 2)).is_err());
 }
 
 #[test]
@@ -631,4 +634,104 @@ fn the_handles_can_go_to_other_threads() {
     shares::<crate::dataplane::Counters>();
     shares::<Views>();
     shares::<Board>();
+}
+
+/// (instance of the address's record, of the web service's destination, of the filter's cell).
+fn instances(kernel: &Kernel, address: &str, destination: u32) -> (u32, u32, bool) {
+    let record = kernel.addresses.0.lock().unwrap().get(&addresses::key(ip(address))).copied();
+    let word = kernel.views.destinations.word(destination, 0).load(Relaxed);
+    let at = kernel.views.cell_of(&ip(address).into(), ip(address).is_ipv6());
+    let value = kernel.views.filter.quarter(at / CELLS_PER_LINE, (at % CELLS_PER_LINE) as usize * 2);
+    let in_cell = value.load(Relaxed) & cell::VRRP != 0;
+    (record.unwrap_or_default().vrrp, Destination::vrrp_of(Destination::flags_of(word)), in_cell)
+}
+
+#[test]
+fn what_has_an_address_of_an_instance_follows_it_whichever_came_first() {
+    let vip = "203.0.113.10";
+    for services_first in [false, true] {
+        let kernel = Kernel::new();
+        let mut tables = kernel.tables();
+        let follow = |tables: &mut Tables| {
+            assert_eq!(tables.set_vrrp("other", &[ip("203.0.113.99")]).unwrap(), 1);
+            assert_eq!(tables.set_vrrp("edge", &[ip(vip), ip("10.0.0.200")]).unwrap(), 2);
+        };
+        if !services_first {
+            follow(&mut tables);
+        }
+        tables.ensure_service(&spec("web", &[Ports::One(80)])).unwrap();
+        tables.bind_address("web", Role::Vip, ip(vip)).unwrap();
+        let index = tables.ensure_destination(&real("web", "10.0.0.11"), &PATH).unwrap();
+        tables.set_pool("p", &[ip("10.0.0.200")], (1, 1)).unwrap();
+        if services_first {
+            assert_eq!(instances(&kernel, vip, index), (0, 0, false));
+            follow(&mut tables);
+        }
+        assert_eq!(instances(&kernel, vip, index), (2, 2, true));
+        assert_eq!(kernel.pool.0.lock().unwrap()[&0].vrrp, 2);
+        // From one instance to another, and to none.
+        tables.set_vrrp("other", &[ip(vip)]).unwrap();
+        tables.set_vrrp("edge", &[ip("10.0.0.200")]).unwrap();
+        assert_eq!(instances(&kernel, vip, index), (1, 1, true));
+        assert_eq!(instances(&kernel, "203.0.113.99", index), (0, 1, false), "an address that it left");
+        kernel.views.vrrp.word(1, 0).store(u64::MAX, Relaxed);
+        tables.remove_vrrp("other").unwrap();
+        assert_eq!(instances(&kernel, vip, index), (0, 0, false));
+        assert_eq!(kernel.views.vrrp.word(1, 0).load(Relaxed), 0, "the next one with this number is backup");
+        let roles = kernel.addresses.0.lock().unwrap()[&addresses::key(ip(vip))].roles;
+        assert_eq!(roles, role::VIP, "a virtual service's address, as before");
+    }
+}
+
+#[test]
+fn an_instance_keeps_its_number_and_its_word_over_a_restart() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    tables.set_vrrp("a", &[ip("203.0.113.1")]).unwrap();
+    tables.set_vrrp("b", &[ip("203.0.113.2"), ip("2001:db8::2")]).unwrap();
+    tables.set_vrrp("c", &[ip("203.0.113.3")]).unwrap();
+    for instance in 1..4 {
+        kernel.views.vrrp.word(instance, 0).store(instance.into(), Relaxed);
+    }
+    // One is gone from the manifests, one is new, one has changed an address.
+    let mut tables = kernel.tables();
+    assert_eq!(tables.set_vrrp("new", &[ip("203.0.113.9")]).unwrap(), 4, "1 to 3 may still be somebody's");
+    assert_eq!(tables.set_vrrp("b", &[ip("203.0.113.22"), ip("2001:db8::2")]).unwrap(), 2);
+    assert_eq!(tables.set_vrrp("c", &[ip("203.0.113.3")]).unwrap(), 3);
+    tables.finish_recovery().unwrap();
+    let words: Vec<u64> = (1..5).map(|i| kernel.views.vrrp.word(i, 0).load(Relaxed)).collect();
+    assert_eq!(words, [0, 2, 3, 0]);
+    let held: BTreeMap<IpAddr, u32> = kernel
+        .addresses
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(key, record)| (key.address.to_ip(key.family == 6), record.vrrp))
+        .collect();
+    let expected = [("203.0.113.9", 4), ("203.0.113.22", 2), ("2001:db8::2", 2), ("203.0.113.3", 3)]
+        .map(|(a, n)| (ip(a), n));
+    assert_eq!(held, expected.into());
+}
+
+#[test]
+fn solicitations_of_an_instances_address_come_to_its_solicited_node_cell() {
+    let kernel = Kernel::new();
+    let cell = |group: &str| {
+        let at = kernel.views.cell_of(&ip(group).into(), true);
+        kernel.views.filter.quarter(at / CELLS_PER_LINE, (at % CELLS_PER_LINE) as usize * 2).load(Relaxed)
+    };
+    // Both end alike, so they share a group.
+    let (first, second, group) = ("2001:db8::1:2:3456", "2001:db8:9::2:3456", "ff02::1:ff02:3456");
+    let mut tables = kernel.tables();
+    tables.bind_address("web", Role::Vip, ip(first)).unwrap();
+    assert_eq!(cell(group), 0, "without an instance solicitations are the kernel's");
+    tables.set_vrrp("edge", &[ip(first), ip(second)]).unwrap();
+    assert_eq!(cell(group), cell::VRRP);
+    let mut tables = kernel.tables();
+    tables.set_vrrp("edge", &[ip(second)]).unwrap();
+    tables.finish_recovery().unwrap();
+    assert_eq!(cell(group), cell::VRRP, "one of two is left");
+    tables.remove_vrrp("edge").unwrap();
+    assert_eq!(cell(group), 0);
 }

@@ -1,0 +1,135 @@
+use std::time::Duration;
+
+use super::super::saved::Clocks;
+use super::super::state::tests::outcome;
+use super::*;
+use crate::health::Standing;
+use crate::manifest::{Objects, load_text};
+
+fn objects(services: &[(&str, &str)]) -> Objects {
+    let document = |(name, fields): &(&str, &str)| {
+        let port = 80 + name.bytes().map(u16::from).sum::<u16>();
+        format!(
+            "---\napiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{address: 192.0.2.1, \
+             ports: [{port}], protocol: tcp, forwarding: dr, scheduler: rr{fields}}}\n"
+        )
+    };
+    let text: String = services.iter().map(document).collect();
+    load_text("m.yaml", &text).unwrap_or_else(|report| panic!("{report}"))
+}
+
+const TWO: &str = ", realServers: [{address: 10.0.0.1}, {address: 10.0.0.2}]";
+const CHECKED: &str = ", healthCheck: {tcp: {}, port: 8080, rise: 1, fall: 2}, \
+                       realServers: [{address: 10.0.0.1}, {address: 10.0.0.2}]";
+
+fn set(roster: &mut Roster, now: Instant, objects: &Objects) -> bool {
+    let other = roster.set(now, objects.services().map(|(service, _)| service));
+    roster.judge(now);
+    other
+}
+
+fn say(roster: &mut Roster, now: Instant, id: CheckId, passed: bool) {
+    roster.take(Report { id, outcome: outcome(passed), at: now, next: now });
+    roster.judge(now);
+}
+
+fn standings(roster: &Roster, service: &str) -> Vec<Standing> {
+    let judgement = roster.judgement(&Name::new(service).unwrap()).expect("a service");
+    judgement.servers.iter().map(|server| server.standing).collect()
+}
+
+#[test]
+fn services_that_name_the_same_target_and_parameters_share_one_probe() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    assert!(set(&mut roster, now, &objects(&[("a", CHECKED), ("b", CHECKED)])));
+    assert_eq!(roster.assignments().len(), 2);
+    let id = roster.assignments()[0].id;
+    say(&mut roster, now, id, true);
+    for service in ["a", "b"] {
+        assert_eq!(standings(&roster, service), [Standing::In, Standing::Waiting]);
+    }
+    assert!(!set(&mut roster, now, &objects(&[("b", CHECKED)])), "b still needs them");
+    assert!(set(&mut roster, now, &objects(&[("b", TWO)])));
+    assert!(roster.assignments().is_empty());
+    assert!(roster.take(Report { id, outcome: outcome(true), at: now, next: now }).is_none(), "too late");
+}
+
+#[test]
+fn a_check_that_is_added_takes_no_server_out_until_it_fails() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    set(&mut roster, now, &objects(&[("a", TWO)]));
+    assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
+    set(&mut roster, now, &objects(&[("a", CHECKED)]));
+    assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
+    let id = roster.assignments()[0].id;
+    say(&mut roster, now, id, false);
+    assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
+    say(&mut roster, now, id, false);
+    assert_eq!(standings(&roster, "a"), [Standing::Failed, Standing::In]);
+    // A server that is new waits all the same, and one that failed does not come back by another check.
+    let other = CHECKED.replace("fall: 2", "fall: 3").replace("10.0.0.2}", "10.0.0.2}, {address: 10.0.0.3}");
+    set(&mut roster, now, &objects(&[("a", &other)]));
+    assert_eq!(standings(&roster, "a"), [Standing::Waiting, Standing::In, Standing::Waiting]);
+}
+
+#[test]
+fn a_restart_goes_on_from_what_was_believed() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    set(&mut roster, now, &objects(&[("a", CHECKED)]));
+    for id in roster.assignments().iter().map(|a| a.id).collect::<Vec<_>>() {
+        say(&mut roster, now, id, true);
+    }
+    let (web, key) = (Name::new("a").unwrap(), ServerKey { address: [10, 0, 0, 2].into(), port: 0 });
+    let key = ServerKey { port: 80 + u16::from(b'a'), ..key };
+    assert!(roster.disable(now, &web, key, true));
+    roster.judge(now);
+    assert_eq!(standings(&roster, "a"), [Standing::In, Standing::Disabled]);
+
+    let clocks = Clocks { monotonic: now, utc: Duration::from_secs(1_800_000_000) };
+    let mut again = Roster::new(Saved::read(&roster.save().write(clocks), clocks).unwrap());
+    set(&mut again, now, &objects(&[("a", CHECKED)]));
+    assert_eq!(standings(&again, "a"), [Standing::In, Standing::Disabled]);
+    assert!(again.all_known());
+    assert!(again.disable(now, &web, key, false));
+    assert_eq!(again.judge(now).len(), 1);
+    assert_eq!(standings(&again, "a"), [Standing::In, Standing::In]);
+}
+
+#[test]
+fn the_operators_orders_hold_whatever_the_checks_say_and_end_with_the_server() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    set(&mut roster, now, &objects(&[("a", CHECKED)]));
+    let (web, port) = (Name::new("a").unwrap(), 80 + u16::from(b'a'));
+    let key = ServerKey { address: [10, 0, 0, 1].into(), port };
+    assert!(!roster.disable(now, &web, ServerKey { port: 1, ..key }, true), "no such server");
+    assert!(roster.disable(now, &web, key, true));
+    for passed in [true, false, false, true, true] {
+        for id in roster.assignments().iter().map(|a| a.id).collect::<Vec<_>>() {
+            say(&mut roster, now, id, passed);
+        }
+        assert_eq!(standings(&roster, "a")[0], Standing::Disabled);
+    }
+    assert!(roster.reweigh(&web, key, Some(7)));
+    set(&mut roster, now, &objects(&[("a", &CHECKED.replace("{address: 10.0.0.1}, ", ""))]));
+    assert_eq!(roster.orders_for(&web, key), (None, None));
+}
+
+#[test]
+fn a_judgement_is_told_once() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    let services = objects(&[("a", CHECKED), ("b", TWO)]);
+    roster.set(now, services.services().map(|(service, _)| service));
+    assert_eq!(roster.judge(now).len(), 2);
+    assert!(roster.judge(now).is_empty());
+    let id = roster.assignments()[0].id;
+    roster.take(Report { id, outcome: outcome(true), at: now, next: now });
+    let judged = roster.judge(now);
+    assert_eq!(judged.iter().map(|judged| judged.service.as_str()).collect::<Vec<_>>(), ["a"]);
+    roster.take(Report { id, outcome: outcome(true), at: now, next: now });
+    assert!(roster.judge(now).is_empty());
+}

@@ -1,0 +1,113 @@
+//! What the kernel would get although it is to an address of a VRRP instance: ARP, neighbour discovery, ICMP,
+//! fragments, ports of no service. A backup leaves the address to its master, so ARP and neighbour discovery for
+//! it are dropped and the rest passes; when the lease has ended, all of it is dropped. A tail: rare, and the
+//! straight line knows by the filter's cell when to call it.
+
+use crate::{
+    arp, forward,
+    maps::ADDRESSES,
+    nd,
+    packet::{Frame, Words, destination},
+    tail,
+};
+use lb_common::{
+    address::Address,
+    filter::{AddressKey, AddressRecord, cell},
+    header::{IPV4, IPV6},
+    maps::programs,
+    verdict::Reason,
+};
+
+/// In the scratch record's family: an ARP frame.
+const ARP: u8 = 0;
+
+/// Hands an ARP frame to the tail.
+#[inline(always)]
+pub fn call_arp(frame: &Frame, l3: usize) -> Reason {
+    call(frame, (l3, 0), ARP, Reason::NotIp)
+}
+
+/// The reason of a packet that the kernel is to get, or the tail if its destination follows a VRRP instance.
+#[inline(always)]
+pub fn unless_silent<const V6: bool>(frame: &Frame, l3: usize, cell: u16, reason: Reason) -> Reason {
+    unless_silent_at::<V6>(frame, (l3, l3 + if V6 { IPV6 } else { IPV4 }), cell, reason)
+}
+
+/// As [`unless_silent`], with the place of the header behind IP's.
+#[inline(always)]
+pub fn unless_silent_at<const V6: bool>(
+    frame: &Frame,
+    at: (usize, usize),
+    cell: u16,
+    reason: Reason,
+) -> Reason {
+    if cell & cell::VRRP == 0 {
+        return reason;
+    }
+    call(frame, at, if V6 { 6 } else { 4 }, reason)
+}
+
+#[inline(always)]
+fn call(frame: &Frame, at: (usize, usize), family: u8, reason: Reason) -> Reason {
+    let Some(scratch) = tail::scratch() else { return Reason::Internal };
+    scratch.l3 = at.0 as u16;
+    scratch.l4 = at.1 as u16;
+    scratch.family = family;
+    scratch.reason = reason as u32;
+    tail::call(frame, programs::HOST)
+}
+
+/// What the exact table says of an address.
+#[inline(always)]
+pub fn record_of<const V6: bool>(address: Words) -> AddressRecord {
+    let words = [address[0] as u32, (address[0] >> 32) as u32, address[1] as u32, (address[1] >> 32) as u32];
+    let key = AddressKey { address: Address::from_words(words), family: if V6 { 6 } else { 4 } };
+    // SAFETY: the record is copied at once; at worst it is that of an address removed just now.
+    ADDRESSES.get_ptr(key).map(|p| unsafe { *p }).unwrap_or_default()
+}
+
+/// The tail's path.
+#[inline(always)]
+pub fn handle(frame: Frame) -> Result<u32, Reason> {
+    let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
+    let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
+    let reason = reason_of(scratch.reason);
+    Err(match scratch.family {
+        ARP => arp::received(&frame, l3),
+        6 => packet::<true>(&frame, l3, l4, reason),
+        _ => packet::<false>(&frame, l3, l4, reason),
+    })
+}
+
+/// The reasons that come here; numbers of a map are not an enum's.
+#[inline(always)]
+fn reason_of(number: u32) -> Reason {
+    for reason in [
+        Reason::BadHeader,
+        Reason::TooManyHeaders,
+        Reason::Fragment,
+        Reason::Icmp,
+        Reason::OtherProtocol,
+        Reason::NotOurs,
+    ] {
+        if number == reason as u32 {
+            return reason;
+        }
+    }
+    Reason::Internal
+}
+
+#[inline(always)]
+fn packet<const V6: bool>(frame: &Frame, l3: usize, l4: usize, reason: Reason) -> Reason {
+    let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Reason::Internal };
+    let discovery = if V6 { nd::kind(frame, ip, l4, reason) } else { None };
+    if let Some(reason) = discovery.and_then(|kind| nd::received(frame, l4, kind)) {
+        return reason;
+    }
+    match forward::may_serve(record_of::<V6>(destination::<V6>(ip)).vrrp) {
+        Ok(()) => reason,
+        Err(Reason::VrrpBackup) if discovery.is_some() => Reason::NdBackup,
+        Err(Reason::LeaseExpired) if discovery.is_some() => Reason::NdExpired,
+        Err(silent) => silent,
+    }
+}
