@@ -2,6 +2,8 @@
 //! that happens comes to it as a message, and nothing it does takes long.
 
 mod events;
+mod health;
+mod health_views;
 pub(crate) mod host;
 mod orders;
 mod start;
@@ -73,6 +75,7 @@ struct Agent {
     net: Net,
     state: StateDirectory,
     director: Director,
+    health: health::Health,
     desired: Desired,
     events: Events,
     sinks: SinkTasks,
@@ -96,6 +99,7 @@ enum Trouble {
     Stored,
     Tables,
     Interfaces,
+    Health,
     Host,
 }
 
@@ -147,6 +151,19 @@ impl Agent {
                     Some(event) => self.network(event, events).await,
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
+                reports = self.health.reports() => match reports {
+                    Some(reports) => {
+                        if self.take_reports(reports) {
+                            self.enforce().await;
+                        }
+                    }
+                    None => anyhow::bail!("the health monitor has ended"),
+                },
+                () = until(self.health_deadline()) => {
+                    if self.judge(Instant::now()) {
+                        self.enforce().await;
+                    }
+                }
                 _ = tick.tick() => self.tick().await,
                 () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
@@ -184,6 +201,11 @@ impl Agent {
             }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
+            Request::Health { service, reply } => drop(reply.send(self.health_views(service.as_deref()))),
+            Request::Operate { order, reply } => {
+                let result = self.operate(&order).await;
+                let _ = reply.send(result);
+            }
             Request::Status { reply } => drop(reply.send(self.status())),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
         }
@@ -197,16 +219,23 @@ impl Agent {
         reply: oneshot::Sender<Result<Outcome, Refusal>>,
     ) {
         match result {
-            Ok(outcome) if outcome.applied && !self.director.all_answered() => {
-                self.waiting.push(Waiting { until: Instant::now() + APPLY_WAIT, outcome, reply });
+            Ok(outcome) if outcome.applied && !self.settled() => {
+                let now = Instant::now();
+                let until = self.health.settles.map_or(now, |settles| settles.max(now)).max(now + APPLY_WAIT);
+                self.waiting.push(Waiting { until, outcome, reply });
             }
             result => drop(reply.send(result)),
         }
     }
 
+    /// Whether the ways to all real servers, and the first outcomes of new checks, are known.
+    fn settled(&self) -> bool {
+        self.director.all_answered() && self.health.settled(Instant::now())
+    }
+
     fn answer_waiting(&mut self) {
         let now = Instant::now();
-        let answered = self.director.all_answered();
+        let answered = self.settled();
         let (due, later) = self.waiting.drain(..).partition(|waiting| answered || waiting.until <= now);
         self.waiting = later;
         let due: Vec<Waiting> = due;
@@ -307,6 +336,11 @@ impl Agent {
         if self.unfinished || !self.recovered {
             self.enforce().await;
         }
+        self.save_health();
+        // Weights that follow latencies.
+        if self.judge(Instant::now()) {
+            self.enforce().await;
+        }
         if let Err(error) = self.applier.maintain().await {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }
@@ -341,6 +375,7 @@ impl Agent {
     /// What the Director's `shutdown` says.
     async fn shut_down(mut self) -> Result<()> {
         self.tell(&[NotifyState::Stopping]);
+        self.save_health();
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
         match shutdown.traffic {

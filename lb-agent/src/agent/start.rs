@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
-use super::{Agent, RunOptions, SWEEP, Trouble, host};
+use super::{Agent, RunOptions, SWEEP, Trouble, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Event};
@@ -39,6 +39,11 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     director.recover(ways, gateways);
     director.handle(Event::Outputs(outputs(&dataplane)));
     director.handle(Event::Objects(desired.joined()));
+    let (health, problem) = health::Health::start(&state)?;
+    if let Some(problem) = problem {
+        tracing::error!("{problem}");
+        problems.insert(Trouble::Health, vec![problem]);
+    }
 
     let events = Events::open(&options.state_dir)?;
     let sinks = SinkTasks::start(events.clone());
@@ -56,6 +61,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         net,
         state,
         director,
+        health,
         desired,
         events,
         sinks,
@@ -67,6 +73,8 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         waiting: Vec::new(),
     };
     agent.set_sinks();
+    let objects = agent.director.objects().clone();
+    agent.set_checks(&objects);
     agent.learn(&mut network).await;
     agent.enforce().await;
     let services = agent.director.objects().services().count();
@@ -75,14 +83,31 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
 }
 
 impl Agent {
-    /// Waits until the ways to all real servers are known or known to be bad, for [`FIRST_WAIT`] at most.
+    /// Waits until the ways to all real servers are known or known to be bad, and every check has had an outcome or
+    /// had one in an earlier run, for [`FIRST_WAIT`] and [`FIRST_CHECKS`] at most. Until then the tables have what the
+    /// earlier run left: a new agent does not empty a pool that it knows nothing of.
     async fn learn(&mut self, events: &mut mpsc::UnboundedReceiver<net::Event>) {
         self.net.watch(self.director.watched());
-        let deadline = tokio::time::Instant::now() + FIRST_WAIT;
-        while !self.director.all_answered() {
-            match tokio::time::timeout_at(deadline, events.recv()).await {
-                Ok(Some(event)) => self.note(event),
-                Ok(None) | Err(_) => return,
+        let now = tokio::time::Instant::now();
+        let (ways, checks) = (now + FIRST_WAIT, now + FIRST_CHECKS);
+        loop {
+            let ways_known = self.director.all_answered();
+            let checks_known = self.health.roster.all_known();
+            let deadline = match (ways_known, checks_known) {
+                (true, true) => return,
+                (false, true) => ways,
+                (_, false) => checks,
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.note(event),
+                    None => return,
+                },
+                reports = self.health.reports() => match reports {
+                    Some(reports) => _ = self.take_reports(reports),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(deadline) => return,
             }
         }
     }
@@ -269,6 +294,8 @@ fn known_ways(tables: &Tables) -> (Ways, Gateways) {
 
 /// How long the first slot tables wait for the ways to real servers.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// How long the start waits for the first outcomes of checks: one probe at the default interval, and its answer.
+const FIRST_CHECKS: Duration = Duration::from_secs(3);
 /// ICMP errors and resets that a CPU sends in a second.
 const ANSWERS_PER_SECOND: u32 = 1000;
 /// Local addresses for FULLNAT: 4 MiB of leases each.

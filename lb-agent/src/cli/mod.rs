@@ -4,6 +4,7 @@ mod arguments;
 mod events;
 mod get;
 mod grid;
+mod health;
 mod order;
 mod outcome;
 mod table;
@@ -50,6 +51,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Apply(args) => order::apply(&client, args).await.map(done),
         Command::Delete(args) => order::delete(&client, args).await.map(done),
         Command::Get(args) => get::get(&client, args).await.map(done),
+        Command::Disable(args) => health::enable(&client, args, false).await.map(done),
+        Command::Enable(args) => health::enable(&client, args, true).await.map(done),
+        Command::Weigh(args) => health::weigh(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
         Command::Events(args) => events::events(&client, args).await.map(done),
         Command::RealServer(args) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use crate::events::Event;
 use crate::manifest::{Report, Source};
@@ -48,6 +49,10 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// Every health check, of one service or of all.
+    Health { service: Option<String>, reply: Reply<Vec<HealthView>> },
+    /// Do something with one real server; the answer is a sentence.
+    Operate { order: ServerOrder, reply: Reply<Result<String, Refusal>> },
     /// The agent itself.
     Status { reply: Reply<StatusView> },
 }
