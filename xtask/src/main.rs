@@ -5,6 +5,7 @@ mod build;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod kernels;
 mod lint;
 mod process;
 mod setup;

@@ -61,6 +61,20 @@ pub const TESTS: &[Part] = &[
     Part::Bpffs,
 ];
 
+/// What `cargo xtask test kernels` needs.
+pub const KERNELS: &[Part] = &[
+    Part::CCompiler,
+    Part::BpfCompiler,
+    Part::BpfLinker,
+    program("qemu-system-x86_64", "qemu-system-x86", "emulates a machine for another kernel"),
+    program("busybox", "busybox-static", "the first program of such a machine"),
+    program("depmod", "kmod", "lists the drivers of such a kernel"),
+    program("script", "bsdutils", "gives such a machine a terminal"),
+    program("virtualenv", "virtualenv", "holds virtme-ng, which boots it"),
+    program("dpkg-deb", "dpkg", "unpacks kernels"),
+    program("ip", "iproute2", "brings up the loopback interface"),
+];
+
 const fn program(name: &'static str, package: &'static str, why: &'static str) -> Part {
     Part::Program { name, package, why }
 }

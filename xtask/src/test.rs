@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::process::{build_dev_agent, cargo, need_root, run as run_command, step};
-use crate::setup;
+use crate::{kernels, setup};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,6 +25,8 @@ enum Tier {
     Packet,
     /// Agents and real programs in network namespaces (needs root)
     Netns,
+    /// The packet tests under Linux 6.1 and 6.12, emulated (needs root, Debian, and half an hour; not part of "all")
+    Kernels,
 }
 
 impl Args {
@@ -41,14 +43,19 @@ pub fn run(args: &Args) -> Result<()> {
     };
     // Before the first build, not after it.
     if tiers.iter().any(|&tier| tier != Tier::Unit) {
-        need_root("the tiers packet and netns")?;
+        need_root("every tier but unit")?;
     }
-    setup::ensure(if tiers == [Tier::Unit] { setup::TOOLCHAIN } else { setup::TESTS })?;
+    setup::ensure(match tiers[..] {
+        [Tier::Unit] => setup::TOOLCHAIN,
+        [Tier::Kernels] => setup::KERNELS,
+        _ => setup::TESTS,
+    })?;
     for tier in tiers {
         match tier {
             Tier::Unit => unit(&args.args).context("tier unit")?,
             Tier::Packet => program("packet", &args.args).context("tier packet")?,
             Tier::Netns => program("netns", &args.args).context("tier netns")?,
+            Tier::Kernels => kernels::run(&args.args).context("tier kernels")?,
         }
     }
     step("passed");
