@@ -1,0 +1,314 @@
+//! The monitor's thread: commands in, probes out, outcomes to the agent.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc;
+
+use super::connects::{Connects, Ended};
+use super::schedule::{Schedule, Ticket};
+use super::{Load, Shared};
+use crate::health::probe::connect::refused;
+use crate::health::probe::words::{Failure, brief};
+use crate::health::probe::{CONNECTED, Prober, tls::Roots};
+use crate::health::{Assignment, CheckId, Outcome, Pace, Report};
+use crate::model::health::{Check, Probe, Target};
+
+/// What the agent, or a probe that has ended, tells the thread.
+pub enum Command {
+    Set(Vec<Assignment>),
+    Pace(CheckId, Pace),
+    ProbeNow(CheckId),
+    Ended(Ticket, Outcome, Option<Arc<Prober>>),
+    Stop,
+}
+
+pub struct Engine {
+    shared: Arc<Shared>,
+    reports: mpsc::Sender<Vec<Report>>,
+    /// Known and not yet taken by the agent.
+    pending: Vec<Report>,
+    schedule: Schedule,
+    connects: Connects,
+    /// Where all probes run that are not plain connects. It has one thread.
+    runtime: tokio::runtime::Runtime,
+    roots: Arc<Roots>,
+    tickets: HashMap<CheckId, Ticket>,
+    /// By the ticket's slot.
+    checks: Vec<Option<Checked>>,
+    /// Probes that may be under way at a time.
+    room: u32,
+    probes: u64,
+    connected: Arc<str>,
+}
+
+struct Checked {
+    assignment: Assignment,
+    pace: Pace,
+    /// None until the first run, and for plain connects, which need no preparation.
+    prober: Option<Arc<Prober>>,
+}
+
+impl Engine {
+    pub fn new(shared: Arc<Shared>, reports: mpsc::Sender<Vec<Report>>, descriptors: u64) -> Result<Engine> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lb-probes")
+            .max_blocking_threads(BLOCKING)
+            .enable_all()
+            .build()
+            .context("start the runtime of the probes")?;
+        let connects = Connects::new(&shared.waker)?;
+        // Which phases the checks have does not matter, only that two directors differ.
+        let seed = u64::from(std::process::id()) ^ Arc::as_ptr(&shared) as u64;
+        Ok(Engine {
+            shared,
+            reports,
+            pending: Vec::new(),
+            schedule: Schedule::new(Instant::now(), seed),
+            connects,
+            runtime,
+            roots: Arc::default(),
+            tickets: HashMap::new(),
+            checks: Vec::new(),
+            room: room(descriptors),
+            probes: 0,
+            connected: CONNECTED.into(),
+        })
+    }
+
+    /// Until it is told to stop, or nobody listens any more.
+    pub fn run(mut self) {
+        loop {
+            if let Err(error) = self.wait() {
+                // The epoll is our own; the kernel refuses to wait on it only when something is badly wrong.
+                tracing::error!("health checks have ended: {error:#}");
+                break;
+            }
+            if !self.obey() || self.reports.is_closed() {
+                break;
+            }
+            self.start_due();
+            self.deliver();
+            self.tell_load();
+        }
+        // Probes under way are dropped with it; scripts are killed by that.
+        self.runtime.shutdown_timeout(STOP);
+    }
+
+    /// Sleeps until a command, a connect's end, a deadline or a due check; takes up ends and deadlines.
+    fn wait(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let due = if self.has_room() { self.schedule.next_due() } else { None };
+        let next = [due, self.connects.next_deadline(), Some(now + LOOK)].into_iter().flatten().min();
+        let timeout = next.map_or(LOOK, |next| next.saturating_duration_since(now)).max(self.pause());
+        let mut ended = Vec::new();
+        self.connects.wait(timeout, |ticket, end| ended.push((ticket, end)))?;
+        let now = Instant::now();
+        self.connects.expire(now, |ticket, end| ended.push((ticket, end)));
+        for (ticket, end) in ended {
+            self.connect_ended(ticket, end, now);
+        }
+        Ok(())
+    }
+
+    /// Many checks are taken up in batches: each look costs something, and a few milliseconds mean nothing.
+    fn pause(&self) -> Duration {
+        if self.tickets.len() > MANY { BATCH } else { Duration::ZERO }
+    }
+
+    /// Says false for an end.
+    fn obey(&mut self) -> bool {
+        for command in self.shared.take() {
+            let now = Instant::now();
+            match command {
+                Command::Set(assignments) => self.set(assignments, now),
+                Command::Pace(id, pace) => self.set_pace(id, pace, now),
+                Command::ProbeNow(id) => {
+                    if let Some(ticket) = self.tickets.get(&id) {
+                        self.schedule.set_due(now, *ticket);
+                    }
+                }
+                Command::Ended(ticket, outcome, prober) => {
+                    if let Some(checked) = self.checked(ticket) {
+                        checked.prober = prober;
+                        self.conclude(ticket, outcome, now);
+                    }
+                }
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn set(&mut self, assignments: Vec<Assignment>, now: Instant) {
+        let mut before = std::mem::take(&mut self.tickets);
+        for assignment in assignments {
+            let MapEntry::Vacant(place) = self.tickets.entry(assignment.id) else { continue };
+            if let Some(ticket) = before.remove(&assignment.id) {
+                place.insert(ticket);
+                continue;
+            }
+            let ticket = self.schedule.insert(now, assignment.check.timing.fast_interval);
+            place.insert(ticket);
+            let slot = ticket.slot as usize;
+            if self.checks.len() <= slot {
+                self.checks.resize_with(slot + 1, || None);
+            }
+            self.checks[slot] = Some(Checked { assignment, pace: Pace::Fast, prober: None });
+        }
+        for ticket in before.into_values() {
+            self.schedule.remove(ticket);
+            self.connects.abandon(ticket);
+            self.checks[ticket.slot as usize] = None;
+        }
+    }
+
+    fn set_pace(&mut self, id: CheckId, pace: Pace, now: Instant) {
+        let Some(&ticket) = self.tickets.get(&id) else { return };
+        let Some(checked) = self.checked(ticket) else { return };
+        checked.pace = pace;
+        let interval = checked.interval();
+        self.schedule.set_interval(now, ticket, interval);
+    }
+
+    fn has_room(&self) -> bool {
+        self.schedule.running() < self.room && self.pending.len() <= self.tickets.len() + MANY
+    }
+
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        let mut burst = BURST;
+        while self.has_room()
+            && burst > 0
+            && let Some(ticket) = self.schedule.take(now)
+        {
+            burst -= 1;
+            self.probes += 1;
+            self.start(ticket, now);
+        }
+        self.schedule.look(now);
+    }
+
+    fn start(&mut self, ticket: Ticket, now: Instant) {
+        let Some(checked) = self.checks.get_mut(ticket.slot as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let target = checked.assignment.target;
+        let address = match address(&target) {
+            Ok(address) => address,
+            Err(failure) => return self.conclude(ticket, Err(failure).into(), now),
+        };
+        if checked.assignment.check.probe == Probe::Tcp {
+            let check = checked.assignment.check.clone();
+            if let Some(end) = self.connects.start(ticket, &check, address, now) {
+                self.connect_ended(ticket, end, Instant::now());
+            }
+            return;
+        }
+        let prober = checked.prober.clone().filter(|prober| !prober.is_stale());
+        let (shared, roots) = (self.shared.clone(), self.roots.clone());
+        let check = checked.assignment.check.clone();
+        self.runtime.spawn(async move {
+            let prober = prober.unwrap_or_else(|| Arc::new(Prober::new(check, &roots)));
+            let outcome = prober.run(address, &target).await;
+            shared.push(Command::Ended(ticket, outcome, Some(prober)));
+        });
+    }
+
+    fn connect_ended(&mut self, ticket: Ticket, end: Ended, now: Instant) {
+        let Some(checked) = self.checked(ticket) else { return };
+        let Assignment { target, check, .. } = &checked.assignment;
+        let doing = || format!("connect to {target}");
+        let failure = match end {
+            Ended::Connected(took) => {
+                let words = self.connected.clone();
+                let outcome = Outcome { passed: true, words, latency: Some(took), weight: None, order: None };
+                return self.conclude(ticket, outcome, now);
+            }
+            Ended::Refused(error) => refused(&doing(), target, &error),
+            Ended::TimedOut => too_late(&doing(), target, check),
+            Ended::Failed(failure) => failure,
+        };
+        self.conclude(ticket, Err(failure).into(), now);
+    }
+
+    /// The end of one probe: its report, and when the next one is.
+    fn conclude(&mut self, ticket: Ticket, outcome: Outcome, at: Instant) {
+        let Some(checked) = self.checked(ticket) else { return };
+        let (id, interval) = (checked.assignment.id, checked.interval());
+        if self.schedule.finish(at, ticket, interval) {
+            let next = self.schedule.due(ticket).unwrap_or(at + interval);
+            self.pending.push(Report { id, outcome, at, next });
+        }
+    }
+
+    fn deliver(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // A full channel: they stay, and are told with the next.
+        if let Ok(place) = self.reports.try_reserve() {
+            place.send(std::mem::take(&mut self.pending));
+        }
+    }
+
+    fn tell_load(&self) {
+        let load = Load {
+            checks: self.tickets.len(),
+            running: self.schedule.running() as usize,
+            stretch: self.schedule.stretch(),
+            probes: self.probes,
+        };
+        *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
+    }
+
+    fn checked(&mut self, ticket: Ticket) -> Option<&mut Checked> {
+        self.schedule.knows(ticket).then(|| self.checks.get_mut(ticket.slot as usize)?.as_mut()).flatten()
+    }
+}
+
+impl Checked {
+    fn interval(&self) -> Duration {
+        let timing = &self.assignment.check.timing;
+        match self.pace {
+            Pace::Normal => timing.interval,
+            Pace::Fast => timing.fast_interval,
+        }
+    }
+}
+
+/// What a socket of this target connects to.
+fn address(target: &Target) -> Result<SocketAddr, Failure> {
+    match *target {
+        Target::Direct { address, port } => Ok(SocketAddr::new(address, port)),
+        Target::Real { .. } => Err(Failure::new("this director has no way to probe through the VIP")),
+    }
+}
+
+fn too_late(doing: &str, target: &Target, check: &Check) -> Failure {
+    let hint = crate::health::probe::connect::hint(target);
+    Failure::new(format!("{doing}: no answer within {}{hint}", brief(check.timing.timeout)))
+}
+
+/// How many probes may be under way with so many descriptors. A script has three; the rest of the agent needs
+/// some.
+fn room(descriptors: u64) -> u32 {
+    (descriptors.saturating_sub(512) / 3).clamp(16, 20_000) as u32
+}
+
+/// Without anything to do the thread looks up this often, for the load and for what could not be delivered.
+const LOOK: Duration = Duration::from_millis(100);
+/// More checks than these are taken up in batches of this length.
+const MANY: usize = 500;
+const BATCH: Duration = Duration::from_millis(4);
+/// Probes begun between two looks at what has ended.
+const BURST: usize = 256;
+/// Threads for the blocking calls of probes: reading files.
+const BLOCKING: usize = 4;
+/// What probes under way get at the end.
+const STOP: Duration = Duration::from_secs(1);
