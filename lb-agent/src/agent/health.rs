@@ -1,7 +1,6 @@
 //! Health checks at work: outcomes of the monitor in, judgements to the director, transitions to the stream of
 //! events, states to disk.
 
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -12,7 +11,7 @@ use crate::director::Event;
 use crate::events::Events;
 use crate::health::monitor::Monitor;
 use crate::health::saved::{Clocks, Saved};
-use crate::health::{Judged, Pace, Report, Roster, Standing};
+use crate::health::{Judged, Report, Roster, Standing};
 use crate::manifest::Objects;
 use crate::state::StateDirectory;
 
@@ -20,7 +19,6 @@ use crate::state::StateDirectory;
 pub struct Health {
     pub roster: Roster,
     pub monitor: Monitor,
-    reports: mpsc::Receiver<Vec<Report>>,
     /// Something is to be saved.
     changed: bool,
     /// When an apply that brought checks ends its wait for their first outcomes.
@@ -32,31 +30,36 @@ impl Health {
     ///
     /// # Errors
     /// The kernel refuses threads or descriptors.
-    pub fn start(state: &StateDirectory) -> Result<(Health, Option<String>)> {
+    pub fn start(state: &StateDirectory) -> Result<(Health, Reports, Option<String>)> {
         let (monitor, reports) = Monitor::start()?;
-        let read = state
-            .load_health()
-            .and_then(|text| Ok(text.map(|text| Saved::read(&text, clocks())).transpose()?.unwrap_or_default()));
+        let read = state.load_health().and_then(|text| {
+            Ok(text.map(|text| Saved::read(&text, clocks())).transpose()?.unwrap_or_default())
+        });
         let (saved, problem) = match read {
             Ok(saved) => (saved, None),
             Err(error) => (Saved::default(), Some(format!("states of health checks: {error:#}"))),
         };
         let roster = Roster::new(saved);
-        Ok((Health { roster, monitor, reports, changed: false, settles: None }, problem))
-    }
-
-    /// The next batch of outcomes, all that have come with it included.
-    pub async fn reports(&mut self) -> Option<Vec<Report>> {
-        let mut all = self.reports.recv().await?;
-        while let Ok(more) = self.reports.try_recv() {
-            all.extend(more);
-        }
-        Some(all)
+        Ok((Health { roster, monitor, changed: false, settles: None }, Reports(reports), problem))
     }
 
     /// Whether an answer to an order should wait for first outcomes.
     pub fn settled(&self, now: Instant) -> bool {
         self.settles.is_none_or(|until| until <= now) || self.roster.all_known()
+    }
+}
+
+/// Outcomes on their way from the monitor.
+pub struct Reports(mpsc::Receiver<Vec<Report>>);
+
+impl Reports {
+    /// The next batch, all that have come with it included. None when the monitor has ended.
+    pub async fn next(&mut self) -> Option<Vec<Report>> {
+        let mut all = self.0.recv().await?;
+        while let Ok(more) = self.0.try_recv() {
+            all.extend(more);
+        }
+        Some(all)
     }
 }
 

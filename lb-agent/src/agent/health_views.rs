@@ -5,9 +5,9 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Agent;
+use crate::control::Refusal;
 use crate::control::health::{CheckState, HealthView, Operation, ServerOrder, TransitionView};
 use crate::control::views::RealServerState;
-use crate::control::Refusal;
 use crate::health::roster::CheckOf;
 use crate::health::state::Belief;
 use crate::health::{ServerVerdict, Standing, Weighing};
@@ -73,17 +73,19 @@ impl Agent {
 
     fn find(&self, order: &ServerOrder) -> Result<(Name, ServerKey), Refusal> {
         let services = self.director.objects().services().map(|(service, _)| service);
-        let Some(service) = services.into_iter().find(|service| service.name.as_str() == order.service) else {
+        let Some(service) = services.into_iter().find(|service| service.name.as_str() == order.service)
+        else {
             return Err(Refusal::Missing { object: format!("{}/{}", Kind::VirtualService, order.service) });
         };
         let keys = service.real_servers.iter().map(|server| service.key_of(server));
-        let fits = |key: &ServerKey| {
-            key.address == order.address && order.port.is_none_or(|port| port == key.port)
-        };
+        let fits =
+            |key: &ServerKey| key.address == order.address && order.port.is_none_or(|port| port == key.port);
         let found: Vec<ServerKey> = keys.filter(fits).collect();
         match found[..] {
             [key] => Ok((service.name.clone(), key)),
-            [] => Err(Refusal::Missing { object: format!("real server {} of {}", order.address, service.name) }),
+            [] => {
+                Err(Refusal::Missing { object: format!("real server {} of {}", order.address, service.name) })
+            }
             _ => {
                 let all: Vec<String> = found.iter().map(ToString::to_string).collect();
                 let object = format!("exactly one of {} (say the port)", all.join(", "));
@@ -147,9 +149,7 @@ fn view(now: &Now, service: &VirtualService, server: &RealServer, check: &CheckO
         rise: machine.timing().rise,
         fall: machine.timing().fall,
         latency: machine.latency().map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
-        next_in: machine
-            .next()
-            .map(|next| next.saturating_duration_since(now.monotonic).as_millis() as u64),
+        next_in: machine.next().map(|next| next.saturating_duration_since(now.monotonic).as_millis() as u64),
         weight: machine.weight().map(|weight| match weight {
             Weighing::Absolute(weight) => weight.to_string(),
             Weighing::Percent(percent) => format!("{percent}%"),

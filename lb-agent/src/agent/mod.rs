@@ -1,6 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+pub(crate) mod check_files;
 mod events;
 mod health;
 mod health_views;
@@ -49,11 +50,11 @@ pub struct RunOptions {
 /// What keeps it from starting: a configuration that is wrong, an interface that is missing, a kernel that
 /// refuses the program.
 pub async fn run(options: RunOptions) -> Result<()> {
-    let (mut agent, mut events) = start::start(options).await?;
+    let (mut agent, mut events, mut reports) = start::start(options).await?;
     let (requests, mut inbox) = mpsc::channel(REQUESTS);
     let socket = control::socket_path(&agent.options.runtime_dir);
     let server = control::server::serve(&socket, requests).await?;
-    let result = agent.serve(&mut events, &mut inbox).await;
+    let result = agent.serve(&mut events, &mut reports, &mut inbox).await;
     server.abort();
     let _ = server.await;
     result?;
@@ -114,6 +115,7 @@ impl Agent {
     async fn serve(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<net::Event>,
+        reports: &mut health::Reports,
         inbox: &mut mpsc::Receiver<Request>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
@@ -151,9 +153,9 @@ impl Agent {
                     Some(event) => self.network(event, events).await,
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
-                reports = self.health.reports() => match reports {
-                    Some(reports) => {
-                        if self.take_reports(reports) {
+                batch = reports.next() => match batch {
+                    Some(batch) => {
+                        if self.take_reports(batch) {
                             self.enforce().await;
                         }
                     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
-use super::{Agent, RunOptions, SWEEP, Trouble, health, host};
+use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Event};
@@ -21,7 +21,9 @@ use crate::net::{self, Net};
 use crate::state::StateDirectory;
 
 /// Starts everything but the API.
-pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>)> {
+pub async fn start(
+    options: RunOptions,
+) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>, health::Reports)> {
     let started = Instant::now();
     let running = director_of(&options.config)?;
     let state = StateDirectory::open(&options.state_dir)?;
@@ -39,7 +41,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     director.recover(ways, gateways);
     director.handle(Event::Outputs(outputs(&dataplane)));
     director.handle(Event::Objects(desired.joined()));
-    let (health, problem) = health::Health::start(&state)?;
+    let (health, mut reports, problem) = health::Health::start(&state)?;
     if let Some(problem) = problem {
         tracing::error!("{problem}");
         problems.insert(Trouble::Health, vec![problem]);
@@ -75,18 +77,22 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     agent.set_sinks();
     let objects = agent.director.objects().clone();
     agent.set_checks(&objects);
-    agent.learn(&mut network).await;
+    agent.learn(&mut network, &mut reports).await;
     agent.enforce().await;
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
-    Ok((agent, network))
+    Ok((agent, network, reports))
 }
 
 impl Agent {
     /// Waits until the ways to all real servers are known or known to be bad, and every check has had an outcome or
     /// had one in an earlier run, for [`FIRST_WAIT`] and [`FIRST_CHECKS`] at most. Until then the tables have what the
     /// earlier run left: a new agent does not empty a pool that it knows nothing of.
-    async fn learn(&mut self, events: &mut mpsc::UnboundedReceiver<net::Event>) {
+    async fn learn(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<net::Event>,
+        reports: &mut health::Reports,
+    ) {
         self.net.watch(self.director.watched());
         let now = tokio::time::Instant::now();
         let (ways, checks) = (now + FIRST_WAIT, now + FIRST_CHECKS);
@@ -103,8 +109,8 @@ impl Agent {
                     Some(event) => self.note(event),
                     None => return,
                 },
-                reports = self.health.reports() => match reports {
-                    Some(reports) => _ = self.take_reports(reports),
+                batch = reports.next() => match batch {
+                    Some(batch) => _ = self.take_reports(batch),
                     None => return,
                 },
                 () = tokio::time::sleep_until(deadline) => return,
@@ -174,6 +180,7 @@ pub fn check_files(sources: &[Source], host: &manifest::HostFacts) -> Result<Obj
 /// Checks objects against this host and this agent's tables.
 pub fn check_here(objects: &Objects, host: &manifest::HostFacts) -> Report {
     let mut report = manifest::check_against_host(objects, host);
+    report.0.extend(check_files::check(objects));
     let mut addresses = 0;
     for (pool, entry) in objects.pools() {
         addresses += pool.addresses().count();

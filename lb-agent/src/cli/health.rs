@@ -93,7 +93,10 @@ pub fn described(checks: &[HealthView], now: Timestamp) -> String {
         );
         lines.add("in a row", &row);
         lines.add("latency", &check.latency.map_or(String::new(), milliseconds));
-        lines.add("next probe", &check.next_in.map_or(String::new(), |next| format!("in {}", milliseconds(next as f64))));
+        lines.add(
+            "next probe",
+            &check.next_in.map_or(String::new(), |next| format!("in {}", milliseconds(next as f64))),
+        );
         if let Some(weight) = &check.weight {
             lines.add("weight", weight);
         }
@@ -102,7 +105,10 @@ pub fn described(checks: &[HealthView], now: Timestamp) -> String {
         }
         for (index, change) in check.history.iter().rev().enumerate() {
             let name = if index == 0 { "transitions" } else { "" };
-            lines.add(name, &format!("{} {:5} {}", change.at.strftime("%F %TZ"), change.state.word(), change.cause));
+            lines.add(
+                name,
+                &format!("{} {:5} {}", change.at.strftime("%F %TZ"), change.state.word(), change.cause),
+            );
         }
         let _ = write!(text, "\n{}", lines.finish());
     }

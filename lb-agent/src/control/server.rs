@@ -22,6 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::health::ServerOrder;
 use super::{
     BODY_MAX, CONNECTIONS_LIMIT, CONNECTIONS_LIMIT_MAX, ConnectionFilter, EVENTS_LIMIT, EVENTS_WAIT_MAX,
     ErrorBody, OrderBody, Refusal, Reply, Request,
@@ -246,7 +247,8 @@ async fn health(
 }
 
 async fn operate(State(agent): State<Agent>, body: Result<Bytes, BytesRejection>) -> Answer {
-    let mut reader = serde_json::Deserializer::from_slice(&body?);
+    let body = body?;
+    let mut reader = serde_json::Deserializer::from_slice(&body);
     let order: ServerOrder = serde_path_to_error::deserialize(&mut reader)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))?;
     json(agent.ask(|reply| Request::Operate { order, reply }).await??)
