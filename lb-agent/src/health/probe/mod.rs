@@ -35,7 +35,7 @@ pub struct Prober {
 #[derive(Debug)]
 enum Kind {
     Tcp,
-    Http(http::Prober),
+    Http(Box<http::Prober>),
     Grpc(grpc::Prober),
     Smtp(smtp::Prober),
     Dns(dns::Prober),
@@ -142,7 +142,7 @@ impl Kind {
     fn prepare(probe: &Probe, roots: &Roots) -> Result<Kind, Failure> {
         Ok(match probe {
             Probe::Tcp => Kind::Tcp,
-            Probe::Http(http) => Kind::Http(http::Prober::new(http, roots)?),
+            Probe::Http(http) => Kind::Http(Box::new(http::Prober::new(http, roots)?)),
             Probe::Grpc(grpc) => Kind::Grpc(grpc::Prober::new(grpc, roots)?),
             Probe::Smtp(smtp) => Kind::Smtp(smtp::Prober::new(smtp, roots)?),
             Probe::Dns(dns) => Kind::Dns(dns::Prober::new(dns)?),
