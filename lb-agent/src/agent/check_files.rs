@@ -143,7 +143,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ca.pem");
         let check = format!("{{https: {{ca: {}}}}}", path.display());
-        let place = "web.yaml:10:28: spec.healthCheck.https.ca: ";
+        let place = "web.yaml:10:29: spec.healthCheck.https.ca: ";
         assert!(
             said(&check).starts_with(&format!("{place}{} cannot be read: there is no such", path.display()))
         );
@@ -161,7 +161,7 @@ mod tests {
         let path = directory.path().join("check.sh");
         let check = format!("{{script: {{command: {}}}}}", path.display());
         assert!(
-            said(&check).starts_with("web.yaml:10:36: spec.healthCheck.script.command: "),
+            said(&check).starts_with("web.yaml:10:35: spec.healthCheck.script.command: "),
             "{}",
             said(&check)
         );
