@@ -120,6 +120,22 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes these addresses follow a VRRP instance in the tables; returns its number there.
+    ///
+    /// # Errors
+    /// No room for another instance.
+    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
+        Ok(self.tables.set_vrrp(name, addresses)?)
+    }
+
+    /// Nothing follows that instance any more.
+    ///
+    /// # Errors
+    /// A table that cannot be written.
+    pub fn remove_vrrp(&mut self, name: &Name) -> Result<()> {
+        Ok(self.tables.remove_vrrp(name)?)
+    }
+
     /// Takes every address away that the agent has put on an interface.
     ///
     /// # Errors
@@ -137,6 +153,12 @@ impl Applier {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
+            Step::SetVrrp { name, addresses } => {
+                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses)?;
+                Ok(())
+            }
+            Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),
             Step::SetPool { name, pool } => self.set_pool(name, pool),
             Step::RemovePool { name } => self.remove_pool(name),
             Step::SetHop { key, hop } => {

@@ -3,12 +3,15 @@
 mod continuity;
 mod counters;
 mod forwarding;
+mod health;
 mod lab;
+mod lease;
 mod manifests;
 mod neighbours;
 mod net;
 mod real_server;
 mod site;
+mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -9,6 +9,7 @@ pub(crate) mod host;
 mod orders;
 mod start;
 mod views;
+mod vrrp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,7 @@ struct Agent {
     desired: Desired,
     events: Events,
     sinks: SinkTasks,
+    vrrp: vrrp::Vrrp,
     /// The Director that the program was loaded for.
     running: model::Director,
     links: Vec<net::Link>,
@@ -102,6 +104,7 @@ enum Trouble {
     Interfaces,
     Health,
     Host,
+    Vrrp,
 }
 
 struct Waiting {
@@ -166,6 +169,7 @@ impl Agent {
                         self.enforce().await;
                     }
                 }
+                Some(report) = self.vrrp.reports.recv() => self.vrrp_report(report),
                 _ = tick.tick() => self.tick().await,
                 () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
@@ -209,6 +213,8 @@ impl Agent {
                 let _ = reply.send(result);
             }
             Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Vrrp { reply } => self.vrrp(reply),
+            Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
         }
     }
@@ -253,6 +259,7 @@ impl Agent {
             self.note(event);
         }
         self.enforce().await;
+        self.track_vrrp();
     }
 
     fn note(&mut self, event: net::Event) {
@@ -321,9 +328,12 @@ impl Agent {
         self.net.watch(self.director.watched());
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
+        // What the kernel sends from an address must be seen before the address can be a backup's.
+        let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
+        egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
         if !self.recovered {
             self.applier
                 .finish_recovery()
@@ -346,6 +356,7 @@ impl Agent {
         if let Err(error) = self.applier.maintain().await {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }
+        self.track_vrrp();
         let status = self.status_line();
         self.tell(&[NotifyState::Status(&status)]);
     }
@@ -380,6 +391,7 @@ impl Agent {
         self.save_health();
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
+        self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;
         match shutdown.traffic {
             OnShutdown::Keep => tracing::info!("stopped; traffic flows on"),
             OnShutdown::Release => {

@@ -10,6 +10,7 @@ mod outcome;
 mod table;
 pub mod terminal;
 mod units;
+mod vrrp;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Weigh(args) => health::weigh(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
         Command::Events(args) => events::events(&client, args).await.map(done),
+        Command::Vrrp(args) => vrrp::vrrp(&client, args).await.map(done),
         Command::RealServer(args) => {
             terminal::end_with_the_pipe();
             real_server::run(args, &places).await

@@ -6,6 +6,7 @@ pub mod health;
 mod request;
 pub mod server;
 pub mod views;
+pub mod vrrp;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

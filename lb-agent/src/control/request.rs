@@ -10,9 +10,10 @@ use tokio::sync::oneshot;
 
 use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
 use crate::manifest::{Report, Source};
-use crate::model::{self, ObjectId};
+use crate::model::{self, Name, ObjectId};
 
 /// Where an answer goes. Whoever asked may be gone; then the answer is dropped.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -53,6 +54,10 @@ pub enum Request {
     Health { service: Option<String>, reply: Reply<Vec<HealthView>> },
     /// Do something with one real server; the answer is a sentence.
     Operate { order: ServerOrder, reply: Reply<Result<String, Refusal>> },
+    /// VRRP instances, by name.
+    Vrrp { reply: Reply<VrrpOverview> },
+    /// Let another director be master of an instance; answered when one is, or when none was found.
+    Handover { name: Name, reply: Reply<Result<HandoverView, Refusal>> },
     /// The agent itself.
     Status { reply: Reply<StatusView> },
 }

@@ -64,6 +64,17 @@ pub struct Attached {
     pub refused: Option<String>,
 }
 
+impl Attached {
+    /// As it was asked for.
+    pub fn interface(&self) -> Interface {
+        let mode = match self.mode {
+            Mode::Native => XdpMode::Native,
+            Mode::Generic => XdpMode::Generic,
+        };
+        Interface { name: self.name.clone(), ifindex: self.ifindex, mode }
+    }
+}
+
 struct Pin {
     path: PathBuf,
     ifindex: u32,
@@ -93,7 +104,7 @@ pub fn attach(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Res
     for pin in pins(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
         let link = bpf::open_pin(&pin.path).map_err(Error::os(format!("open {}", pin.path.display())))?;
         // An interface that went leaves a link without one; its number may since be another's.
-        let alive = bpf::link_interface(link.as_fd())
+        let alive = bpf::link_interface(link.as_fd(), bpf::LINK_TYPE_XDP)
             .map_err(Error::os(format!("look at {}", pin.path.display())))?
             == interface.ifindex;
         if alive && pin.mode.suits(interface.mode) {

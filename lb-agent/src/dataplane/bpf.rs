@@ -23,7 +23,11 @@ const LINK_DETACH: u32 = 34;
 
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
-const LINK_TYPE_XDP: u32 = 6;
+/// Kinds of links.
+pub const LINK_TYPE_XDP: u32 = 6;
+pub const LINK_TYPE_TCX: u32 = 11;
+/// What a host sends, seen by tc (Linux 6.6).
+pub const ATTACH_TYPE_TCX_EGRESS: u32 = 47;
 
 /// Flags of an XDP attachment.
 pub const XDP_GENERIC: u32 = 1 << 1;
@@ -78,10 +82,20 @@ struct Link {
 /// Attaches an XDP program to an interface of this network namespace by a link (Linux 5.9). The interface
 /// keeps the program while the link has a descriptor or a pin.
 pub fn create_xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    create_link(program, ifindex, ATTACH_TYPE_XDP, flags)
+}
+
+/// Attaches a program to an interface of this network namespace by a link of another kind.
+pub fn create_link(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = Link {
         program_or_link: program.as_raw_fd() as u32,
         interface_or_program: ifindex,
-        attach_type_or_flags: ATTACH_TYPE_XDP,
+        attach_type_or_flags: attach_type,
         flags_or_old_program: flags,
     };
     call_for_fd(LINK_CREATE, &mut attr)
@@ -114,22 +128,40 @@ struct LinkInfo {
     rest: [u32; 27],
 }
 
-/// The interface of an XDP link; 0 when the interface is gone.
-pub fn link_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
+/// What the kernel says of a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkFacts {
+    /// The kernel's number of the program that it runs.
+    pub program: u32,
+    /// The interface; 0 when it is gone.
+    pub ifindex: u32,
+}
+
+/// The facts of a link of one kind (`LINK_TYPE_…`).
+pub fn link_facts(link: BorrowedFd<'_>, kind: u32) -> io::Result<LinkFacts> {
+    let mut info = LinkInfo::default();
+    info_of(link, &mut info)?;
+    if info.kind != kind {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned link is of another kind"));
+    }
+    Ok(LinkFacts { program: info.program, ifindex: info.ifindex })
+}
+
+/// The interface of a link; 0 when the interface is gone.
+pub fn link_interface(link: BorrowedFd<'_>, kind: u32) -> io::Result<u32> {
+    link_facts(link, kind).map(|facts| facts.ifindex)
+}
+
+fn info_of<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct Info {
         fd: u32,
         len: u32,
         info: u64,
     }
-    let mut info = LinkInfo::default();
     let mut attr =
-        Info { fd: link.as_raw_fd() as u32, len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
-    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
-    if info.kind != LINK_TYPE_XDP {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned link is not an XDP link"));
-    }
-    Ok(info.ifindex)
+        Info { fd: object.as_raw_fd() as u32, len: size_of::<T>() as u32, info: info as *mut T as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 #[repr(C)]

@@ -7,11 +7,12 @@
 //! <bpffs dir>/TAILS-<n>                        tails of a program version: an unpinned array is emptied
 //!                                              when its last user goes
 //! <bpffs dir>/link-<ifindex>-<mode>            XDP links
+//! <bpffs dir>/egress-<ifindex>-<mode>          the egress program, where VRRP wants it
 //! ```
 
 use super::{
-    Attached, Clock, Counters, Error, Interface, Mapped, Sizes, Sweeper, Tables, Views, VrrpRoles, attach,
-    bpf, layout::Spec, store, sweeper::Board,
+    Attached, Clock, Counters, EgressMode, Error, Interface, Mapped, Sizes, Sweeper, Tables, Views,
+    VrrpRoles, attach, bpf, egress, layout::Spec, store, sweeper::Board,
 };
 use aya::{
     Ebpf, EbpfLoader,
@@ -24,6 +25,7 @@ use lb_common::{
     scratch::Config,
 };
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read as _,
     os::fd::AsFd as _,
@@ -57,8 +59,10 @@ pub struct Dataplane {
     clock: Arc<Clock>,
     board: Arc<Board>,
     /// None in tests: nothing is pinned.
-    dir: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
     attached: Vec<Attached>,
+    /// How the egress program is on each interface; none: it is on no interface.
+    pub(super) egress: Option<BTreeMap<u32, EgressMode>>,
 }
 
 impl Dataplane {
@@ -80,6 +84,7 @@ impl Dataplane {
         }
         let keep: Vec<_> = options.interfaces.iter().map(|interface| interface.ifindex).collect();
         attach::detach_except(dir, &keep)?;
+        egress::detach_except(dir, &keep)?;
         this.forget_outputs(&keep)?;
         for old in numbers(dir, "TAILS-")?.into_iter().filter(|n| *n != number) {
             let path = dir.join(format!("TAILS-{old}"));
@@ -119,6 +124,7 @@ impl Dataplane {
             board: Arc::default(),
             dir: None,
             attached: Vec::new(),
+            egress: None,
         })
     }
 
@@ -134,6 +140,9 @@ impl Dataplane {
         output.map_err(|error| Error::Refused(format!("table {}: {error}", pinned::OUTPUTS)))?;
         self.attached.retain(|other| other.name != attached.name);
         self.attached.push(attached.clone());
+        if self.egress.is_some() {
+            self.attach_egress(interface, false)?;
+        }
         Ok(attached)
     }
 
@@ -147,6 +156,8 @@ impl Dataplane {
     pub fn detach_all(&mut self) -> Result<(), Error> {
         let Some(dir) = &self.dir else { return Ok(()) };
         attach::detach_except(dir, &[])?;
+        egress::detach_except(dir, &[])?;
+        self.egress = None;
         for number in numbers(dir, "TAILS-")? {
             let path = dir.join(format!("TAILS-{number}"));
             fs::remove_file(&path).map_err(Error::os(format!("remove {}", path.display())))?;

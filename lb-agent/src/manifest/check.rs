@@ -35,6 +35,7 @@ pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>, runni
         .sort_by_key(|(service, entry)| (new(entry), entry.file.clone(), entry.line(), service.name.clone()));
 
     one_director(objects, &mut found);
+    no_interface(objects, &mut found);
     capacity(objects, &mut found);
     ports(&services, &mut found);
     address_interfaces(&services, &mut found);
@@ -56,6 +57,17 @@ fn one_director(objects: &Objects, found: &mut Vec<Diagnostic>) {
     for second in directors.iter().skip(1) {
         let help = format!("the first is `{}` in {}", directors[0].object.name(), directors[0].place());
         found.push(second.diagnostic("metadata.name", "a second Director", Some(help)));
+    }
+}
+
+/// Without an interface a director serves VRRP alone.
+fn no_interface(objects: &Objects, found: &mut Vec<Diagnostic>) {
+    for (director, entry) in objects.directors() {
+        if director.interfaces.is_empty() && objects.services().next().is_some() {
+            let message = "has no interface; virtual services would see no packet";
+            let help = "only a director with nothing but VRRP can do without".to_owned();
+            found.push(entry.diagnostic("spec.interfaces", message, Some(help)));
+        }
     }
 }
 

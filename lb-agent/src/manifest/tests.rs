@@ -251,7 +251,6 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             service("a", "realServers: [{address: 10.0.0.1}]") + &pool("p", "addresses: [10.0.0.1]"),
             "spec.addresses[0]: 10.0.0.1 is a real server of VirtualService `a` (m.yaml:2)",
         ),
-        (director("d", "interfaces: []"), "spec.interfaces: has no interface"),
         (
             director("d", "interfaces: [{name: eth0, xdp: fast}]"),
             "m.yaml:5:39: spec.interfaces[0].xdp: `fast` is not one of auto, native, generic",
@@ -475,6 +474,21 @@ fn each_example_loads_and_so_do_all_together() {
         assert!(!objects.is_empty(), "{}", source.file);
     }
     load(&sources).unwrap_or_else(|report| panic!("{report}"));
+}
+
+/// A directory of examples has one file for each director of a pair.
+#[test]
+fn each_director_of_an_example_pair_loads() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let directories =
+        examples.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut loaded = 0;
+    for source in directories.flat_map(|directory| read_path(&directory).unwrap()) {
+        let objects = load(std::slice::from_ref(&source)).unwrap_or_else(|report| panic!("{report}"));
+        assert!(objects.director().is_some() && objects.vrrp_instances().next().is_some(), "{}", source.file);
+        loaded += 1;
+    }
+    assert!(loaded >= 2 && loaded % 2 == 0, "{loaded} files");
 }
 
 /// Every field that can be written is in the reference, with the path under which diagnostics name it.

@@ -1,4 +1,4 @@
-//! The steps from one layout to another. What is new is made in the order pools, next hops, routes to clients,
+//! The steps from one layout to another. What is new is made in the order VRRP instances, pools, next hops, routes to clients,
 //! services with their destinations before their slots, addresses, ports, and the addresses on interfaces last;
 //! what goes leaves in the opposite order, after all that is new.
 
@@ -12,6 +12,12 @@ use crate::model::{Name, PortRange, Ports};
 /// The steps that make `from` into `to`. None when they are equal.
 pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     let mut steps = Vec::new();
+    // Before anything is served: what follows an instance is not served by a backup.
+    for (name, addresses) in &to.vrrp {
+        if from.vrrp.get(name) != Some(addresses) {
+            steps.push(Step::SetVrrp { name: name.clone(), addresses: addresses.clone() });
+        }
+    }
     let withdrawn = make_room(from, to, &mut steps);
     for (name, pool) in &to.pools {
         if from.pools.get(name) != Some(pool) {
@@ -62,6 +68,9 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     }
     for name in from.pools.keys().filter(|name| !to.pools.contains_key(name)) {
         steps.push(Step::RemovePool { name: name.clone() });
+    }
+    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(name)) {
+        steps.push(Step::RemoveVrrp { name: name.clone() });
     }
     steps
 }

@@ -14,6 +14,8 @@ use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, P
 /// Everything the agent is answerable for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
+    /// The addresses that follow each VRRP instance: VIPs with and without services, pools' addresses.
+    pub vrrp: BTreeMap<Name, BTreeSet<IpAddr>>,
     pub pools: BTreeMap<Name, Pool>,
     pub hops: BTreeMap<HopKey, Hop>,
     /// None: nothing is known of the routes yet, and those in the tables stay.
@@ -184,6 +186,12 @@ impl Layout {
     /// Takes note that a step was done.
     pub fn done(&mut self, step: &Step) {
         match step {
+            Step::SetVrrp { name, addresses } => {
+                self.vrrp.insert(name.clone(), addresses.clone());
+            }
+            Step::RemoveVrrp { name } => {
+                self.vrrp.remove(name);
+            }
             Step::SetPool { name, pool } => {
                 self.pools.insert(name.clone(), pool.clone());
             }

@@ -1,6 +1,6 @@
 //! One thing to do, and the line that says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -13,6 +13,15 @@ use crate::model::{Forwarding, Name, Ports};
 /// A step of a plan. Displayed as a line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// Exactly these addresses follow a VRRP instance.
+    SetVrrp {
+        name: Name,
+        addresses: BTreeSet<IpAddr>,
+    },
+    /// Its addresses follow none any more.
+    RemoveVrrp {
+        name: Name,
+    },
     SetPool {
         name: Name,
         pool: Pool,
@@ -82,6 +91,11 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Step::SetVrrp { name, addresses } => {
+                write!(f, "VRRP instance {name}: ")?;
+                list(f, addresses.iter())
+            }
+            Step::RemoveVrrp { name } => write!(f, "VRRP instance {name}: remove"),
             Step::SetPool { name, pool } => {
                 write!(f, "pool {name}: ")?;
                 list(f, pool.addresses.iter())?;
