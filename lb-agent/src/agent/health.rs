@@ -21,6 +21,7 @@ pub struct Health {
     pub monitor: Monitor,
     /// Something is to be saved.
     changed: bool,
+    saved: Option<Instant>,
     /// When an apply that brought checks ends its wait for their first outcomes.
     pub settles: Option<Instant>,
 }
@@ -40,7 +41,11 @@ impl Health {
             Err(error) => (Saved::default(), Some(format!("states of health checks: {error:#}"))),
         };
         let roster = Roster::new(saved);
-        Ok((Health { roster, monitor, changed: false, settles: None }, Reports(reports), problem))
+        Ok((
+            Health { roster, monitor, changed: false, saved: None, settles: None },
+            Reports(reports),
+            problem,
+        ))
     }
 
     /// Whether an answer to an order should wait for first outcomes.
@@ -93,6 +98,10 @@ impl Agent {
             return false;
         }
         self.health.changed = true;
+        // An agent that is killed a moment later should not have forgotten it.
+        if self.health.saved.is_none_or(|saved| now.saturating_duration_since(saved) >= SAVE) {
+            self.save_health();
+        }
         self.judge(now)
     }
 
@@ -119,6 +128,7 @@ impl Agent {
         if !std::mem::take(&mut self.health.changed) {
             return;
         }
+        self.health.saved = Some(Instant::now());
         let text = self.health.roster.save().write(clocks());
         let problems = match self.state.save_health(&text) {
             Ok(()) => Vec::new(),
@@ -143,8 +153,8 @@ fn tell(events: &Events, judged: &Judged) {
         let old = before.servers.iter().find(|old| old.key == server.key);
         let subject = || format!("RealServer/{service}/{}", server.key);
         match old {
-            // Those that are new, or wait, have not changed yet.
-            None if server.standing.takes_new() || server.standing == Standing::Waiting => {}
+            // Nothing was known of it, or an earlier run has told.
+            None => {}
             Some(old) if old.standing == server.standing && old.weight == server.weight => {}
             Some(old) if old.standing == server.standing => {
                 let weight = |weight: u32| format!("{}", f64::from(weight) / 1000.0);
@@ -155,12 +165,12 @@ fn tell(events: &Events, judged: &Judged) {
                 let fields = [("previous", weight(old.weight)), ("weight", weight(server.weight))];
                 events.emit(subject(), "weight", cause, fields);
             }
-            _ => {
+            Some(old) => {
                 let cause = match (server.standing, server.reason.as_str()) {
                     (Standing::In, "") => "passes its checks".to_owned(),
                     (_, reason) => reason.to_owned(),
                 };
-                let previous = old.map(|old| ("previous", word(old.standing).to_owned()));
+                let previous = [("previous", word(old.standing).to_owned())];
                 events.emit(subject(), word(server.standing), cause, previous);
             }
         }
@@ -195,5 +205,7 @@ pub fn clocks() -> Clocks {
     Clocks { monotonic: Instant::now(), utc }
 }
 
+/// Transitions that come faster are saved with the next tick.
+const SAVE: Duration = Duration::from_millis(250);
 /// How long the answer to an apply that brought new checks waits for their first outcomes.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -39,7 +39,7 @@ impl Agent {
 
     /// Carries out an order about one real server; answers with a sentence.
     pub(super) async fn operate(&mut self, order: &ServerOrder) -> Result<String, Refusal> {
-        let (service, key) = self.find(order)?;
+        let (service, key) = self.find_ordered(order)?;
         let now = Instant::now();
         let roster = &mut self.health.roster;
         let done = match order.order {
@@ -71,7 +71,7 @@ impl Agent {
         Ok(format!("real server {key} of {service} {done}"))
     }
 
-    fn find(&self, order: &ServerOrder) -> Result<(Name, ServerKey), Refusal> {
+    fn find_ordered(&self, order: &ServerOrder) -> Result<(Name, ServerKey), Refusal> {
         let services = self.director.objects().services().map(|(service, _)| service);
         let Some(service) = services.into_iter().find(|service| service.name.as_str() == order.service)
         else {

@@ -2,6 +2,7 @@
 //! that happens comes to it as a message, and nothing it does takes long.
 
 pub(crate) mod check_files;
+mod drain;
 mod events;
 mod health;
 mod health_views;
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::apply::{Applier, Failed};
 use crate::control::{self, Outcome, Refusal, Request};
 use crate::dataplane::{Counters, Dataplane, Sweeper};
-use crate::director::{Desired, Director, Event};
+use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::model::{self, OnShutdown};
 use crate::net::{self, Net};
@@ -79,6 +80,7 @@ struct Agent {
     director: Director,
     health: health::Health,
     desired: Desired,
+    drains: Drains,
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
@@ -198,6 +200,14 @@ impl Agent {
             }
             Request::Delete { ids, dry_run, reply } => {
                 let result = self.delete(&ids, dry_run).await;
+                let _ = reply.send(result);
+            }
+            Request::Drain { service, real_server, deadline, reply } => {
+                let result = self.drain(&service, &real_server, deadline).await;
+                let _ = reply.send(result);
+            }
+            Request::Undrain { service, real_server, reply } => {
+                let result = self.undrain(&service, &real_server).await;
                 let _ = reply.send(result);
             }
             Request::Objects { reply } => drop(reply.send(self.objects())),
@@ -345,7 +355,7 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        if self.unfinished || !self.recovered {
+        if self.tick_drains() || self.unfinished || !self.recovered {
             self.enforce().await;
         }
         self.save_health();

@@ -87,6 +87,7 @@ impl Agent {
         }
         let writes = self.applier.tables().writes();
         self.set_checks(&objects);
+        self.follow_drains(&before, &objects);
         self.director.handle(Event::Objects(objects));
         let result = match self.run_plan().await {
             Ok(steps) => self.save(&next).map(|()| steps),

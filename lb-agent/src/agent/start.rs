@@ -14,7 +14,7 @@ use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
-use crate::director::{Desired, Director, Event};
+use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
 use crate::model::{self, NextHop};
@@ -67,6 +67,7 @@ pub async fn start(
         director,
         health,
         desired,
+        drains: Drains::default(),
         events,
         sinks,
         vrrp,
@@ -80,6 +81,7 @@ pub async fn start(
     agent.set_sinks();
     agent.set_vrrp();
     agent.give_words_to_vrrp();
+    agent.restore_drains();
     let objects = agent.director.objects().clone();
     agent.set_checks(&objects);
     agent.learn(&mut network, &mut reports).await;

@@ -1,6 +1,7 @@
 //! The command line: arguments, and which function answers which command.
 
 mod arguments;
+mod drain;
 mod events;
 mod get;
 mod grid;
@@ -9,7 +10,7 @@ mod order;
 mod outcome;
 mod table;
 pub mod terminal;
-mod units;
+pub(crate) mod units;
 mod vrrp;
 
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Plan(args) => order::plan(&client, args).await.map(done),
         Command::Apply(args) => order::apply(&client, args).await.map(done),
         Command::Delete(args) => order::delete(&client, args).await.map(done),
+        Command::Drain(args) => drain::drain(&client, args).await.map(done),
+        Command::Undrain(args) => drain::undrain(&client, args).await.map(done),
         Command::Get(args) => get::get(&client, args).await.map(done),
         Command::Disable(args) => health::enable(&client, args, false).await.map(done),
         Command::Enable(args) => health::enable(&client, args, true).await.map(done),
