@@ -3,6 +3,7 @@
 mod continuity;
 mod counters;
 mod forwarding;
+mod health;
 mod lab;
 mod lease;
 mod manifests;
