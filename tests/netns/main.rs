@@ -9,6 +9,7 @@ mod lease;
 mod manifests;
 mod neighbours;
 mod net;
+mod probes;
 mod real_server;
 mod site;
 mod vrrp;
