@@ -318,6 +318,7 @@ impl Agent {
                 };
                 limits.overloaded = load.overloaded != 0;
             }
+            limits.persistent += counts.persistent(index);
         }
         (active, inactive, traffic, limits)
     }
@@ -428,6 +429,12 @@ impl<'a> Counts<'a> {
         // A counter that cannot be read is shown as 0; `get counters` says why.
         let traffic = self.agent.counters.destination(destination).unwrap_or_default();
         (count.active.into(), count.inactive.into(), traffic)
+    }
+
+    /// Clients that keep the server.
+    fn persistent(&self, destination: u32) -> u64 {
+        let templates = self.scan.as_ref().and_then(|scan| scan.templates.get(destination as usize));
+        templates.copied().unwrap_or_default().into()
     }
 
     fn all(&self) -> (u64, u64) {

@@ -223,6 +223,27 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
 }
 
 #[test]
+fn persistent_clients_are_listed_with_what_is_left_of_their_time() {
+    let view = |client: &str, expires_in| PersistenceView {
+        service: "web".into(),
+        client: client.into(),
+        real_server: "10.0.0.11".parse().unwrap(),
+        expires_in,
+    };
+    let text = table::persistence(&[view("198.51.100.0/24", 272), view("", 9)], Look::default());
+    fits(&text);
+    assert_eq!(
+        text,
+        "\
+SERVICE  CLIENT           SERVER     EXPIRE
+web      198.51.100.0/24  10.0.0.11   04:32
+web      (a SIP call)     10.0.0.11   00:09
+"
+    );
+    assert_eq!(table::persistence(&[], Look::default()), "no persistent clients\n");
+}
+
+#[test]
 fn a_drain_is_ordered_with_a_deadline_as_manifests_write_them() {
     let parsed = |arguments: &[&str]| {
         let all = ["lb-agent", "drain", "web", "10.0.0.11"].iter().chain(arguments);

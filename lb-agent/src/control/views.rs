@@ -225,6 +225,19 @@ pub struct ConnectionView {
     pub expires_in: u64,
 }
 
+/// A client that keeps its real server for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PersistenceView {
+    /// The virtual service's name; empty when it is no more.
+    pub service: String,
+    /// `198.51.100.7/32` or a network; empty for a SIP call, of which only a hash is kept.
+    pub client: String,
+    pub real_server: IpAddr,
+    /// Seconds until it ends, whatever comes.
+    pub expires_in: u64,
+}
+
 /// Every frame that came in: received = Σ `reasons` that are no events + `forwarded` + `retired` (packets in
 /// and out).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
