@@ -358,7 +358,8 @@ impl Agent {
     fn leaving_servers(&self, service: &VirtualService, counts: &Counts<'_>) -> Vec<RealServerView> {
         let view = |drain: &Drain| {
             let mut view = self.real_server(service, &drain.server, counts);
-            let shown = drain_view(drain, view.active + view.inactive);
+            let resets = self.director.resets(&service.name, service.key_of(&drain.server));
+            let shown = drain_view(drain, view.active + view.inactive, resets);
             view.weight = 0;
             view.state = RealServerState::Removed;
             view.reason = format!("no longer in the manifest; {}", drain_reason(Some(&shown)));

@@ -210,7 +210,13 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
         persistent: 12,
         packets_per_second: 0,
     };
-    let drain = DrainView { since: 60, deadline_in: Some(552), on_deadline: "reset".into(), remaining: 429 };
+    let drain = DrainView {
+        since: 60,
+        deadline_in: Some(552),
+        on_deadline: "reset".into(),
+        remaining: 429,
+        resetting: false,
+    };
     let leaving =
         RealServerView { limits, drain: Some(drain), ..server("10.0.0.11", None, RealServerState::Draining) };
     let text = table::real_servers(&[leaving], Look { wide: true, colour: false });

@@ -168,6 +168,9 @@ pub struct DrainView {
     pub on_deadline: String,
     /// Connections that are left.
     pub remaining: u64,
+    /// They are reset with their next packet.
+    #[serde(default)]
+    pub resetting: bool,
 }
 
 /// How a real server stands.
