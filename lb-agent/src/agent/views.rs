@@ -99,7 +99,7 @@ impl Agent {
             inactive: flows.1,
             connections_max: self.running.connections_max,
             restart_needed,
-            problems: self.problems.values().flatten().cloned().collect(),
+            problems: self.problems.values().flatten().cloned().chain(self.checks_are_late()).collect(),
         }
     }
 
