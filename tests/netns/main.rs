@@ -9,7 +9,9 @@ mod lease;
 mod manifests;
 mod neighbours;
 mod net;
+mod probes;
 mod real_server;
+mod scheduling;
 mod site;
 mod vrrp;
 

@@ -41,9 +41,9 @@ fn checks_fit_eighty_columns_and_say_below_why_one_is_not_well() {
         now(),
     );
     let expected = "\
-SERVICE  SERVER        CHECK              STATE   SINCE    ROW  LATENCY    NEXT
-web      10.0.0.11:80  http GET /healthz  up      2h 5m  999/2    0.4ms  1200ms
-web      10.0.0.12:80  http GET /healthz  down    2h 5m   -4/3    0.4ms  1200ms
+SERVICE  SERVER        CHECK              STATE  SINCE    ROW  LATENCY    NEXT
+web      10.0.0.11:80  http GET /healthz  up     2h 5m  999/2    0.4ms  1200ms
+web      10.0.0.12:80  http GET /healthz  down   2h 5m   -4/3    0.4ms  1200ms
 
 web 10.0.0.12:80: connection refused
 ";
