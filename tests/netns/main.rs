@@ -10,6 +10,7 @@ mod neighbours;
 mod net;
 mod real_server;
 mod site;
+mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

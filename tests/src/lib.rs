@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod content;
 pub mod http;
+pub mod keepalived;
 pub mod link;
 pub mod namespace;
 pub mod nginx;
@@ -18,6 +19,7 @@ pub mod wait;
 pub mod xdp_pass;
 
 pub use agent::Agent;
+pub use keepalived::Keepalived;
 pub use namespace::Namespace;
 pub use nginx::Nginx;
 pub use process::Process;

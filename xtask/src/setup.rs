@@ -56,6 +56,7 @@ pub const TESTS: &[Part] = &[
     program("ethtool", "ethtool", "sets the offloads of the test links"),
     program("sysctl", "procps", "sets ARP and routing of the namespaces"),
     program("ping", "iputils-ping", "proves that what is not ours passes"),
+    program("keepalived", "keepalived", "the other director of VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
     Part::Bpffs,

@@ -10,7 +10,9 @@ impl Agent {
     /// Hooks and webhooks are those of the objects as they are now.
     pub(super) fn set_sinks(&mut self) {
         let Some(director) = self.director.objects().director() else { return };
-        self.sinks.set(director.hooks.clone(), director.webhooks.clone());
+        // An instance's own hooks before those that see everything.
+        let hooks = self.vrrp_hooks().into_iter().chain(director.hooks.iter().cloned()).collect();
+        self.sinks.set(hooks, director.webhooks.clone());
     }
 
     /// Answers at once where there are any; else when the next one comes, within `wait`.

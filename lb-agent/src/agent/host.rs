@@ -48,6 +48,7 @@ mod tests {
             ifindex,
             address: address.parse().unwrap(),
             ours,
+            vrrp: false,
         };
         let given = net::HostFacts {
             kernel: String::new(),

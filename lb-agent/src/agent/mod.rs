@@ -6,6 +6,7 @@ pub(crate) mod host;
 mod orders;
 mod start;
 mod views;
+mod vrrp;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,7 @@ struct Agent {
     desired: Desired,
     events: Events,
     sinks: SinkTasks,
+    vrrp: vrrp::Vrrp,
     /// The Director that the program was loaded for.
     running: model::Director,
     links: Vec<net::Link>,
@@ -97,6 +99,7 @@ enum Trouble {
     Tables,
     Interfaces,
     Host,
+    Vrrp,
 }
 
 struct Waiting {
@@ -147,6 +150,7 @@ impl Agent {
                     Some(event) => self.network(event, events).await,
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
+                Some(report) = self.vrrp.reports.recv() => self.vrrp_report(report),
                 _ = tick.tick() => self.tick().await,
                 () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
@@ -185,6 +189,8 @@ impl Agent {
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
             Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Vrrp { reply } => self.vrrp(reply),
+            Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
         }
     }
@@ -222,6 +228,7 @@ impl Agent {
             self.note(event);
         }
         self.enforce().await;
+        self.track_vrrp();
     }
 
     fn note(&mut self, event: net::Event) {
@@ -313,6 +320,7 @@ impl Agent {
         if let Err(error) = self.applier.maintain().await {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }
+        self.track_vrrp();
         let status = self.status_line();
         self.tell(&[NotifyState::Status(&status)]);
     }
@@ -346,6 +354,7 @@ impl Agent {
         self.tell(&[NotifyState::Stopping]);
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
+        self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;
         match shutdown.traffic {
             OnShutdown::Keep => tracing::info!("stopped; traffic flows on"),
             OnShutdown::Release => {

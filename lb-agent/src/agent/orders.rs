@@ -92,6 +92,7 @@ impl Agent {
             Ok(steps) => {
                 self.desired = next;
                 self.set_sinks();
+                self.set_vrrp();
                 let map_writes = self.applier.tables().writes() - writes;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 Ok(Outcome { plan, steps, map_writes, applied: true, warnings })

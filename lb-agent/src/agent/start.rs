@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
+use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
@@ -32,6 +33,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     let files = files(&options, &state, &host::facts(&facts), &mut problems)?;
     let desired = restore(files, &state, &mut problems)?;
 
+    let vrrp = Vrrp::start(&options.runtime_dir, &desired.joined())?;
     let dataplane = open(&options, &running, &facts.links)?;
     let tables = dataplane.tables()?;
     let mut director = Director::default();
@@ -59,6 +61,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         desired,
         events,
         sinks,
+        vrrp,
         running,
         links: facts.links,
         recovered: false,
@@ -67,8 +70,11 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         waiting: Vec::new(),
     };
     agent.set_sinks();
+    agent.set_vrrp();
+    agent.give_words_to_vrrp();
     agent.learn(&mut network).await;
     agent.enforce().await;
+    agent.track_vrrp();
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
     Ok((agent, network))
@@ -195,7 +201,11 @@ fn restore(
 fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -> Result<Dataplane> {
     let interfaces: Result<Vec<Interface>, String> = interfaces(director, links).into_iter().collect();
     let dataplane = Dataplane::open(&dataplane::Options {
-        bpffs_dir: options.bpffs_dir.clone(),
+        // Tables of another size, for nobody's connections: they must not be in the way of a later start.
+        bpffs_dir: match director.interfaces.is_empty() {
+            true => options.bpffs_dir.join("vrrp-alone"),
+            false => options.bpffs_dir.clone(),
+        },
         interfaces: interfaces.map_err(anyhow::Error::msg)?,
         sizes: sizes(director),
         object: dataplane::OBJECT,
@@ -235,6 +245,20 @@ pub fn outputs(dataplane: &Dataplane) -> BTreeMap<u32, String> {
 
 /// The tables' sizes for a Director.
 pub fn sizes(director: &model::Director) -> Sizes {
+    if director.interfaces.is_empty() {
+        // Nothing will ever be in them.
+        return Sizes {
+            connections: 16,
+            connections_v6: 4,
+            services: 1,
+            port_ranges: 16,
+            destinations: 64,
+            next_hops: 64,
+            slots: 4096,
+            pool_addresses: 1,
+            ..Sizes::default()
+        };
+    }
     let real_servers = director.capacity.real_servers;
     Sizes {
         connections: director.connections_max,

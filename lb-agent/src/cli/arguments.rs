@@ -46,6 +46,8 @@ pub enum Command {
     Describe(DescribeArgs),
     /// What happened, in its order: VRRP roles, health of real servers
     Events(EventsArgs),
+    /// Move a VRRP instance to another director
+    Vrrp(VrrpArgs),
     RealServer(RealServerArgs),
     /// Print the completions of a shell: `source <(lb-agent completions bash)`
     Completions {
@@ -66,6 +68,7 @@ impl Command {
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
             Command::Events(args) => args.output.output,
+            Command::Vrrp(args) => args.what.output().output,
         }
     }
 }
@@ -231,6 +234,14 @@ pub enum What {
         #[command(flatten)]
         show: Show,
     },
+    /// VRRP instances: roles, priorities, masters
+    Vrrp {
+        /// Only this one
+        #[arg(value_parser = parse_name)]
+        name: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
     /// The agent itself
     Status {
         #[command(flatten)]
@@ -246,6 +257,7 @@ impl What {
             | What::Connections { show, .. }
             | What::Counters { show }
             | What::Objects { show }
+            | What::Vrrp { show, .. }
             | What::Status { show } => show,
         }
     }
@@ -283,6 +295,14 @@ pub struct DescribeArgs {
 
 #[derive(Subcommand, Debug)]
 pub enum Described {
+    /// A VRRP instance: role, priority, peers, timers, counters, lease
+    Vrrp {
+        /// Its name
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        #[command(flatten)]
+        output: Output,
+    },
     /// A virtual service and its real servers
     #[command(visible_alias = "svc")]
     Service {
@@ -296,8 +316,49 @@ pub enum Described {
 
 impl Described {
     pub fn output(&self) -> &Output {
-        let Described::Service { output, .. } = self;
-        output
+        match self {
+            Described::Service { output, .. } | Described::Vrrp { output, .. } => output,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct VrrpArgs {
+    #[command(subcommand)]
+    pub what: VrrpOrder,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum VrrpOrder {
+    /// Let another director take over, and wait until it has; this one serves until then
+    Handover {
+        /// The VRRP instance
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Hand over while canary connections from here run through the VIP, and say what became of them
+    Drill {
+        /// The VRRP instance
+        #[arg(value_parser = parse_name)]
+        name: Name,
+        /// Where canaries connect: a TCP service behind the VIP that keeps a silent connection open
+        #[arg(long, value_name = "ADDR:PORT")]
+        canary: Vec<std::net::SocketAddr>,
+        /// Connections that are kept open to each
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        flows: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl VrrpOrder {
+    pub fn output(&self) -> &Output {
+        match self {
+            VrrpOrder::Handover { output, .. } | VrrpOrder::Drill { output, .. } => output,
+        }
     }
 }
 

@@ -37,7 +37,18 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<()> {
 }
 
 pub async fn describe(client: &Client, args: DescribeArgs) -> Result<()> {
-    let Described::Service { name, output } = args.what;
+    let (name, output) = match args.what {
+        Described::Service { name, output } => (name, output),
+        Described::Vrrp { name, output } => {
+            let overview = client.vrrp().await?;
+            let Some(view) = overview.instances.into_iter().find(|view| view.name == name.as_str()) else {
+                bail!("there is no VRRP instance `{name}`")
+            };
+            let scheduling = overview.scheduling;
+            terminal::print(&render(&view, output.output, |view| super::vrrp::instance(view, &scheduling)));
+            return Ok(());
+        }
+    };
     let service = one(client.services().await?, &name)?;
     let servers = client.real_servers(Some(&name)).await?;
     let look = look(output.output);
@@ -93,6 +104,16 @@ async fn answer(client: &Client, what: &What) -> Result<String> {
             (objects, Format::Yaml) => manifests(&objects),
             (objects, format) => render(&objects, format, |objects| table::objects(objects, look)),
         },
+        What::Vrrp { name, .. } => {
+            let mut overview = client.vrrp().await?;
+            if let Some(name) = name {
+                overview.instances.retain(|view| view.name == name.as_str());
+                if overview.instances.is_empty() {
+                    bail!("there is no VRRP instance `{name}`");
+                }
+            }
+            render(&overview, format, |overview| super::vrrp::instances(overview, look))
+        }
         What::Status { .. } => render(&client.status().await?, format, |view| table::status(view, look)),
     })
 }

@@ -9,6 +9,7 @@ mod outcome;
 mod table;
 pub mod terminal;
 mod units;
+mod vrrp;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Get(args) => get::get(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
         Command::Events(args) => events::events(&client, args).await.map(done),
+        Command::Vrrp(args) => vrrp::vrrp(&client, args).await.map(done),
         Command::RealServer(args) => {
             terminal::end_with_the_pipe();
             real_server::run(args, &places).await

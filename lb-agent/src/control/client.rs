@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::vrrp::{HandoverView, VrrpOverview};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
 use crate::events::Event;
 use crate::manifest::Source;
@@ -153,6 +154,22 @@ impl Client {
             ("wait", Some(wait.as_millis().to_string())),
         ]);
         self.get(&format!("/v1/events{query}")).await
+    }
+
+    /// Every VRRP instance.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn vrrp(&self) -> Result<VrrpOverview, Error> {
+        self.get("/v1/vrrp").await
+    }
+
+    /// Lets another director be master of an instance, and waits until one is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where nobody takes over or this director is not master; or no answer.
+    pub async fn hand_over(&self, name: &str) -> Result<HandoverView, Error> {
+        self.request(Method::POST, &format!("/v1/vrrp/{name}/handover"), Bytes::new()).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

@@ -5,6 +5,7 @@ pub mod client;
 mod request;
 pub mod server;
 pub mod views;
+pub mod vrrp;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

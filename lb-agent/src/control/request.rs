@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
 use crate::manifest::{Report, Source};
-use crate::model::{self, ObjectId};
+use crate::model::{self, Name, ObjectId};
 
 /// Where an answer goes. Whoever asked may be gone; then the answer is dropped.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -48,6 +49,10 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// VRRP instances, by name.
+    Vrrp { reply: Reply<VrrpOverview> },
+    /// Let another director be master of an instance; answered when one is, or when none was found.
+    Handover { name: Name, reply: Reply<Result<HandoverView, Refusal>> },
     /// The agent itself.
     Status { reply: Reply<StatusView> },
 }

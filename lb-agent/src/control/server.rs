@@ -112,6 +112,8 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
+        .route("/v1/vrrp", get(vrrp))
+        .route("/v1/vrrp/{name}/handover", post(handover))
         .fallback(|| async {
             Failure::new(StatusCode::NOT_FOUND, "there is no such path; the API's begin with /v1/")
         })
@@ -279,6 +281,18 @@ async fn events(State(agent): State<Agent>, query: Result<Query<EventsQuery>, Qu
     let limit = limit.unwrap_or(EVENTS_LIMIT);
     let wait = Duration::from_millis(wait).min(EVENTS_WAIT_MAX);
     json(agent.ask(|reply| Request::Events { after, limit, wait, reply }).await?)
+}
+
+async fn vrrp(State(agent): State<Agent>) -> Answer {
+    json(agent.ask(|reply| Request::Vrrp { reply }).await?)
+}
+
+async fn handover(
+    State(agent): State<Agent>,
+    axum::extract::Path(name): axum::extract::Path<String>,
+) -> Answer {
+    let name = Name::new(&name).map_err(|reason| Failure::new(StatusCode::BAD_REQUEST, reason))?;
+    json(agent.ask(|reply| Request::Handover { name, reply }).await??)
 }
 
 type Answer = Result<Response, Failure>;

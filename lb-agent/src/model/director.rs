@@ -9,7 +9,7 @@ use super::{Hook, Name, Webhook};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Director {
     pub name: Name,
-    /// Where the program is attached; at least one, each name once.
+    /// Where the program is attached, each name once. None: VRRP alone.
     pub interfaces: Vec<Interface>,
     /// How many connections the connection table is made for. Within [`CONNECTIONS_MAX`].
     pub connections_max: u32,

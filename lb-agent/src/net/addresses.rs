@@ -52,7 +52,11 @@ impl Net {
         if let Some(there) = self.address_on(index, address.addr()).await.with_context(what)? {
             return Ok(AddOutcome::AlreadyThere { ours: there.ours });
         }
-        let message = RouteNetlinkMessage::NewAddress(messages::own_address(index, address));
+        let message = RouteNetlinkMessage::NewAddress(messages::own_address(
+            index,
+            address,
+            messages::ADDRESS_PROTOCOL,
+        ));
         match self.request(message, NLM_F_CREATE | NLM_F_EXCL).await {
             Ok(()) => Ok(AddOutcome::Added),
             Err(libc::EEXIST) => Ok(AddOutcome::AlreadyThere { ours: false }),
@@ -70,10 +74,14 @@ impl Net {
         let index = self.link(interface).await.with_context(what)?.index;
         let there = match self.address_on(index, address).await.with_context(what)? {
             None => return Ok(RemoveOutcome::NotThere),
-            Some(there) if !there.ours => return Ok(RemoveOutcome::NotOurs),
+            Some(there) if !there.ours || there.vrrp => return Ok(RemoveOutcome::NotOurs),
             Some(there) => there,
         };
-        let message = RouteNetlinkMessage::DelAddress(messages::own_address(index, there.address));
+        let message = RouteNetlinkMessage::DelAddress(messages::own_address(
+            index,
+            there.address,
+            messages::ADDRESS_PROTOCOL,
+        ));
         match self.request(message, 0).await {
             Ok(()) => Ok(RemoveOutcome::Removed),
             Err(libc::EADDRNOTAVAIL) => Ok(RemoveOutcome::NotThere),
@@ -81,14 +89,14 @@ impl Net {
         }
     }
 
-    /// All addresses that carry our `IFA_PROTO`, also those of earlier runs.
+    /// All addresses that carry our `IFA_PROTO`, also those of earlier runs; not those of VRRP instances.
     ///
     /// # Errors
     /// The kernel's refusal to list interfaces or addresses.
     pub async fn list_own_addresses(&self) -> Result<Vec<OwnAddress>> {
         let links = self.links().await?;
         let name = |index| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
-        let addresses = self.addresses().await?.into_iter().filter(|address| address.ours);
+        let addresses = self.addresses().await?.into_iter().filter(|address| address.ours && !address.vrrp);
         let own = addresses.filter_map(|address| {
             Some(OwnAddress { interface: name(address.ifindex)?, address: address.address })
         });
@@ -103,7 +111,7 @@ impl Net {
     }
 
     /// Sends one request; an error is the kernel's number.
-    async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), i32> {
+    pub(super) async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), i32> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut answers = Handle::clone(&self.handle).request(request).map_err(|_| libc::EPIPE)?;

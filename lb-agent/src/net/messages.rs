@@ -24,6 +24,9 @@ use crate::model::{ClientHop, ClientRoute};
 
 /// `IFA_PROTO` (kernel 5.18) of the addresses that the agent adds: 'l'.
 pub const ADDRESS_PROTOCOL: u8 = 0x6c;
+/// `IFA_PROTO` of the addresses that follow a VRRP instance: 'v'. Apart from the others, because another thread
+/// puts them on and takes them off.
+pub const VRRP_ADDRESS_PROTOCOL: u8 = 0x76;
 
 /// An address of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct HostAddress {
     pub address: IpNet,
     /// The agent added it (or an earlier run of it).
     pub ours: bool,
+    /// It follows a VRRP instance; then it is ours.
+    pub vrrp: bool,
 }
 
 /// Reads an interface; `None` for messages about bridge ports and the like, which reuse the message type.
@@ -264,30 +269,32 @@ pub fn client_route(message: &RouteMessage) -> Option<(u32, ClientRoute)> {
 
 /// Reads an address of this host.
 pub fn host_address(message: &AddressMessage) -> Option<HostAddress> {
-    let (mut address, mut local, mut ours) = (None, None, false);
+    let (mut address, mut local, mut protocol) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
             // On a point-to-point interface IFA_ADDRESS is the other end's.
             AddressAttribute::Address(value) => address = Some(*value),
             AddressAttribute::Local(value) => local = Some(*value),
-            AddressAttribute::Protocol(protocol) => ours = u8::from(*protocol) == ADDRESS_PROTOCOL,
+            AddressAttribute::Protocol(value) => protocol = u8::from(*value),
             _ => {}
         }
     }
     let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some(HostAddress { ifindex: message.header.index, address, ours })
+    let vrrp = protocol == VRRP_ADDRESS_PROTOCOL;
+    let ours = vrrp || protocol == ADDRESS_PROTOCOL;
+    Some(HostAddress { ifindex: message.header.index, address, ours, vrrp })
 }
 
 /// The request that adds or removes an address of ours. IPv6 addresses are usable at once: duplicate address
 /// detection would keep a VIP from answering for a second after every take-over.
-pub fn own_address(ifindex: u32, address: IpNet) -> AddressMessage {
+pub fn own_address(ifindex: u32, address: IpNet, protocol: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
     message.header.index = ifindex;
     message.attributes.push(AddressAttribute::Local(address.addr()));
     message.attributes.push(AddressAttribute::Address(address.addr()));
-    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)));
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(protocol)));
     if address.addr().is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
@@ -438,7 +445,7 @@ mod tests {
 
     #[test]
     fn an_address_is_ours_by_its_protocol_only() {
-        let message = own_address(2, "203.0.113.10/32".parse().unwrap());
+        let message = own_address(2, "203.0.113.10/32".parse().unwrap(), ADDRESS_PROTOCOL);
         let there = host_address(&message).unwrap();
         assert_eq!(
             (there.ifindex, there.address.to_string(), there.ours),

@@ -10,6 +10,7 @@ mod requests;
 mod resolver;
 mod routes;
 pub mod sysctl;
+pub mod virtual_router;
 mod watcher;
 
 use std::collections::BTreeSet;
@@ -22,7 +23,7 @@ use tokio::sync::mpsc;
 pub use crate::model::{ClientHop, ClientRoute, NextHop, Resolution};
 pub use addresses::{AddOutcome, OwnAddress, RemoveOutcome};
 pub use links::{Link, Vlan};
-pub use messages::{ADDRESS_PROTOCOL, HostAddress};
+pub use messages::{ADDRESS_PROTOCOL, HostAddress, VRRP_ADDRESS_PROTOCOL};
 use requests::Requests;
 
 /// A change in the network. Nothing is repeated.

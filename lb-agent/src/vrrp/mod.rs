@@ -4,10 +4,18 @@
 
 pub mod advert;
 pub mod auth;
+pub mod driver;
 pub mod events;
 pub mod group;
+pub mod hands;
 pub mod instance;
+pub mod lag;
+pub mod memory;
 pub mod peers;
+pub mod runner;
+pub mod socket;
 pub mod timers;
+pub mod trackers;
 pub mod tracking;
 pub mod wire;
+pub mod words;

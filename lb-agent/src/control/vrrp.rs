@@ -1,0 +1,129 @@
+//! VRRP instances as the API shows them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// One instance as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VrrpView {
+    pub name: String,
+    /// `initialize`, `backup`, `master` or `fault`.
+    pub role: String,
+    /// Why, as the last change said.
+    pub reason: String,
+    /// Since when, RFC 3339, and for how many seconds.
+    pub since: String,
+    pub for_seconds: u64,
+    pub interface: String,
+    pub vrid: u8,
+    /// 2 or 3.
+    pub version: u8,
+    /// What advertisements carry, after weights.
+    pub priority: u8,
+    pub base_priority: u8,
+    /// What is added to the base priority.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, i32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+    /// Whether this director could serve what it would take over.
+    pub ready: bool,
+    /// It was handed over, and is not taken back from whoever has it.
+    #[serde(default)]
+    pub yielded: bool,
+    /// What advertisements come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Who is master: None while that is not known. Our own address where it is this director.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_priority: Option<u8>,
+    /// Milliseconds; the master's, which backups adopt in version 3.
+    pub interval_ms: u64,
+    pub configured_interval_ms: u64,
+    /// `takes over` or `advertises`, and in how many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timer: Option<TimerView>,
+    pub addresses: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerView>,
+    /// In what peers differ from us.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mismatches: Vec<MismatchView>,
+    /// By kind, those that counted something.
+    pub counters: BTreeMap<String, u64>,
+    /// What the data plane makes of it: `none` (there is no lease), `backup`, `master for 2.9 s`, `expired`.
+    pub lease: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TimerView {
+    pub what: String,
+    pub in_ms: u64,
+}
+
+/// Another director of the virtual router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerView {
+    pub address: IpAddr,
+    /// Milliseconds since it was heard.
+    pub heard_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+}
+
+/// One thing in which a peer differs from us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MismatchView {
+    pub peer: IpAddr,
+    /// As the manifest calls it.
+    pub field: String,
+    pub ours: String,
+    pub theirs: String,
+    /// Its advertisements are refused for it, so both may be master.
+    pub refused: bool,
+}
+
+/// All instances, and the thread that serves them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VrrpOverview {
+    pub instances: Vec<VrrpView>,
+    pub scheduling: SchedulingView,
+}
+
+/// How late the thread's timers fire.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SchedulingView {
+    pub real_time: bool,
+    /// Why it has no real-time priority; empty where it has.
+    #[serde(default)]
+    pub reason: String,
+    pub timers: u64,
+    /// Microseconds: the last, the most of the last minutes, and the most since the start.
+    pub last_lag_us: u64,
+    pub recent_lag_us: u64,
+    pub most_lag_us: u64,
+    pub mean_lag_us: u64,
+}
+
+/// What became of a handover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandoverView {
+    pub instance: String,
+    /// Who is master now.
+    pub to: IpAddr,
+    /// Milliseconds from our goodbye to the other's first advertisement. This director served until then.
+    pub took_ms: u64,
+}

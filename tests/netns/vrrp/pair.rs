@@ -1,0 +1,167 @@
+//! Two agents share a virtual router in front of the data plane.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use lb_tests::{Agent, Host, Nginx, Topology, http, wait};
+
+use super::{TAKEOVER, director, instance, kinds, owns, until_only, until_role};
+
+/// One web service by this forwarding method behind the VIP.
+fn service(topology: &Topology, forwarding: &str, port: u16) -> String {
+    let vip = topology.vip_v4(0);
+    let translated = if forwarding == "nat" { ", port: 8080" } else { "" };
+    let servers: String = topology
+        .servers
+        .iter()
+        .map(|server| format!("    - {{address: {}{translated}}}\n", server.v4()))
+        .collect();
+    format!(
+        "---
+apiVersion: lb/v1
+kind: VirtualService
+metadata: {{name: {forwarding}}}
+spec:
+  address: {vip}
+  ports: [{port}]
+  protocol: tcp
+  forwarding: {forwarding}
+  scheduler: rr
+  realServers:
+{servers}"
+    )
+}
+
+/// Who answers at the VIP, seen by the client: the MAC address in its neighbour table.
+fn answers(topology: &Topology, vip: IpAddr) -> Option<[u8; 6]> {
+    let shown = topology.client().namespace.output("ip", &["neighbour", "show", "to", &vip.to_string()]);
+    let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1)?;
+    let bytes: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.try_into().ok()
+}
+
+#[track_caller]
+fn until_served(topology: &Topology, by: &Host, port: u16, story: impl Fn() -> String) {
+    let vip = IpAddr::from(topology.vip_v4(0));
+    let url = http::url((vip, port).into(), "/");
+    let mut last = String::new();
+    let served = wait::holds_within(TAKEOVER, || {
+        last = format!("{:?}", http::get(&topology.client().namespace, &url).map(|answer| answer.status));
+        last == "Ok(200)" && answers(topology, vip) == Some(by.mac())
+    });
+    assert!(served, "{url} is not served by {} ({last})\n{}", by.namespace.role(), story());
+}
+
+/// The life of a pair with LVS-DR and LVS-NAT behind it: the master is killed, comes back, loses its cable, is
+/// handed over, loses its priority.
+#[test]
+fn a_pair_of_directors_loses_its_master_in_every_way_and_serves_on() {
+    let topology = Topology::builder().directors(2).servers(3).clients(1).build();
+    let vip = IpAddr::from(topology.vip_v4(0));
+    topology.vip_on_servers(vip);
+    let _nginx: Vec<Nginx> = topology
+        .servers
+        .iter()
+        .map(|server| Nginx::start(&server.namespace, server.namespace.role(), &[80, 8080]))
+        .collect();
+    let [a, b] = &topology.directors[..] else { panic!("two directors") };
+    let config = |priority| {
+        let instance = director(
+            "[{name: eth0}]",
+            priority,
+            &format!("{vip}/24"),
+            "  advertisementInterval: 300ms\n  preemptDelay: 1s\n",
+        );
+        instance + &service(&topology, "dr", 80)
+    };
+    let mut first = Agent::start(&a.namespace, &config(150));
+    until_role(&first, "edge", "master");
+    let second = Agent::start(&b.namespace, &config(100));
+    let story = || format!("second wrote:\n{}", second.log());
+    until_role(&second, "edge", "backup");
+    until_served(&topology, a, 80, story);
+
+    // kill -9: the lease ends, the other takes over, and the dead one's kernel, which still has the address, does not
+    // answer for it.
+    first.kill9();
+    until_role(&second, "edge", "master");
+    until_served(&topology, b, 80, story);
+    assert!(owns(a, vip), "nobody was there to take it away");
+    for _ in 0..10 {
+        topology.client().namespace.output("ip", &["neighbour", "flush", "to", &vip.to_string()]);
+        until_served(&topology, b, 80, story);
+    }
+
+    // It comes back, and with its priority the VIP does.
+    first.restart();
+    until_role(&first, "edge", "master");
+    until_role(&second, "edge", "backup");
+    until_only(a, b, vip, story);
+    until_served(&topology, a, 80, story);
+
+    // Its cable is cut.
+    topology.switch.ip("link set d1n1 down");
+    until_role(&second, "edge", "master");
+    until_served(&topology, b, 80, story);
+    topology.switch.ip("link set d1n1 up");
+    until_role(&first, "edge", "master");
+    until_only(a, b, vip, || format!("first wrote:\n{}\n{}", first.log(), story()));
+
+    // An operator moves it, without a gap and for good.
+    let said = first.cli(&["vrrp", "handover", "edge", "-o", "json"]).expect_success();
+    assert!(said.contains(&b.v4().to_string()), "{said}");
+    until_only(b, a, vip, story);
+    until_served(&topology, b, 80, story);
+
+    // A priority below the other's hands over at once.
+    let apply = |agent: &Agent, priority| {
+        agent.configure(&config(priority));
+        agent.write_manifest("touch.yaml", "# read again\n");
+    };
+    apply(&second, 60);
+    until_role(&first, "edge", "master");
+    until_only(a, b, vip, || format!("first wrote:\n{}\n{}", first.log(), story()));
+    until_served(&topology, a, 80, story);
+}
+
+#[test]
+fn a_master_that_is_restarted_stays_master_and_the_backup_never_promotes() {
+    let topology = Topology::builder().directors(2).servers(1).clients(1).build();
+    let vip = IpAddr::from(topology.vip_v4(0));
+    let [a, b] = &topology.directors[..] else { panic!("two directors") };
+    let config = |priority| {
+        director("[{name: eth0}]", priority, &format!("{vip}/24"), "  advertisementInterval: 1s\n")
+    };
+    let mut first = Agent::start(&a.namespace, &config(150));
+    until_role(&first, "edge", "master");
+    let second = Agent::start(&b.namespace, &config(100));
+    until_role(&second, "edge", "backup");
+    let heard = || instance(&second, "edge")["counters"]["received"].as_u64().unwrap_or(0);
+    wait::until("the backup heard the master", TAKEOVER, || heard() > 0);
+    for planned in [true, false] {
+        if planned {
+            assert!(first.sigterm().success());
+        } else {
+            first.kill9();
+        }
+        assert!(owns(a, vip), "the address goes with the agent (planned: {planned})");
+        let began = Instant::now();
+        first.restart();
+        let took = began.elapsed();
+        until_role(&first, "edge", "master");
+        assert!(owns(a, vip) && !owns(b, vip), "planned: {planned}");
+        let before = heard();
+        wait::until("advertisements go on", TAKEOVER, || heard() > before + 1);
+        // A machine that takes longer than the backup's patience to start a process shows nothing about us.
+        if took < Duration::from_secs(2) {
+            let roles = kinds(&second, "edge");
+            assert!(
+                !roles.contains(&"master".to_owned()),
+                "planned: {planned}, {took:?}: {roles:?}\n{}",
+                second.log()
+            );
+        }
+    }
+    let resumed = first.log().matches("it was master before the restart").count();
+    assert!(resumed >= 1, "{}", first.log());
+}
