@@ -44,6 +44,9 @@ pub const TOOLCHAIN: &[Part] = &[Part::CCompiler, Part::BpfCompiler, Part::BpfLi
 /// What `cargo xtask lint` needs.
 pub const LINT: &[Part] = &[Part::CCompiler, Part::BpfCompiler, Part::BpfLinker, Part::BpfClippy];
 
+/// What `cargo xtask fuzz` needs.
+pub const FUZZ: &[Part] = &[Part::CCompiler, program("c++", "g++", "builds libFuzzer")];
+
 /// What demo and tests need.
 pub const TESTS: &[Part] = &[
     Part::CCompiler,

@@ -1,6 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+mod drain;
 mod events;
 pub(crate) mod host;
 mod orders;
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::apply::{Applier, Failed};
 use crate::control::{self, Outcome, Refusal, Request};
 use crate::dataplane::{Counters, Dataplane, Sweeper};
-use crate::director::{Desired, Director, Event};
+use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::model::{self, OnShutdown};
 use crate::net::{self, Net};
@@ -75,6 +76,7 @@ struct Agent {
     state: StateDirectory,
     director: Director,
     desired: Desired,
+    drains: Drains,
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
@@ -179,6 +181,14 @@ impl Agent {
             }
             Request::Delete { ids, dry_run, reply } => {
                 let result = self.delete(&ids, dry_run).await;
+                let _ = reply.send(result);
+            }
+            Request::Drain { service, real_server, deadline, reply } => {
+                let result = self.drain(&service, &real_server, deadline).await;
+                let _ = reply.send(result);
+            }
+            Request::Undrain { service, real_server, reply } => {
+                let result = self.undrain(&service, &real_server).await;
                 let _ = reply.send(result);
             }
             Request::Objects { reply } => drop(reply.send(self.objects())),
@@ -314,7 +324,7 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        if self.unfinished || !self.recovered {
+        if self.tick_drains() || self.unfinished || !self.recovered {
             self.enforce().await;
         }
         if let Err(error) = self.applier.maintain().await {

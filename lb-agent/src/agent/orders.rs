@@ -83,6 +83,7 @@ impl Agent {
             return Ok(Outcome { plan, steps, map_writes: 0, applied: false, warnings });
         }
         let writes = self.applier.tables().writes();
+        self.follow_drains(&before, &objects);
         self.director.handle(Event::Objects(objects));
         let result = match self.run_plan().await {
             Ok(steps) => self.save(&next).map(|()| steps),

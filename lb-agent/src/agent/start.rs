@@ -14,7 +14,7 @@ use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
-use crate::director::{Desired, Director, Event};
+use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
 use crate::model::{self, NextHop};
@@ -59,6 +59,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         state,
         director,
         desired,
+        drains: Drains::default(),
         events,
         sinks,
         vrrp,
@@ -72,6 +73,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     agent.set_sinks();
     agent.set_vrrp();
     agent.give_words_to_vrrp();
+    agent.restore_drains();
     agent.learn(&mut network).await;
     agent.enforce().await;
     agent.track_vrrp();

@@ -9,18 +9,19 @@ use lb_common::verdict::Class;
 use tokio::sync::oneshot;
 
 use super::Agent;
+use super::drain::{drain_reason, drain_view};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, InterfaceView, ObjectView, Origin, RealServerState,
-    RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, InterfaceView, LimitsView, ObjectView, Origin,
+    RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection};
 use crate::dataplane::{Error, Scan};
-use crate::director::{self, Standing, binding_of, mtu};
+use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
 use crate::model::{Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
-use crate::plan::Mac;
+use crate::plan::{Binding, Mac};
 
 impl Agent {
     pub(super) fn objects(&self) -> Vec<ObjectView> {
@@ -183,7 +184,9 @@ impl Agent {
         };
         let slots = self.applier.done().services.get(&service.name).map(|layout| &layout.slots);
         let (mut active, mut inactive, mut traffic) = (0, 0, Traffic::default());
-        for (_, index) in self.applier.tables().destinations_of(&service.name) {
+        let names = service.table_names();
+        let tables = self.applier.tables();
+        for (_, index) in names.iter().flat_map(|name| tables.destinations_of(name)) {
             let (a, i, t) = counts.of(index);
             (active, inactive) = (active + a, inactive + i);
             add(&mut traffic, &t);
@@ -216,14 +219,17 @@ impl Agent {
         counts: &Counts<'_>,
     ) -> RealServerView {
         let binding = binding_of(service, server);
+        let (active, inactive, traffic, limits) = self.counted(service, &binding, counts);
+        let drain = self.drain_view(&service.name, service.key_of(server), active + inactive);
         let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
+            Standing::In { .. } if drain.is_some() => {
+                (RealServerState::Draining, drain_reason(drain.as_ref()))
+            }
             Standing::In { reason } if server.weight == 0 => (RealServerState::Draining, reason),
             Standing::In { reason } => (RealServerState::In, reason),
         };
-        let index = self.applier.tables().destination(&destination_key(&service.name, &binding));
-        let (active, inactive, traffic) = index.map_or_else(Default::default, |index| counts.of(index));
         let way = self.director.way(server.address);
         RealServerView {
             service: service.name.to_string(),
@@ -238,7 +244,39 @@ impl Agent {
             active,
             inactive,
             traffic: traffic_view(&traffic),
+            limits,
+            drain,
         }
+    }
+
+    /// Flows, traffic and limits of a real server at all endpoints of a service.
+    fn counted(
+        &self,
+        service: &VirtualService,
+        binding: &Binding,
+        counts: &Counts<'_>,
+    ) -> (u64, u64, Traffic, LimitsView) {
+        let (mut active, mut inactive, mut traffic) = (0, 0, Traffic::default());
+        let mut limits = LimitsView::default();
+        for name in service.table_names() {
+            let Some(index) = self.applier.tables().destination(&destination_key(&name, binding)) else {
+                continue;
+            };
+            let (a, i, t) = counts.of(index);
+            (active, inactive) = (active + a, inactive + i);
+            add(&mut traffic, &t);
+            // One load for all endpoints.
+            if let Some(load) = self.applier.tables().load(index) {
+                limits.connections_max = load.upper;
+                limits.connections_resume = match (load.upper, load.lower) {
+                    (0, _) => 0,
+                    (upper, 0) => (u64::from(upper) * 3 / 4) as u32,
+                    (_, lower) => lower,
+                };
+                limits.overloaded = load.overloaded != 0;
+            }
+        }
+        (active, inactive, traffic, limits)
     }
 
     /// Those that were taken out of a service and still have flows.
@@ -261,9 +299,26 @@ impl Agent {
                 active,
                 inactive,
                 traffic: traffic_view(&traffic),
+                limits: LimitsView::default(),
+                drain: None,
             }
         });
-        views.filter(|view| view.active + view.inactive > 0).collect()
+        let views = views.filter(|view| view.active + view.inactive > 0);
+        views.chain(self.leaving_servers(service, counts)).collect()
+    }
+
+    /// Those that the manifest has no more and that drain by the service's policy.
+    fn leaving_servers(&self, service: &VirtualService, counts: &Counts<'_>) -> Vec<RealServerView> {
+        let view = |drain: &Drain| {
+            let mut view = self.real_server(service, &drain.server, counts);
+            let shown = drain_view(drain, view.active + view.inactive);
+            view.weight = 0;
+            view.state = RealServerState::Removed;
+            view.reason = format!("no longer in the manifest; {}", drain_reason(Some(&shown)));
+            view.drain = Some(shown);
+            view
+        };
+        self.drains.removed_of(&service.name).map(view).collect()
     }
 
     fn next_hop_text(&self, server: &RealServer, way: &NextHop) -> String {

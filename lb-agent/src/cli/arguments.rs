@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::control::{CONNECTIONS_LIMIT, EVENTS_LIMIT};
-use crate::model::{Kind, Name, ObjectId};
+use crate::model::{DrainPolicy, Kind, Name, ObjectId};
 use crate::places::Places;
 use crate::real_server::RealServerArgs;
 
@@ -40,6 +41,10 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Remove objects, all of them or none
     Delete(DeleteArgs),
+    /// Give a real server no new connections, and an end to those it has
+    Drain(DrainArgs),
+    /// Give a real server new connections again
+    Undrain(UndrainArgs),
     /// List what runs
     Get(GetArgs),
     /// Everything about one object
@@ -65,6 +70,8 @@ impl Command {
             Command::Plan(args) => args.output.output,
             Command::Apply(args) => args.output.output,
             Command::Delete(args) => args.output.output,
+            Command::Drain(args) => args.output.output,
+            Command::Undrain(args) => args.output.output,
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
             Command::Events(args) => args.output.output,
@@ -175,6 +182,40 @@ impl DeleteArgs {
     pub fn id(&self) -> Option<ObjectId> {
         Some(ObjectId { kind: self.kind?, name: self.name.clone()? })
     }
+}
+
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    /// How long its connections may go on (10m, 1h 30m); else what the service's `drain` says
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub deadline: Option<Duration>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UndrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// As durations are written in manifests.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed = jiff::fmt::friendly::SpanParser::new().parse_duration(text).ok();
+    parsed
+        .and_then(|duration: jiff::SignedDuration| Duration::try_from(duration).ok())
+        .filter(|duration| *duration <= DrainPolicy::MAX)
+        .ok_or_else(|| "a duration like 10m or 1h 30m, of at most 720h, is wanted".into())
 }
 
 #[derive(Args, Debug)]

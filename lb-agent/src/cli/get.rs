@@ -135,11 +135,11 @@ fn manifests(objects: &[ObjectView]) -> String {
     text
 }
 
-fn look(format: Format) -> Look {
+pub fn look(format: Format) -> Look {
     Look { wide: format == Format::Wide, colour: terminal::colour_on_stdout() }
 }
 
-fn render<T: Serialize>(value: &T, format: Format, lines: impl FnOnce(&T) -> String) -> String {
+pub fn render<T: Serialize>(value: &T, format: Format, lines: impl FnOnce(&T) -> String) -> String {
     match format {
         Format::Json => terminal::json(value),
         Format::Yaml => terminal::yaml(value),

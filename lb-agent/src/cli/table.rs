@@ -10,8 +10,8 @@ pub use super::grid::Look;
 use super::grid::{Grid, Pairs, or_dash, paint};
 use super::units::{clock, duration, short};
 use crate::control::views::{
-    ConnectionsView, CountersView, ObjectView, Origin, RealServerState, RealServerView, ServiceState,
-    ServiceView, StatusView,
+    ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, RealServerState,
+    RealServerView, ServiceState, ServiceView, StatusView,
 };
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
@@ -67,7 +67,9 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
     grid.columns(["METHOD", "STATE"]);
     grid.numbers(["ACTIVE", "INACT", "PKTS-IN"]);
     if look.wide {
-        grid.numbers(["BYTES-IN", "PKTS-OUT", "BYTES-OUT", "MTU"]);
+        grid.numbers(["BYTES-IN", "PKTS-OUT", "BYTES-OUT", "PERSIST", "MAX", "RESUME"]);
+        grid.columns(["DRAIN"]);
+        grid.numbers(["MTU"]);
         grid.columns(["NEXT-HOP"]);
     }
     for server in servers {
@@ -87,6 +89,10 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
                 grid.count(traffic.bytes_in),
                 grid.count(traffic.packets_out),
                 grid.count(traffic.bytes_out),
+                grid.count(server.limits.persistent),
+                limit(&server.limits),
+                Cell::new(unless_zero(server.limits.connections_resume)),
+                Cell::new(server.drain.as_ref().map_or("-".into(), drain)),
                 Cell::new(unless_zero(server.mtu)),
                 Cell::new(or_dash(&server.next_hop)),
             ]);
@@ -313,6 +319,21 @@ fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Api => "api".into(),
         Origin::File(file) => file.clone(),
+    }
+}
+
+/// A limit that was reached is red.
+fn limit(limits: &LimitsView) -> Cell {
+    let cell = Cell::new(unless_zero(limits.connections_max));
+    if limits.overloaded { cell.fg(Color::Red) } else { cell }
+}
+
+/// `3 left, 9m 12s`.
+fn drain(drain: &DrainView) -> String {
+    match drain.deadline_in {
+        None => format!("{} left", drain.remaining),
+        Some(0) => format!("{} left, {}", drain.remaining, drain.on_deadline),
+        Some(seconds) => format!("{} left, {} in {}", drain.remaining, drain.on_deadline, duration(seconds)),
     }
 }
 

@@ -62,6 +62,32 @@ impl Client {
         self.order(&format!("/v1/apply?prune={prune}&dryRun={dry_run}"), &body).await
     }
 
+    /// Gives a real server no new connections, and the others until a deadline.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; or no answer.
+    pub async fn drain(
+        &self,
+        service: &str,
+        real_server: &str,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<RealServerView>, Error> {
+        let mut path = drain_path(service, "drain", real_server);
+        if let Some(deadline) = deadline {
+            path += &format!("&deadline={}", deadline.as_secs());
+        }
+        self.request(Method::POST, &path, Bytes::new()).await
+    }
+
+    /// Gives it new connections again.
+    ///
+    /// # Errors
+    /// As for [`Client::drain`].
+    pub async fn undrain(&self, service: &str, real_server: &str) -> Result<Vec<RealServerView>, Error> {
+        let path = drain_path(service, "undrain", real_server);
+        self.request(Method::POST, &path, Bytes::new()).await
+    }
+
     /// Removes objects, named or described by manifests.
     ///
     /// # Errors
@@ -254,3 +280,13 @@ fn query(pairs: &[(&str, Option<String>)]) -> String {
 
 /// How long an answer to a question may take: a dump of a large table on a busy machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// `10.0.0.11:80` and `[fd00::11]:80` have only characters that a query may have (RFC 3986, 3.4), but for the
+/// brackets.
+fn drain_path(service: &str, verb: &str, real_server: &str) -> String {
+    let escape = |c: char| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | ':' | '-' => c.to_string(),
+        c => c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect(),
+    };
+    let real_server: String = real_server.chars().map(escape).collect();
+    format!("/v1/services/{service}/{verb}?realServer={real_server}")
+}

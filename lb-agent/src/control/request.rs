@@ -36,6 +36,16 @@ pub enum Request {
         dry_run: bool,
         reply: Reply<Result<Outcome, Refusal>>,
     },
+    /// Give a real server (`10.0.0.11`, or `10.0.0.11:8080`) no new connections, and the others until a deadline:
+    /// this one, else the service's. The answer is how it stands then.
+    Drain {
+        service: String,
+        real_server: String,
+        deadline: Option<Duration>,
+        reply: Reply<Result<Vec<RealServerView>, Refusal>>,
+    },
+    /// Give it new connections again.
+    Undrain { service: String, real_server: String, reply: Reply<Result<Vec<RealServerView>, Refusal>> },
     /// Every object, in the order of kinds, then names.
     Objects { reply: Reply<Vec<ObjectView>> },
     /// Every virtual service, by name.

@@ -27,7 +27,7 @@ use super::{
     ErrorBody, OrderBody, Refusal, Reply, Request,
 };
 use crate::manifest::{self, Source};
-use crate::model::{Name, ObjectId};
+use crate::model::{DrainPolicy, Name, ObjectId};
 
 /// Listens at `path` and passes what is asked on to `requests`. The socket's mode is 0660, so that root and
 /// the group of the directory's owner may give orders. It goes when the task ends or is aborted.
@@ -105,6 +105,8 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/v1/apply", post(apply))
         .route("/v1/delete", post(delete))
+        .route("/v1/services/{name}/drain", post(drain))
+        .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/objects", get(objects))
         .route("/v1/services", get(services))
         .route("/v1/real-servers", get(real_servers))
@@ -214,6 +216,36 @@ fn object_id(text: &str) -> Result<ObjectId, String> {
     let kind = kind.parse().map_err(|()| wrong())?;
     let name = Name::new(name).map_err(|reason| format!("`{}`: {reason}", text.escape_debug()))?;
     Ok(ObjectId { kind, name })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DrainQuery {
+    real_server: String,
+    /// Seconds.
+    deadline: Option<u64>,
+}
+
+async fn drain(
+    State(agent): State<Agent>,
+    axum::extract::Path(service): axum::extract::Path<String>,
+    query: Result<Query<DrainQuery>, QueryRejection>,
+) -> Answer {
+    let Query(DrainQuery { real_server, deadline }) = query?;
+    let deadline = deadline.map(|seconds| Duration::from_secs(seconds).min(DrainPolicy::MAX));
+    json(agent.ask(|reply| Request::Drain { service, real_server, deadline, reply }).await??)
+}
+
+async fn undrain(
+    State(agent): State<Agent>,
+    axum::extract::Path(service): axum::extract::Path<String>,
+    query: Result<Query<DrainQuery>, QueryRejection>,
+) -> Answer {
+    let Query(DrainQuery { real_server, deadline }) = query?;
+    if deadline.is_some() {
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "`deadline` belongs to drain"));
+    }
+    json(agent.ask(|reply| Request::Undrain { service, real_server, reply }).await??)
 }
 
 async fn objects(State(agent): State<Agent>) -> Answer {

@@ -109,6 +109,47 @@ pub struct RealServerView {
     pub active: u64,
     pub inactive: u64,
     pub traffic: TrafficView,
+    #[serde(flatten)]
+    pub limits: LimitsView,
+    /// It leaves: by order, or since the manifest has it no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+}
+
+/// What a real server may be given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsView {
+    /// Connections at which it takes no new ones; 0 is no limit.
+    #[serde(default)]
+    pub connections_max: u32,
+    /// Connections below which it does again; 0 where there is no limit.
+    #[serde(default)]
+    pub connections_resume: u32,
+    /// It was at its limit and has not come below the other since.
+    #[serde(default)]
+    pub overloaded: bool,
+    /// Persistent clients that it has.
+    #[serde(default)]
+    pub persistent: u64,
+    /// 0 is no limit.
+    #[serde(default)]
+    pub packets_per_second: u32,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainView {
+    /// Seconds since it began.
+    pub since: u64,
+    /// Seconds until its deadline, 0 when that has passed; None: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_in: Option<u64>,
+    /// What becomes of the rest then: `reset` or `keep`.
+    pub on_deadline: String,
+    /// Connections that are left.
+    pub remaining: u64,
 }
 
 /// How a real server stands.

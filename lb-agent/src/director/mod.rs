@@ -113,13 +113,7 @@ impl Director {
                     self.stale.extend(self.objects.services().map(|(service, _)| service.name.clone()));
                 }
             }
-            Event::Leaving(leaving) => {
-                let names = self.leaving.keys().chain(leaving.keys());
-                let changed = names.filter(|name| self.leaving.get(*name) != leaving.get(*name));
-                self.stale.extend(changed.cloned());
-                self.leaving = leaving;
-                self.set_users();
-            }
+            Event::Leaving(leaving) => _ = self.set_leaving(leaving),
         }
     }
 
@@ -272,6 +266,19 @@ impl Director {
         }
         self.objects = objects;
         self.set_users();
+    }
+
+    /// Notes who leaves; returns whether that is new.
+    pub fn set_leaving(&mut self, leaving: Leaving) -> bool {
+        if self.leaving == leaving {
+            return false;
+        }
+        let names = self.leaving.keys().chain(leaving.keys());
+        let changed = names.filter(|name| self.leaving.get(*name) != leaving.get(*name));
+        self.stale.extend(changed.cloned());
+        self.leaving = leaving;
+        self.set_users();
+        true
     }
 
     /// Notes who uses the way to which address.
