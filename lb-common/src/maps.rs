@@ -124,10 +124,12 @@ pub mod programs {
     /// Frames that the kernel would get, where the VRRP role may say otherwise: ARP, and packets to addresses
     /// that follow an instance.
     pub const HOST: (&str, u32) = ("lb_host", 4);
+    /// The choice of a server for services with rules.
+    pub const CHOOSE: (&str, u32) = ("lb_choose", 5);
     /// Replies to health probes on the real path.
     pub const PROBE: (&str, u32) = ("lb_probed", 7);
     /// All tails.
-    pub const TAILS: [(&str, u32); 6] = [SLOW, NEW, ICMP, RESET, HOST, PROBE];
+    pub const TAILS: [(&str, u32); 7] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -2,6 +2,7 @@
 //! same job costs in the same run. `docs/benchmarks.md` says how and why.
 
 mod apply;
+mod checks;
 mod frames;
 mod kernel;
 mod report;
@@ -33,8 +34,8 @@ struct Arguments {
     /// Rounds over all rows; each row's minimum and median are shown
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Measure only rows whose name contains this (may be given again), with their floors; `veth` and `apply` are
-    /// the parts with the real agent
+    /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply`
+    /// and `checks` are the parts in network namespaces
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// The data plane's object; built from the sources when it is not given
@@ -66,10 +67,11 @@ struct Document {
     rows: Option<Report>,
     veth: Option<Vec<veth::Throughput>>,
     apply: Option<Vec<apply::Order>>,
+    checks: Option<Vec<checks::Probing>>,
 }
 
 /// The parts that are not rows.
-const PARTS: [&str; 2] = ["veth", "apply"];
+const PARTS: [&str; 3] = ["veth", "apply", "checks"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
@@ -84,7 +86,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         .transpose()?;
     let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
-    let document = Document { rows, veth, apply };
+    let checks = wanted("checks").then(|| checks::run(progress)).transpose()?;
+    let document = Document { rows, veth, apply, checks };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
@@ -100,6 +103,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(orders) = &document.apply {
         println!();
         apply::print(orders);
+    }
+    if let Some(rows) = &document.checks {
+        println!();
+        checks::print(rows);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Packet cases: one frame in, what became of it, the frame out, by BPF_PROG_TEST_RUN on the object that the
 //! agent carries. Needs root; no interface, no traffic.
 
+mod counted;
 mod flows;
 mod forwarding;
 mod frame;
@@ -11,9 +12,11 @@ mod parsing;
 mod random;
 mod real_path;
 mod real_server;
+mod rules;
 mod scheduling;
 mod size;
 mod translation;
 mod unknown;
+mod verifier;
 mod vrrp;
 mod world;
