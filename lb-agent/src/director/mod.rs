@@ -434,4 +434,6 @@ fn concerned(objects: &Objects, object: &Object) -> Vec<Name> {
 }
 
 #[cfg(test)]
+mod scheduling_tests;
+#[cfg(test)]
 mod tests;
