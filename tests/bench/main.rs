@@ -8,6 +8,7 @@ mod report;
 mod rows;
 mod scene;
 mod veth;
+mod vrrp;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -33,10 +34,13 @@ struct Arguments {
     /// Rounds over all rows; each row's minimum and median are shown
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Measure only rows whose name contains this (may be given again), with their floors; `veth` and `apply` are
-    /// the parts with the real agent
+    /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply` and
+    /// `vrrp` are the parts with the real agent
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
+    /// How long the pair of the part `vrrp` has to bear busy cores, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    busy: u64,
     /// The data plane's object; built from the sources when it is not given
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
@@ -66,10 +70,11 @@ struct Document {
     rows: Option<Report>,
     veth: Option<Vec<veth::Throughput>>,
     apply: Option<Vec<apply::Order>>,
+    vrrp: Option<vrrp::Times>,
 }
 
 /// The parts that are not rows.
-const PARTS: [&str; 2] = ["veth", "apply"];
+const PARTS: [&str; 3] = ["veth", "apply", "vrrp"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
@@ -84,7 +89,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         .transpose()?;
     let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
-    let document = Document { rows, veth, apply };
+    let busy = std::time::Duration::from_secs(if arguments.quick { 10 } else { arguments.busy });
+    let vrrp = wanted("vrrp").then(|| vrrp::run(arguments.quick, busy, progress)).transpose()?;
+    let document = Document { rows, veth, apply, vrrp };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
@@ -100,6 +107,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(orders) = &document.apply {
         println!();
         apply::print(orders);
+    }
+    if let Some(times) = &document.vrrp {
+        println!();
+        vrrp::print(times);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! reads as its story and not as its error handling; every guard cleans up on the way out of that panic.
 
 pub mod agent;
+pub mod canary;
 pub mod content;
 pub mod http;
 pub mod keepalived;

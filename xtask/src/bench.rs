@@ -10,6 +10,8 @@ use crate::setup;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Only this part: a part of a row's name, `veth`, `apply` or `vrrp`
+    part: Option<String>,
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
@@ -31,6 +33,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut bench = Command::new(built("release", "bench"));
     if args.json {
         bench.arg("--json");
+    }
+    if let Some(part) = &args.part {
+        bench.arg("--only").arg(part);
     }
     become_program(bench.args(&args.args))
 }

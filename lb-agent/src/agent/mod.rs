@@ -188,7 +188,10 @@ impl Agent {
             }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
-            Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Status { reply } => {
+                self.look_at_vrrp().await;
+                let _ = reply.send(self.status());
+            }
             Request::Vrrp { reply } => self.vrrp(reply),
             Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
