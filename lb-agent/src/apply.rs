@@ -1,6 +1,8 @@
 //! Runs the steps of a plan against the tables and the host, and says which one failed. Every step can be run
 //! again: the tables compare before they write.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -13,14 +15,12 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, OnNextPacket, Role as TableRole, Rules,
-    ServiceSpec, Standing,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
 };
 use crate::dataplane::{Ports as TablePorts, Tables};
-use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
-use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, Slots, Step, Via};
+use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Pool, Role, Service, Slots, Step, Via};
 
 /// The edges a plan is run against, and what was done so far.
 pub struct Applier {
@@ -165,6 +165,7 @@ impl Applier {
             Step::SetClientRoutes { routes } => self.set_client_routes(routes),
             Step::SetService { name, service, ports } => self.set_service(name, service, ports),
             Step::RemoveService { name } => {
+                self.forget_sources(name)?;
                 self.tables.remove_service(name)?;
                 Ok(())
             }
@@ -176,6 +177,8 @@ impl Applier {
                 Ok(())
             }
             Step::SetSlots { service, slots } => self.set_slots(service, slots),
+            Step::SetServers { service, servers } => self.set_servers(service, servers),
+            Step::SetServerIds { service, ids } => self.set_server_ids(service, ids),
             Step::SetPorts { service, ports } => Ok(self.tables.bind_ports(service, &table_ports(ports))?),
             Step::BindAddress { service, role, address } => {
                 Ok(self.tables.bind_address(service, table_role(*role), *address)?)
@@ -259,16 +262,13 @@ impl Applier {
             }
             None => None,
         };
-        self.tables.ensure_service(&ServiceSpec {
+        let timeouts = service.timeouts.map(|timeout| self.ticks(timeout));
+        let spec = |rules| ServiceSpec {
             name: name.to_string(),
             vip: service.vip,
             protocol: protocol_number(service.protocol),
             ports: table_ports(ports),
-            pick: match service.lookup {
-                Lookup::Cursor => service_record::Pick::Cursor,
-                Lookup::HashAddress => service_record::Pick::HashAddress,
-                Lookup::HashAddressPort => service_record::Pick::HashAddressPort,
-            },
+            pick: rules::pick(service.lookup),
             on_unknown_flow: match service.on_unknown_flow {
                 OnUnknownFlow::Adopt => service_record::OnUnknownFlow::Adopt,
                 OnUnknownFlow::Reset => service_record::OnUnknownFlow::Reset,
@@ -276,11 +276,11 @@ impl Applier {
                 OnUnknownFlow::Drop => service_record::OnUnknownFlow::Drop,
             },
             mss: service.mss,
-            timeouts: service.timeouts.map(|timeout| self.ticks(timeout)),
+            timeouts,
             pool,
-            rules: Rules::default(),
-        })?;
-        Ok(())
+            rules,
+        };
+        self.set_service_with_rules(name, service, spec)
     }
 
     fn set_destination(
@@ -298,7 +298,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
-            standing: standing(destination.flows, self.protocol_of(service)),
+            standing: rules::standing(destination, self.protocol_of(service)),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())
@@ -310,7 +310,9 @@ impl Applier {
         if let Some(missing) = slots.named().into_iter().find(|named| index(named).is_none()) {
             bail!("real server {missing} is not in the tables");
         }
-        let table: Vec<Option<u32>> = slots.slots.iter().map(|slot| indices[*slot as usize]).collect();
+        // A slot without a server has an index beyond them all.
+        let table: Vec<Option<u32>> =
+            slots.slots.iter().map(|slot| indices.get(*slot as usize).copied().flatten()).collect();
         Ok(self.tables.set_slots(service, &table)?)
     }
 
@@ -349,16 +351,6 @@ impl Applier {
         let ticks = scratch::ticks(timeout.as_millis() as u64, self.hz);
         u16::try_from(ticks).unwrap_or(u16::MAX).min(lb_common::connection::MAX_TIMEOUT_TICKS)
     }
-}
-
-/// What a destination's flows meet with their next packet.
-fn standing(flows: Flows, protocol: Option<Protocol>) -> Standing {
-    let on_next_packet = match (flows, protocol) {
-        // A UDP flow that is reset goes elsewhere.
-        (Flows::Reset, _) | (Flows::Move, Some(Protocol::Udp)) => OnNextPacket::Reset,
-        (Flows::Stay | Flows::Keep | Flows::Move, _) => OnNextPacket::GoOn,
-    };
-    Standing { draining: flows != Flows::Stay, on_next_packet, ..Standing::DEFAULT }
 }
 
 /// A way as it is found in the tables.

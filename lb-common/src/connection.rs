@@ -6,7 +6,7 @@
 //! bits  0..37  payload: destination 21 | tag 16            (DR, TUN, NAT; templates)
 //!              payload: destination 21 | hop 8 | tag 8     (NAT reply: how the client is reached)
 //!              payload: lease 24 | tag 13                  (FULLNAT)
-//! bits 37..42  flags: extension record, dirty for sync, counted active, two spare
+//! bits 37..42  flags: extension record, dirty for sync, hashed, two spare
 //! bits 42..58  deadline, in ticks: when the entry expires
 //! bits 58..62  state
 //! bits 62..64  kind
@@ -65,8 +65,8 @@ pub enum Kind {
 pub const FLAG_EXTENSION: u64 = 1;
 /// Set in a value word's flags: changed since the last sync.
 pub const FLAG_DIRTY: u64 = 1 << 1;
-/// Set in a value word's flags: counted as active at its destination.
-pub const FLAG_ACTIVE: u64 = 1 << 2;
+/// Set in a template's flags: its identity is a hash of a SIP Call-ID and no client can be read from it.
+pub const FLAG_HASHED: u64 = 1 << 2;
 
 const DESTINATION_BITS: u32 = 21;
 /// How many destinations a value word can name.
@@ -226,6 +226,12 @@ impl Value {
     #[inline(always)]
     pub const fn with_hop(self, hop: u8) -> Self {
         Self(self.0 & !0xff00 | (hop as u64) << 8)
+    }
+
+    /// The same entry with these flags set.
+    #[inline(always)]
+    pub const fn with_flags(self, flags: u64) -> Self {
+        Self(self.0 | (flags & 31) << FLAGS_SHIFT)
     }
 
     /// The payload bits: what a word is about, without when.

@@ -98,6 +98,60 @@ impl Secrets {
     }
 }
 
+impl Secrets {
+    /// Folded into the identity of persistence templates, so that they do not meet flows.
+    #[inline(always)]
+    const fn template_key(&self) -> u64 {
+        self.nh[0] ^ self.udp.rotate_left(17)
+    }
+
+    /// Identity of the template of an IPv4 client's prefix (memory order) in a group of services: a bijection.
+    #[inline(always)]
+    pub const fn template_v4(&self, prefix: u32, group: u32) -> u64 {
+        tuple_v4(prefix, group) ^ self.template_key()
+    }
+
+    /// Identity of the template of an IPv6 client's prefix.
+    #[inline(always)]
+    pub const fn template_v6(&self, prefix: [u64; 2], group: u32) -> u64 {
+        self.identity_v6(self.template_key(), prefix, group, true)
+    }
+
+    /// Identity of the template of a SIP call, by the hash of its Call-ID.
+    #[inline(always)]
+    pub const fn template_of_call(&self, call: u64, group: u32) -> u64 {
+        let x = (call ^ self.template_key()).wrapping_add(group as u64).wrapping_mul(self.address);
+        (x ^ (x >> 32)).wrapping_mul(self.spread)
+    }
+
+    /// The inverse of [`Secrets::template_v4`]: (prefix, group).
+    pub const fn client_of_template_v4(&self, identity: u64) -> (u32, u32) {
+        let tuple = identity ^ self.template_key();
+        (tuple as u32, (tuple >> 32) as u32)
+    }
+}
+
+/// An IPv4 address (memory order) cut to its first `bits`.
+#[inline(always)]
+pub const fn prefix_v4(address: u32, bits: u8) -> u32 {
+    if bits == 0 || bits > 32 {
+        return 0;
+    }
+    address & (u32::MAX << (32 - bits as u32)).to_be()
+}
+
+/// An IPv6 address (two words, memory order) cut to its first `bits`.
+#[inline(always)]
+pub const fn prefix_v6(address: [u64; 2], bits: u8) -> [u64; 2] {
+    if bits > 64 {
+        let low = if bits >= 128 { u64::MAX } else { u64::MAX << (128 - bits as u32) };
+        [address[0], address[1] & low.to_be()]
+    } else {
+        let high = if bits == 0 { 0 } else { u64::MAX << (64 - bits as u32) };
+        [address[0] & high.to_be(), 0]
+    }
+}
+
 /// The tag of an identity, from [`Secrets::first`]: 16 bits that a value word carries so that it cannot be
 /// taken for another flow's.
 #[inline(always)]
@@ -174,6 +228,32 @@ mod tests {
             let key = s.key_v4(vip);
             let identity = s.identity_v4(key, tuple_v4(source, ports), udp);
             prop_assert_eq!(tuple_of_identity_v4(&s, identity, key, udp), (source, ports));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_templates_client_is_read_back(prefix: u32, group: u32) {
+            let s = secrets();
+            prop_assert_eq!(s.client_of_template_v4(s.template_v4(prefix, group)), (prefix, group));
+        }
+    }
+
+    #[test]
+    fn prefixes_are_cut_at_every_bit() {
+        use crate::address::Address;
+        use core::net::{Ipv4Addr, Ipv6Addr};
+        let v4 = Address::from_v4([203, 0, 113, 255]).words()[0];
+        for bits in 0..=32u8 {
+            let mask = u32::MAX.checked_shl(32 - bits as u32).unwrap_or(0);
+            let expected = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(203, 0, 113, 255)) & mask);
+            assert_eq!(prefix_v4(v4, bits).to_ne_bytes(), expected.octets(), "/{bits}");
+        }
+        let all = Ipv6Addr::from_bits(u128::MAX);
+        for bits in 0..=128u8 {
+            let mask = u128::MAX.checked_shl(128 - bits as u32).unwrap_or(0);
+            let expected = Address::from_v6(Ipv6Addr::from_bits(mask).octets()).halves();
+            assert_eq!(prefix_v6(Address::from_v6(all.octets()).halves(), bits), expected, "/{bits}");
         }
     }
 

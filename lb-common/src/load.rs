@@ -1,6 +1,8 @@
 //! How much a real server has to do, and how much it may: its flows by kind, its weight and its thresholds. Half a
 //! line, since walks over many servers read nothing else. Also the limit of packets per second.
 
+use crate::{connection::Value, state::State};
+
 /// Flows of a real server in a service or a service group.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C, align(32))]
@@ -25,6 +27,18 @@ pub struct Load {
 pub const ACTIVE: u64 = 1;
 /// One inactive flow.
 pub const INACTIVE: u64 = 1 << 32;
+
+/// What an entry's word counts as at its real server: [`ACTIVE`], [`INACTIVE`] or nothing. Only words of flows are
+/// asked about: under FULLNAT the lease's, not the entry's. `udp_inactive` is IPVS's way.
+#[inline(always)]
+pub const fn counted(word: Value, udp_inactive: bool) -> u64 {
+    let state = word.state();
+    if state == 0 || state == State::Busy as u8 {
+        return 0;
+    }
+    let active = State::ACTIVE & !(if udp_inactive { 1 << State::Udp as u32 } else { 0 });
+    if active >> state & 1 != 0 { ACTIVE } else { INACTIVE }
+}
 
 impl Load {
     /// (active, inactive) of a counts word.
@@ -100,6 +114,20 @@ mod tests {
         ] {
             assert_eq!(Load::is_overloaded(was, added, total, upper, lower), is, "{was} {added} {total}");
         }
+    }
+
+    #[test]
+    fn words_count_by_their_state() {
+        use crate::connection::Kind;
+        let of = |state| Value::flow(Kind::Flow, 1, 0, state, 0);
+        assert_eq!((counted(Value::EMPTY, false), counted(Value::BUSY, false)), (0, 0));
+        for number in 1..15 {
+            let Some(state) = State::from_number(number) else { continue };
+            let expected = if state.is_active() { ACTIVE } else { INACTIVE };
+            assert_eq!(counted(of(state), false), expected, "{state:?}");
+        }
+        assert_eq!((counted(of(State::Udp), false), counted(of(State::Udp), true)), (ACTIVE, INACTIVE));
+        assert_eq!(counted(of(State::Established), true), ACTIVE);
     }
 
     proptest! {

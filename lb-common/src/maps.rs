@@ -120,8 +120,10 @@ pub mod programs {
     /// Frames that the kernel would get, where the VRRP role may say otherwise: ARP, and packets to addresses
     /// that follow an instance.
     pub const HOST: (&str, u32) = ("lb_host", 4);
+    /// The choice of a server for services with rules.
+    pub const CHOOSE: (&str, u32) = ("lb_choose", 5);
     /// All tails.
-    pub const TAILS: [(&str, u32); 5] = [SLOW, NEW, ICMP, RESET, HOST];
+    pub const TAILS: [(&str, u32); 6] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
 }

@@ -36,6 +36,60 @@ pub struct Scratch {
     pub client_ifindex: u32,
     /// For the host's tail: the reason with which the frame goes to the kernel unless the VRRP role forbids it.
     pub reason: u32,
+    /// Reason to count when an answer is given.
+    pub answer: u32,
+    /// The service of a new flow, whose server is being chosen.
+    pub service: u32,
+    /// The event that the flow begins with.
+    pub event: u32,
+    /// The server chosen: its destination plus one; 0 is none.
+    pub chosen: u32,
+    /// The reason when there is none.
+    pub refused: u32,
+    /// A destination plus one that cannot take the flow.
+    pub avoid: u32,
+    /// How often a server was chosen for this packet.
+    pub choices: u32,
+    /// Spare; zero.
+    pub reserved: u32,
+    /// SIP: hash of the Call-ID; 0 is none.
+    pub call: u64,
+    /// Of the walk over a list of servers.
+    pub walk: Walk,
+}
+
+/// What a walk over a list of servers found so far.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Walk {
+    /// The rule: what is asked of the servers.
+    pub rule: u32,
+    /// Destination plus one that is passed over.
+    pub avoid: u32,
+    /// Which of equal servers is preferred: the first from here on.
+    pub start: u32,
+    /// Servers in the list.
+    pub len: u32,
+    /// The best server's load as a fraction: numerator.
+    pub load: u64,
+    /// And denominator.
+    pub weight: u64,
+    /// Its place in the order in which equally good servers are preferred.
+    pub rank: u32,
+    /// Its destination plus one; 0 is none.
+    pub chosen: u32,
+    /// Its entry in the packed lists.
+    pub entry: u32,
+    /// How many servers came into question.
+    pub seen: u32,
+    /// twos: what is left of the two draws.
+    pub draws: [u64; 2],
+    /// twos: the servers drawn, as destinations plus one.
+    pub drawn: [u32; 2],
+    /// twos: their overheads.
+    pub drawn_load: [u64; 2],
+    /// twos: their weights.
+    pub drawn_weight: [u64; 2],
 }
 
 /// Read-only configuration of a program version.
@@ -96,7 +150,8 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 80);
+        assert_eq!(core::mem::size_of::<Scratch>(), 120 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }
 

@@ -64,9 +64,16 @@ impl State {
         }
     }
 
+    /// The states in which a flow counts as active, a bit for each by its number.
+    pub const ACTIVE: u32 = 1 << State::Established as u32
+        | 1 << State::SynSent as u32
+        | 1 << State::SynReceived as u32
+        | 1 << State::SynAck as u32
+        | 1 << State::Udp as u32;
+
     /// Whether a flow in this state counts as active at its server. Unlike IPVS, confirmed UDP counts.
     pub const fn is_active(self) -> bool {
-        matches!(self, State::Established | State::SynSent | State::SynReceived | State::SynAck | State::Udp)
+        Self::ACTIVE >> self as u32 & 1 != 0
     }
 }
 

@@ -95,10 +95,21 @@ reasons! {
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
     57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";
+
+    64 AccessDenied "access_denied" Drop "the service's access list does not let this source begin a flow";
+    65 NewFlowsLimited "new_flows_limited" Drop "the service's new flows of this second are used up";
+    66 PacketsLimited "packets_limited" Drop "the real server's packets of this second are used up";
+    67 NoCallId "no_call_id" Drop "SIP persistence: a packet of no flow without a Call-ID";
+    68 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST";
+    69 NoServerUnreachable "no_server_unreachable" Answer "the virtual service has no real server to offer, answered with ICMP port unreachable";
+    70 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST";
+    72 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
+    73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
+    74 ServerTold "server_told" Event "a client's packet was turned into a RST that tells the real server that its flow is given up";
 }
 
 /// Size of the `reasons` map.
-pub const REASONS: u32 = 64;
+pub const REASONS: u32 = 96;
 
 /// Frames and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

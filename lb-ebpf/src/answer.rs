@@ -22,22 +22,53 @@ const fn icmp(kind: u8, code: u8) -> u16 {
 /// (RFC 4443). Returns only when the tail could not be called.
 #[inline(always)]
 pub fn too_big<const V6: bool>(packet: &Packet<V6>, mtu: u32, source: Words) -> Reason {
-    if let Some(scratch) = tail::scratch() {
-        scratch.icmp = if V6 { icmp(2, 0) } else { icmp(3, 4) };
-        scratch.mtu = mtu;
-        scratch.limited = Reason::TooBigLimited as u32;
-        scratch.source = source;
-    }
-    tail::call_with(packet, programs::ICMP)
+    let icmp = if V6 { icmp(2, 0) } else { icmp(3, 4) };
+    ask(packet, icmp, mtu, source, Reason::PacketTooBig, Reason::TooBigLimited)
 }
 
 /// The sender shall learn that the packet's hops are used up (RFC 792, RFC 4443).
 #[inline(always)]
 pub fn time_exceeded<const V6: bool>(packet: &Packet<V6>, source: Words) -> Reason {
+    let icmp = if V6 { icmp(3, 0) } else { icmp(11, 0) };
+    ask(packet, icmp, 0, source, Reason::TimeExceeded, Reason::TtlExpired)
+}
+
+/// The sender shall learn that nobody serves this (RFC 792, RFC 4443: port unreachable).
+#[inline(always)]
+pub fn unreachable<const V6: bool>(packet: &Packet<V6>, source: Words) -> Reason {
+    ask(
+        packet,
+        if V6 { icmp(1, 4) } else { icmp(3, 3) },
+        0,
+        source,
+        Reason::NoServerUnreachable,
+        Reason::NoServer,
+    )
+}
+
+/// The sender is answered with RST, counted as `reason`.
+#[inline(always)]
+pub fn reset<const V6: bool>(packet: &Packet<V6>, reason: Reason) -> Reason {
     if let Some(scratch) = tail::scratch() {
-        scratch.icmp = if V6 { icmp(3, 0) } else { icmp(11, 0) };
-        scratch.mtu = 0;
-        scratch.limited = Reason::TtlExpired as u32;
+        scratch.answer = reason as u32;
+    }
+    tail::call_with(packet, programs::RESET)
+}
+
+#[inline(always)]
+fn ask<const V6: bool>(
+    packet: &Packet<V6>,
+    icmp: u16,
+    mtu: u32,
+    source: Words,
+    answer: Reason,
+    limited: Reason,
+) -> Reason {
+    if let Some(scratch) = tail::scratch() {
+        scratch.icmp = icmp;
+        scratch.mtu = mtu;
+        scratch.answer = answer as u32;
+        scratch.limited = limited as u32;
         scratch.source = source;
     }
     tail::call_with(packet, programs::ICMP)

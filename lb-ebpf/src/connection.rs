@@ -5,12 +5,13 @@
 
 use crate::{
     atomic,
+    load::lb_recount,
     maps::{COLD_TUPLES, CONNECTIONS, config},
     packet::opaque,
 };
 use lb_common::{
     address::Address,
-    connection::{Bucket, ColdTuple, Entry, Value, WAYS},
+    connection::{Bucket, ColdTuple, Entry, Kind, Value, WAYS},
     state::State,
     verdict::Reason,
 };
@@ -283,25 +284,37 @@ const CLOSING: u32 = 3 << 16;
 /// the first has one left and the second more, then in place of what is least worth keeping. `source` and `ports` are an IPv6 flow's
 /// cold tuple.
 #[inline(always)]
-pub fn insert<const V6: bool>(place: &Place, new: Value, now: u16, source: Address, ports: u32) -> Inserted {
+pub fn insert<const V6: bool>(
+    place: &Place,
+    new: Value,
+    now: u16,
+    source: Address,
+    ports: u32,
+    counted: bool,
+) -> Inserted {
     if V6 {
         if let Some(scratch) = crate::tail::scratch() {
             scratch.client = source;
             scratch.ports = ports;
         }
     }
-    match lb_insert(place.identity, new.0, now as u32, V6 as u32) {
+    let how = V6 as u32 | if counted { COUNTED } else { 0 };
+    match lb_insert(place.identity, new.0, now as u32, how) {
         Inserted::DONE => Inserted::Done,
         Inserted::FULL => Inserted::Full,
         other => Inserted::Other(Value(other)),
     }
 }
 
+/// To [`lb_insert`], beside 1 for IPv6: the flow's server is counted.
+const COUNTED: u32 = 2;
+
 /// [`insert`], as a global function: its loops are verified once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
+pub extern "C" fn lb_insert(identity: u64, new: u64, now: u32, how: u32) -> u64 {
     let now = now as u16;
+    let v6 = how & 1;
     let place = &(if v6 != 0 { Place::of::<true>(identity) } else { Place::of::<false>(identity) });
     // Another CPU may take the chosen victim first: choose again, a bounded number of times.
     for _ in 0..3 {
@@ -329,6 +342,9 @@ extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
         if cost(victim, now) > best || !atomic::exchange(value_of(entry), victim.0, Value::BUSY.0) {
             continue;
         }
+        if !victim.is_empty() && matches!(victim.kind(), Kind::Flow) {
+            lb_recount(victim.0, 0);
+        }
         if best >= UNCONFIRMED {
             crate::count::event(if best < HALF_OPEN {
                 Reason::EvictedUnconfirmed
@@ -349,6 +365,9 @@ extern "C" fn lb_insert(identity: u64, new: u64, now: u32, v6: u32) -> u64 {
         }
         atomic::store(identity_of(entry), place.identity);
         atomic::store(value_of(entry), new);
+        if how & COUNTED != 0 {
+            lb_recount(0, new);
+        }
         return lb_withdraw_if_duplicate(identity, new, best_slot, now as u32, v6);
     }
     Inserted::FULL
@@ -368,7 +387,10 @@ extern "C" fn lb_withdraw_if_duplicate(identity: u64, new: u64, slot: u32, now: 
         return Inserted::DONE;
     }
     if let Some(mine) = CONNECTIONS.get_ptr_mut(slot / WAYS as u32) {
-        atomic::exchange(value_of(entry(mine, (slot % WAYS as u32) as usize)), new, 0);
+        let word = value_of(entry(mine, (slot % WAYS as u32) as usize));
+        if atomic::exchange(word, new, 0) && matches!(Value(new).kind(), Kind::Flow) {
+            lb_recount(new, 0);
+        }
     }
     crate::count::event(Reason::DuplicateWithdrawn);
     other

@@ -15,6 +15,24 @@ pub fn reason(reason: Reason, bytes: u32) {
     }
 }
 
+/// Counts the reason of a number.
+#[inline(always)]
+pub fn number(reason: u32, bytes: u32) {
+    if let Some(count) = REASONS.get_ptr_mut(reason) {
+        // SAFETY: as in `reason`.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += bytes as u64;
+        }
+    }
+}
+
+/// Counts the event of a number.
+#[inline(always)]
+pub fn event_number(event: u32) {
+    number(event, 0);
+}
+
 /// Counts something that happened on a frame's way.
 #[inline(always)]
 pub fn event(event: Reason) {

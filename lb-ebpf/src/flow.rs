@@ -3,11 +3,13 @@
 
 use crate::{
     connection::{self, Hit, Place},
+    load,
     maps::{SERVICES, keys},
     packet::{Packet, Words, opaque},
 };
 use lb_common::{
     connection::{Kind, Value, slack},
+    destination::flags,
     hash,
     service::Service,
     state::{self, Direction, State},
@@ -163,10 +165,21 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
             twin.value.destination()
         };
         if named == partner {
-            twin.replace(twin.value.with(new.state(), new.deadline()));
+            let word = twin.value.with(new.state(), new.deadline());
+            // A FULLNAT flow was counted by its lease.
+            if twin.replace(word) && matches!(twin.value.kind(), Kind::Flow) {
+                load::stepped(twin.value, word);
+            }
         }
     }
     0
+}
+
+/// Whether a packet of a known flow is for the tail of new ones, given the flags of its server: the server was removed
+/// and the flow can move, or it was given up.
+#[inline(always)]
+pub fn leaves(hit: &Hit, flags: u32, udp: bool) -> bool {
+    flags & flags::RESET != 0 || (flags & flags::REMOVED != 0 && moves(hit, udp))
 }
 
 /// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established.

@@ -24,6 +24,7 @@ struct Say {
     code: u8,
     mtu: u32,
     source: Words,
+    answer: u32,
 }
 
 /// The tail's path.
@@ -33,6 +34,8 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     if !answer::allowed() {
         return Err(if scratch.limited == Reason::TtlExpired as u32 {
             Reason::TtlExpired
+        } else if scratch.limited == Reason::NoServer as u32 {
+            Reason::NoServer
         } else {
             Reason::TooBigLimited
         });
@@ -43,6 +46,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
         code: (scratch.icmp >> 8) as u8,
         mtu: scratch.mtu,
         source: scratch.source,
+        answer: scratch.answer,
     };
     if scratch.family == 6 { build::<true>(frame, l3, say) } else { build::<false>(frame, l3, say) }
 }
@@ -73,7 +77,7 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     answer::write_ip::<V6>(new, say.source, to, next, ICMP + quote, 0);
     write_icmp::<V6>(&frame, new, to, say, quote);
     let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
-    crate::count::reason(if say.mtu == 0 { Reason::TimeExceeded } else { Reason::PacketTooBig }, bytes);
+    crate::count::number(say.answer, bytes);
     Ok(action)
 }
 

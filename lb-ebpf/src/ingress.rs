@@ -230,14 +230,19 @@ fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u
         return Err(tail::call_with(packet, programs::NEW));
     }
     if let Kind::FullNat = kind {
-        return match fullnat::to_server(packet, hit, &place, now) {
+        return match fullnat::to_server::<V6, true>(packet, hit, &place, now) {
             Err(Reason::NoLease) => Err(tail::call_with(packet, programs::NEW)),
             other => other,
         };
     }
     let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
-    if target.is_removed() && flow::moves(&hit, packet.udp) {
-        return Err(tail::call_with(packet, programs::NEW));
+    if target.wants_attention() {
+        if flow::leaves(&hit, target.flags(), packet.udp) {
+            return Err(tail::call_with(packet, programs::NEW));
+        }
+        if target.is_over_rate() {
+            return Err(Reason::PacketsLimited);
+        }
     }
     forward::to_server(packet, hit, &place, target, now)
 }

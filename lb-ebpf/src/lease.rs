@@ -5,6 +5,7 @@ use crate::{
     atomic,
     connection::Place,
     forward::fullnat::word_of,
+    load::lb_recount,
     maps::{LEASES, POOL},
 };
 use lb_common::{
@@ -68,6 +69,9 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
         if !atomic::exchange(word_of(line), old.0, Value::BUSY.0) {
             continue;
         }
+        if !old.is_empty() {
+            lb_recount(old.0, 0);
+        }
         // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
         unsafe {
             atomic::store(&raw mut (*line).owner, identity);
@@ -80,6 +84,7 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
             core::ptr::write_volatile(&raw mut (*line).extension, 0);
         }
         atomic::store(word_of(line), word);
+        lb_recount(0, word);
         return index as u64 + 1;
     }
     0
@@ -89,6 +94,8 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
 #[inline(always)]
 pub fn give_back(index: u32, word: Value) {
     if let Some(line) = LEASES.get_ptr_mut(index) {
-        atomic::exchange(word_of(line), word.0, 0);
+        if atomic::exchange(word_of(line), word.0, 0) {
+            lb_recount(word.0, 0);
+        }
     }
 }

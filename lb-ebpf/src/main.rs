@@ -9,6 +9,7 @@
 mod answer;
 mod arp;
 mod atomic;
+mod choose;
 mod connection;
 mod count;
 mod egress;
@@ -18,12 +19,15 @@ mod host;
 mod icmp;
 mod ingress;
 mod lease;
+mod limits;
+mod load;
 mod maps;
 mod mss;
 mod nd;
 mod new_flow;
 mod nexthop;
 mod packet;
+mod persistence;
 mod reset;
 mod schedule;
 mod tail;
@@ -74,6 +78,14 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, new_flow::handle(frame))
+}
+
+/// The choice of a server.
+#[xdp]
+#[inline(always)]
+pub fn lb_choose(ctx: XdpContext) -> u32 {
+    let outcome = choose::handle(ctx.ctx);
+    finish(Frame::new(ctx.ctx), outcome)
 }
 
 /// ICMP errors.

@@ -2,11 +2,12 @@
 //! which server; then the entry, and the packet goes on its way.
 
 use crate::{
+    answer,
     connection::{self, Hit, Inserted, Place},
     count,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    lease,
+    lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
@@ -15,11 +16,11 @@ use crate::{
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
     connection::{HOP_ON_LINK, Kind, Value, slack},
-    destination::Forwarding,
+    destination::{Forwarding, flags},
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
-    maps::{ClientNeighbour, ON_LINK, programs},
-    service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey},
+    maps::{ClientNeighbour, ON_LINK},
+    service::{NoServer, OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey, features},
     state::{self, Direction, State},
     verdict::Reason,
 };
@@ -31,10 +32,12 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
     // A word that each branch makes anew, as in `ingress`: what is known of a byte is forgotten on the stack (6.1).
     let udp = if scratch.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
+    // Back from the choice of a server: everything before it was done.
+    let chosen = scratch.choices != 0;
     if scratch.family == 6 {
-        arrived::<true>(frame, l3, l4, udp)
+        arrived::<true>(frame, l3, l4, udp, chosen)
     } else {
-        arrived::<false>(frame, l3, l4, udp)
+        arrived::<false>(frame, l3, l4, udp, chosen)
     }
 }
 
@@ -46,14 +49,27 @@ fn exact<const V6: bool>(address: Words) -> Option<AddressRecord> {
 }
 
 #[inline(always)]
-fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Result<u32, Reason> {
+fn arrived<const V6: bool>(
+    frame: Frame,
+    l3: usize,
+    l4: usize,
+    udp: bool,
+    chosen: bool,
+) -> Result<u32, Reason> {
     let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Err(Reason::Internal) };
-    // The filter may have been wrong: from here on the address is known.
-    let to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
-    forward::may_serve(to.vrrp)?;
-    if to.roles & (role::VIP | role::POOL) == 0 {
-        let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
-        return Err(if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs });
+    let mut to = AddressRecord { roles: role::VIP, pool: 0, vrrp: 0 };
+    if !chosen {
+        // The filter may have been wrong: from here on the address is known.
+        to = exact::<V6>(crate::packet::destination::<V6>(ip)).unwrap_or_default();
+        forward::may_serve(to.vrrp)?;
+        if to.roles & (role::VIP | role::POOL) == 0 {
+            let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
+            return Err(if from.roles & role::NAT_SOURCE != 0 {
+                Reason::ServerTraffic
+            } else {
+                Reason::NotOurs
+            });
+        }
     }
     let need = if udp { 8 } else { 20 };
     let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };
@@ -73,7 +89,7 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, udp: bool) -> Res
     if to.roles & role::POOL != 0 {
         return fullnat::to_client(&packet, to.pool as u32, now);
     }
-    to_vip(&packet, now)
+    to_vip(&packet, chosen, now)
 }
 
 /// The service of a packet to a VIP.
@@ -107,7 +123,32 @@ fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)
 }
 
 #[inline(always)]
-fn to_vip<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Reason> {
+fn to_vip<const V6: bool>(packet: &Packet<V6>, chosen: bool, now: u16) -> Result<u32, Reason> {
+    let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.udp);
+    let (index, event) = if chosen {
+        let scratch = tail::scratch().ok_or(Reason::Internal)?;
+        (scratch.service, scratch.event)
+    } else {
+        match begin(packet, &place, now)? {
+            Begun::Sent(action) => return Ok(action),
+            Begun::Anew(index, event) => (index, event as u32),
+        }
+    };
+    // One way for the verifier.
+    let (index, event) = (opaque(index as u64) as u32, opaque(event as u64) as u32);
+    let service = flow::service(index).ok_or(Reason::Internal)?;
+    place_flow(packet, &place, (index, service), event, now)
+}
+
+enum Begun {
+    Sent(u32),
+    /// A flow of this service begins with this event.
+    Anew(u32, Reason),
+}
+
+/// Whether a packet to a VIP begins a flow.
+#[inline(always)]
+fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result<Begun, Reason> {
     let (index, service) = service_of(packet).ok_or(Reason::NoService)?;
     let flags = if packet.udp { 0 } else { packet.tcp_flags() };
     let syn = flags & state::SYN != 0;
@@ -121,11 +162,10 @@ fn to_vip<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Reason> 
             mss::clamp(packet, mss);
         }
     }
-    let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.udp);
     let mut event = Reason::FlowNew;
-    if let Some(hit) = connection::find_rarely(&place, now) {
-        match take_up(packet, hit, &place, syn, now)? {
-            Resumed::Sent(action) => return Ok(action),
+    if let Some(hit) = connection::find_rarely(place, now) {
+        match take_up(packet, hit, place, syn, now)? {
+            Resumed::Sent(action) => return Ok(Begun::Sent(action)),
             Resumed::Anew(why) => event = why,
         }
     } else if !packet.udp && !syn {
@@ -139,11 +179,11 @@ fn to_vip<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Reason> 
             return Err(Reason::UnknownFlowDropped);
         }
         if policy == OnUnknownFlow::Reset as u8 {
-            return Err(tail::call_with(packet, programs::RESET));
+            return Err(answer::reset(packet, Reason::UnknownFlowReset));
         }
         event = Reason::FlowAdopted;
     }
-    place_flow(packet, &place, (index, service), event, now)
+    Ok(Begun::Anew(index, event))
 }
 
 enum Resumed {
@@ -179,8 +219,29 @@ fn take_up<const V6: bool>(
         hit.value.destination()
     };
     let target = Target::of(destination).ok_or(Reason::Internal)?;
-    if target.is_removed() && (syn || flow::moves(&hit, packet.udp)) {
-        return Ok(give_back(hit, leased, Reason::FlowMoved));
+    let flags = target.flags();
+    if flags & flags::CLOSED != 0 {
+        let state = hit.value.state();
+        let moves = if flags & flags::RESET != 0 {
+            syn || packet.udp
+        } else if flags & flags::REMOVED != 0 {
+            syn || flow::moves(&hit, packet.udp)
+        } else {
+            // A SYN sent again must find the server that may have answered the first one.
+            syn && state != State::SynReceived as u8
+        };
+        if moves {
+            return Ok(give_back(hit, leased, Reason::FlowMoved));
+        }
+        // A RST ends the flow by itself.
+        if flags & flags::RESET != 0 && !packet.udp && packet.tcp_flags() & state::RST == 0 {
+            let open = state != State::Close as u8 && state != State::SynReceived as u8;
+            if !open || flags & flags::RESET_TELLS_SERVER == 0 {
+                return Err(answer::reset(packet, Reason::FlowReset));
+            }
+            packet.make_reset();
+            count::event(Reason::ServerTold);
+        }
     }
     let direction = match target.forwarding() {
         Forwarding::Dr | Forwarding::Tun => Direction::InputOnly,
@@ -196,10 +257,11 @@ fn take_up<const V6: bool>(
 /// again and again would else hold every port that its flow can find, until their time is over.
 #[inline(always)]
 fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed {
-    if hit.replace(Value::EMPTY)
+    if load::end(&hit)
         && let Some(lease) = leased
+        && lease.hit().replace(Value::EMPTY)
     {
-        lease.hit().replace(Value::EMPTY);
+        load::lb_recount(lease.word.0, 0);
     }
     Resumed::Anew(why)
 }
@@ -209,11 +271,11 @@ fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed 
 fn beginning<const V6: bool>(
     packet: &Packet<V6>,
     service: u32,
-    event: Reason,
+    event: u32,
     direction: Direction,
     now: u16,
 ) -> (State, u16) {
-    let state = if packet.udp || matches!(event, Reason::FlowAdopted) {
+    let state = if packet.udp || event == Reason::FlowAdopted as u32 {
         State::Unconfirmed
     } else {
         // A packet that is neither has SYN: the entry begins as SYN_RECV, or ESTABLISHED for a flow that moved.
@@ -236,15 +298,56 @@ fn place_flow<const V6: bool>(
     packet: &Packet<V6>,
     place: &Place,
     service: (u32, *mut Service),
-    event: Reason,
+    event: u32,
     now: u16,
 ) -> Result<u32, Reason> {
-    let pick = schedule::pick::<V6>(packet, service.1).ok_or(Reason::NoServer)?;
-    let target = target_of(pick)?;
+    // SAFETY: a map value.
+    let features = unsafe { core::ptr::read_volatile(&raw const (*service.1).features) };
+    let pick = match schedule::pick::<V6>(packet, service, features, event) {
+        Ok(pick) => pick,
+        Err(Reason::NoServer) => return Err(nobody(packet, service.1)),
+        Err(reason) => return Err(reason),
+    };
+    let target = match target_of(pick) {
+        Ok(target) => target,
+        Err(Reason::NoServer) => return Err(nobody(packet, service.1)),
+        Err(reason) => return Err(reason),
+    };
+    if features & features::ONE_PACKET != 0 {
+        return one_packet(packet, &target);
+    }
     match target.forwarding() {
         Forwarding::Dr | Forwarding::Tun => direct(packet, place, service, &target, event, now),
         Forwarding::FullNat => leased(packet, place, service, &target, event, now),
         Forwarding::Nat => translated(packet, place, service, pick, event, now),
+    }
+}
+
+/// There is no server: what the client is told.
+#[inline(always)]
+fn nobody<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Reason {
+    // SAFETY: a map value.
+    let policy = unsafe { core::ptr::read_volatile(&raw const (*service).no_server) };
+    // A RST is never answered.
+    if policy == NoServer::Drop as u8 || (!packet.udp && packet.tcp_flags() & state::RST != 0) {
+        return Reason::NoServer;
+    }
+    if policy == NoServer::Reset as u8 && !packet.udp {
+        return answer::reset(packet, Reason::NoServerReset);
+    }
+    answer::unreachable(packet, packet.destination())
+}
+
+/// One-packet scheduling: the packet goes, and nothing is remembered.
+#[inline(always)]
+fn one_packet<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
+    forward::fits(packet, target)?;
+    count::event(Reason::OnePacket);
+    match target.forwarding() {
+        Forwarding::Tun => tun::send(packet, target),
+        Forwarding::Dr => dr::send(packet, target),
+        // Replies could not be translated back: manifests that ask for it are refused.
+        Forwarding::Nat | Forwarding::FullNat => Err(Reason::Internal),
     }
 }
 
@@ -260,7 +363,7 @@ fn translated<const V6: bool>(
     place: &Place,
     service: (u32, *mut Service),
     mut pick: schedule::Choice,
-    event: Reason,
+    event: u32,
     now: u16,
 ) -> Result<u32, Reason> {
     let mut found = None;
@@ -275,6 +378,9 @@ fn translated<const V6: bool>(
                 if other.value.kind() as u8 != Kind::NatReply as u8
                     || other.value.destination() != target.index =>
             {
+                if pick.is_by_rules() {
+                    return Err(schedule::again(packet, service.0, event, pick));
+                }
                 pick = pick.next();
             }
             Some(own) => {
@@ -298,18 +404,18 @@ fn translated<const V6: bool>(
     let reply = reply_place(packet, &target);
     let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
     let (server, ports) = (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target));
-    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports) {
+    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports, false) {
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
-    let placed = !matches!(insert(packet, place, word, now), Inserted::Full);
+    let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
     // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
     if !placed || connection::find_rarely(&reply, now).is_none() {
         withdraw(place, now);
         withdraw(&reply, now);
         return Err(Reason::TableFull);
     }
-    count::event(event);
+    count::event_number(event);
     nat::send(packet, &target)
 }
 
@@ -317,7 +423,7 @@ fn translated<const V6: bool>(
 #[inline(always)]
 fn withdraw(place: &Place, now: u16) {
     if let Some(hit) = connection::find_rarely(place, now) {
-        hit.replace(Value::EMPTY);
+        load::end(&hit);
     }
 }
 
@@ -329,8 +435,14 @@ fn reply_place<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Place {
 }
 
 #[inline(always)]
-fn insert<const V6: bool>(packet: &Packet<V6>, place: &Place, word: Value, now: u16) -> Inserted {
-    connection::insert::<V6>(place, word, now, nat::address(packet.source()), packet.ports())
+fn insert<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    word: Value,
+    now: u16,
+    counted: bool,
+) -> Inserted {
+    connection::insert::<V6>(place, word, now, nat::address(packet.source()), packet.ports(), counted)
 }
 
 /// DR and TUN: one entry. When there is no room, a hash service goes on without: its slot table gives the
@@ -341,20 +453,29 @@ fn direct<const V6: bool>(
     place: &Place,
     service: (u32, *mut Service),
     target: &Target,
-    event: Reason,
+    event: u32,
     now: u16,
 ) -> Result<u32, Reason> {
     forward::fits(packet, target)?;
     let (state, deadline) = beginning(packet, service.0, event, Direction::InputOnly, now);
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
     let mut target = *target;
-    match insert(packet, place, word, now) {
-        Inserted::Done => count::event(event),
+    match insert(packet, place, word, now, target.is_counted()) {
+        Inserted::Done => count::event_number(event),
         Inserted::Other(value) => target = Target::of(value.destination()).ok_or(Reason::Internal)?,
         Inserted::Full => {
             // SAFETY: a map value.
-            let pick = unsafe { core::ptr::read_volatile(&raw const (*service.1).pick) };
-            if pick == Pick::Cursor as u8 {
+            let (pick, features) = unsafe {
+                (
+                    core::ptr::read_volatile(&raw const (*service.1).pick) as u32,
+                    core::ptr::read_volatile(&raw const (*service.1).features),
+                )
+            };
+            let is_hash = pick == Pick::HashAddress as u32
+                || pick == Pick::HashAddressPort as u32
+                || pick == Pick::HashDestination as u32
+                || pick >= Pick::IpvsSh as u32;
+            if !is_hash || features & features::PERSISTENT != 0 {
                 return Err(Reason::TableFull);
             }
             count::event(Reason::Stateless);
@@ -374,7 +495,7 @@ fn leased<const V6: bool>(
     place: &Place,
     service: (u32, *mut Service),
     target: &Target,
-    event: Reason,
+    event: u32,
     now: u16,
 ) -> Result<u32, Reason> {
     forward::fits(packet, target)?;
@@ -391,11 +512,11 @@ fn leased<const V6: bool>(
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
     let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
-    if let Inserted::Full = insert(packet, place, entry, now) {
+    if let Inserted::Full = insert(packet, place, entry, now, false) {
         lease::give_back(index, word);
         return Err(Reason::TableFull);
     }
-    count::event(event);
+    count::event_number(event);
     fullnat::send(packet, target, index)
 }
 

@@ -187,6 +187,18 @@ impl<const V6: bool> Packet<V6> {
         }
     }
 
+    /// Makes a TCP segment a RST with the sequence that it has, payload and all (RFC 9293, section 3.10.7.4; RFC 1122,
+    /// section 4.2.2.12).
+    #[inline(always)]
+    pub fn make_reset(&self) {
+        // Offset, flags, window: that of a RST is 0.
+        let old = load32(self.transport, 12);
+        let new = u32::from_ne_bytes([old as u8 & 0xf0, lb_common::state::RST, 0, 0]);
+        store32(self.transport, 12, new);
+        let delta = checksum::sub(checksum::add(0, new), old);
+        store16(self.transport, 16, checksum::update(load16(self.transport, 16), delta));
+    }
+
     #[inline(always)]
     pub fn set_source(&self, address: Words) {
         if V6 {

@@ -25,11 +25,16 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
         return Err(Reason::ResetLimited);
     }
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
-    if scratch.family == 6 { build::<true>(frame, l3, l4) } else { build::<false>(frame, l3, l4) }
+    let answer = scratch.answer;
+    if scratch.family == 6 {
+        build::<true>(frame, l3, l4, answer)
+    } else {
+        build::<false>(frame, l3, l4, answer)
+    }
 }
 
 #[inline(always)]
-fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reason> {
+fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize, answer: u32) -> Result<u32, Reason> {
     let header = if V6 { IPV6 } else { IPV4 };
     let ip = frame.at_dynamic(l3, header).ok_or(Reason::Internal)?;
     let (from, to, len) = (destination::<V6>(ip), source::<V6>(ip), ip_len::<V6>(ip));
@@ -74,6 +79,6 @@ fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     total += (TCP as u16).to_be() as u64 + (protocol::TCP as u16).to_be() as u64;
     store16(new, at + 16, !checksum::fold(total));
     let action = nexthop::send::<V6>(frame, ETHERNET, back)?;
-    count::reason(Reason::UnknownFlowReset, bytes);
+    count::number(answer, bytes);
     Ok(action)
 }

@@ -2,12 +2,16 @@
 
 use crate::{
     atomic,
+    forward::nat,
     maps::{PORT_RANGES, SLOTS},
     packet::Packet,
+    tail,
 };
 use lb_common::{
     hash,
-    service::{MAX_RANGES, Pick, SLOTS_PER_LINE, Service},
+    maps::programs,
+    service::{MAX_RANGES, Pick, SLOTS_PER_LINE, Service, features},
+    verdict::Reason,
 };
 
 /// A choice in a service's slot table.
@@ -16,12 +20,23 @@ pub struct Choice {
     first: u32,
     len: u32,
     at: u32,
+    /// Of a service with rules: the destination that was chosen, plus one.
+    chosen: u32,
 }
 
 impl Choice {
+    /// Whether it was chosen by the rules of the service, not read from its slots.
+    #[inline(always)]
+    pub fn is_by_rules(&self) -> bool {
+        self.chosen != 0
+    }
+
     /// The destination in this slot.
     #[inline(always)]
     pub fn destination(&self) -> Option<u32> {
+        if self.chosen != 0 {
+            return Some(self.chosen - 1);
+        }
         let slot = self.first.wrapping_add(self.at);
         let line = SLOTS.get_ptr(slot / SLOTS_PER_LINE)?;
         // SAFETY: a map value; the index is below SLOTS_PER_LINE.
@@ -32,17 +47,77 @@ impl Choice {
         value.checked_sub(1)
     }
 
-    /// Another slot, for a flow that its server cannot take. The stride is odd and large, so that neighbours
-    /// in a weighted cycle, which are often the same server, are left behind.
+    /// Another slot, for a flow that its server cannot take.
     #[inline(always)]
     pub fn next(self) -> Self {
         Self { at: (self.at + 1) % if self.len == 0 { 1 } else { self.len }, ..self }
     }
 }
 
+/// How many servers are chosen for a NAT flow whose reply would be another flow's.
+const CHOICES: u32 = 4;
+
+/// The server for a new flow, or why there is none. A service with rules has it chosen by a tail, which comes back
+/// here.
+#[inline(always)]
+pub fn pick<const V6: bool>(
+    packet: &Packet<V6>,
+    service: (u32, *mut Service),
+    features: u32,
+    event: u32,
+) -> Result<Choice, Reason> {
+    if features & features::RARE == 0 {
+        return slot(packet, service.1).ok_or(Reason::NoServer);
+    }
+    let scratch = tail::scratch().ok_or(Reason::Internal)?;
+    if scratch.choices == 0 {
+        return Err(choose(packet, service.0, event, 0));
+    }
+    let chosen = scratch.chosen;
+    if chosen != 0 { Ok(Choice { first: 0, len: 0, at: 0, chosen }) } else { Err(reason_of(scratch.refused)) }
+}
+
+/// Another server than this choice's, of a service with rules, for a flow that its server cannot take. Does not come
+/// back unless there is none.
+#[inline(always)]
+pub fn again<const V6: bool>(packet: &Packet<V6>, service: u32, event: u32, choice: Choice) -> Reason {
+    match tail::scratch() {
+        Some(scratch) if scratch.choices < CHOICES => choose(packet, service, event, choice.chosen),
+        Some(_) => Reason::ReplyConflict,
+        None => Reason::Internal,
+    }
+}
+
+#[inline(always)]
+fn choose<const V6: bool>(packet: &Packet<V6>, service: u32, event: u32, avoid: u32) -> Reason {
+    let Some(scratch) = tail::scratch() else { return Reason::Internal };
+    scratch.client = nat::address(packet.source());
+    scratch.ports = packet.ports();
+    scratch.service = service;
+    scratch.event = event;
+    scratch.avoid = avoid;
+    tail::call(&packet.frame, programs::CHOOSE)
+}
+
+/// The reasons for which no server is chosen.
+#[inline(always)]
+fn reason_of(number: u32) -> Reason {
+    if number == Reason::AccessDenied as u32 {
+        Reason::AccessDenied
+    } else if number == Reason::NewFlowsLimited as u32 {
+        Reason::NewFlowsLimited
+    } else if number == Reason::NoCallId as u32 {
+        Reason::NoCallId
+    } else if number == Reason::NoServer as u32 {
+        Reason::NoServer
+    } else {
+        Reason::Internal
+    }
+}
+
 /// The slot for a new flow; none when the service has no slots.
 #[inline(always)]
-pub fn pick<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Option<Choice> {
+fn slot<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Option<Choice> {
     // SAFETY: a map value; the slots word is read once, so first and length belong together.
     let (word, pick) = unsafe {
         (atomic::load(&raw const (*service).slots), core::ptr::read_volatile(&raw const (*service).pick))
@@ -58,7 +133,7 @@ pub fn pick<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Optio
         let port = if pick == Pick::HashAddressPort as u8 { packet.ports() as u16 } else { 0 };
         hash::slot_of_hash(hash::slot_hash(packet.source(), port), len)
     };
-    Some(Choice { first, len, at })
+    Some(Choice { first, len, at, chosen: 0 })
 }
 
 /// The service of a port in a VIP's range list.

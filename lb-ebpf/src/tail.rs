@@ -32,6 +32,7 @@ pub fn call_with<const V6: bool>(packet: &Packet<V6>, program: (&str, u32)) -> R
 #[inline(always)]
 pub fn call_at(frame: &Frame, l3: usize, l4: usize, v6: bool, udp: bool, program: (&str, u32)) -> Reason {
     let Some(scratch) = scratch() else { return Reason::Internal };
+    scratch.choices = 0;
     scratch.l3 = l3 as u16;
     scratch.l4 = l4 as u16;
     scratch.family = if v6 { 6 } else { 4 };

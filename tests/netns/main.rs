@@ -3,11 +3,13 @@
 mod continuity;
 mod counters;
 mod forwarding;
+mod health;
 mod lab;
 mod lease;
 mod manifests;
 mod neighbours;
 mod net;
+mod probes;
 mod real_server;
 mod site;
 mod vrrp;

@@ -109,6 +109,12 @@ impl Flow {
         if self.udp { Packet::udp(from, to) } else { Packet::tcp(from, to, flags) }
     }
 
+    /// Gives its server another standing.
+    pub fn stand(&mut self, standing: lb_agent::dataplane::tables::Standing) {
+        self.world.standing = standing;
+        self.world.server(&self.spec, self.real, self.real_port, self.method.forwarding());
+    }
+
     /// The first packet of a flow.
     pub fn first(&self) -> Packet {
         self.packet(SYN)

@@ -127,6 +127,14 @@ impl Packet {
         packet
     }
 
+    /// With the sequence and acknowledgement numbers of another.
+    pub fn like(&mut self, other: &Self) {
+        let Transport::Tcp { sequence, acknowledged, .. } = other.transport else { return };
+        if let Transport::Tcp { sequence: s, acknowledged: a, .. } = &mut self.transport {
+            (*s, *a) = (sequence, acknowledged);
+        }
+    }
+
     pub fn is_v6(&self) -> bool {
         self.source.is_ipv6()
     }

@@ -1,6 +1,7 @@
 //! Packet cases: one frame in, what became of it, the frame out, by BPF_PROG_TEST_RUN on the object that the
 //! agent carries. Needs root; no interface, no traffic.
 
+mod counted;
 mod flows;
 mod forwarding;
 mod frame;
@@ -10,9 +11,11 @@ mod local_ports;
 mod parsing;
 mod random;
 mod real_server;
+mod rules;
 mod scheduling;
 mod size;
 mod translation;
 mod unknown;
+mod verifier;
 mod vrrp;
 mod world;

@@ -13,11 +13,11 @@ use lb_agent::dataplane::{
     tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
-    connection::{Value, WAYS},
+    connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
     filter::{AddressKey, AddressRecord},
     lease::PoolAddress,
-    load::Rate,
+    load::{Load, Rate},
     maps::{ClientNeighbour, own, pinned},
     scratch::{self, Limiter},
     service::{OnUnknownFlow, Pick, QuicKey, ServiceKey},
@@ -110,6 +110,8 @@ struct Snapshot {
 pub struct World {
     pub plane: Arc<Dataplane>,
     pub tables: Tables,
+    /// What servers are added with.
+    pub standing: Standing,
     counters: Counters,
     sizes: Sizes,
     /// Counters when the case began: the data plane may have served another before.
@@ -159,6 +161,7 @@ impl World {
         let mut world = Self {
             plane,
             tables,
+            standing: Standing::DEFAULT,
             counters,
             sizes,
             start: Snapshot::default(),
@@ -245,7 +248,7 @@ impl World {
             mtu: mtu - overhead,
             timeout: spec.timeouts[established as usize],
             vip_port,
-            standing: Standing::DEFAULT,
+            standing: self.standing,
         };
         let key = DestinationKey::new(&spec.name, address, port, forwarding);
         if forwarding == Forwarding::Nat {
@@ -258,6 +261,25 @@ impl World {
     pub fn slots(&mut self, service: &str, destinations: &[u32]) {
         let slots: Vec<_> = destinations.iter().copied().map(Some).collect();
         self.tables.set_slots(service, &slots).expect("slots");
+    }
+
+    /// The list of servers that counted schedulers walk.
+    pub fn servers(&mut self, service: &str, destinations: &[u32]) {
+        let servers: Vec<_> = destinations.iter().copied().map(Some).collect();
+        self.tables.set_servers(service, &servers).expect("servers");
+    }
+
+    /// (active, inactive) flows of a destination as the data plane counts them.
+    pub fn counts(&self, destination: u32) -> (u32, u32) {
+        let load = self.tables.load_of(destination).expect("a destination");
+        Load::counts_of(self.views().counts(load).load(SeqCst))
+    }
+
+    /// Says that a destination has so many.
+    pub fn set_counts(&self, destination: u32, active: u32, inactive: u32) {
+        let load = self.tables.load_of(destination).expect("a destination");
+        let word = u64::from(active) + u64::from(inactive) * lb_common::load::INACTIVE;
+        self.views().counts(load).store(word, SeqCst);
     }
 
     /// A pool of one local address; what a service's `pool` wants.
@@ -413,6 +435,46 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Lets the flow of a client end as the sweeper would: counted off.
+    pub fn end_flow_of(&mut self, client: std::net::SocketAddr) {
+        let now = self.plane.clock().tick().expect("tick");
+        let views = self.views();
+        for bucket in 0..views.connections.len() {
+            for way in 0..WAYS as u32 {
+                let value = Value(views.value(bucket, way).load(SeqCst));
+                if value.is_empty() {
+                    continue;
+                }
+                let identity = views.identity(bucket, way).load(SeqCst);
+                let record = views.destinations.get(value.destination());
+                let key = views.secrets.key_v4(record.vip.words()[0]);
+                let (source, ports) =
+                    lb_common::hash::tuple_of_identity_v4(&views.secrets, identity, key, false);
+                let port = lb_common::hash::ports_of_word(ports).0;
+                if std::net::SocketAddr::new(IpAddr::from(source.to_ne_bytes()), port) == client {
+                    views.value(bucket, way).store(value.with(value.state(), now.wrapping_sub(1)).0, SeqCst);
+                }
+            }
+        }
+        let sweeper = self.plane.sweeper(std::time::Duration::from_secs(3600)).expect("sweeper");
+        sweeper.board().sweep_now(std::time::Duration::from_secs(30)).expect("a walk");
+    }
+
+    /// The frame goes to a server, or is denied.
+    pub fn goes_to_if(&mut self, case: &str, packet: &Packet, goes: bool) {
+        let counted = self.send(&packet.bytes()).counted;
+        if goes {
+            assert!(matches!(counted, Counted::In(_)), "{case}: {counted:?}");
+        } else {
+            assert_eq!(counted, Counted::Reason(Reason::AccessDenied), "{case}");
+        }
+    }
+
+    /// Frees every flow, but no template.
+    pub fn forget_flows(&self) {
+        self.rewrite_entries(|e| if e.kind() == Kind::Template { e } else { Value::EMPTY });
     }
 
     /// Frees every entry: the next case begins anew.

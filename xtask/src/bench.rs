@@ -10,11 +10,12 @@ use crate::setup;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only this part: a part of a row's name, `veth`, `apply` or `vrrp`
-    part: Option<String>,
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
+    /// Measure only these parts: rows whose name contains it, or veth, apply, checks, vrrp
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
     /// Further arguments of the benchmark
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -34,8 +35,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         bench.arg("--json");
     }
-    if let Some(part) = &args.part {
-        bench.arg("--only").arg(part);
+    for part in &args.parts {
+        bench.args(["--only", part]);
     }
     become_program(bench.args(&args.args))
 }

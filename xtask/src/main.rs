@@ -5,6 +5,7 @@ mod build;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lint;
 mod process;
@@ -40,9 +41,11 @@ enum Command {
     Demo(demo::Args),
     /// Run the tests: every tier, or one
     Test(test::Args),
+    /// Fuzz what reads bytes from the network, with libFuzzer
+    Fuzz(fuzz::Args),
     /// Check formatting, clippy for host and BPF target, licences
     Lint,
-    /// Measure the data plane (needs root)
+    /// Measure the data plane, orders and health checks (needs root)
     Bench(bench::Args),
     /// What a merge needs: lint, every test, and nothing left behind
     Ci,
@@ -66,6 +69,7 @@ fn run(command: Command) -> Result<()> {
         Command::Build => build::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lint => lint::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Ci => ci::run(),

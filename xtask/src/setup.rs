@@ -44,6 +44,9 @@ pub const TOOLCHAIN: &[Part] = &[Part::CCompiler, Part::BpfCompiler, Part::BpfLi
 /// What `cargo xtask lint` needs.
 pub const LINT: &[Part] = &[Part::CCompiler, Part::BpfCompiler, Part::BpfLinker, Part::BpfClippy];
 
+/// What `cargo xtask fuzz` needs.
+pub const FUZZ: &[Part] = &[Part::CCompiler, program("c++", "g++", "builds libFuzzer")];
+
 /// What demo and tests need.
 pub const TESTS: &[Part] = &[
     Part::CCompiler,
@@ -59,6 +62,8 @@ pub const TESTS: &[Part] = &[
     program("keepalived", "keepalived", "the other director of VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
+    program("dnsmasq", "dnsmasq-base", "the DNS server that health checks probe"),
+    program("aiosmtpd", "python3-aiosmtpd", "the SMTP server that health checks probe"),
     Part::Bpffs,
 ];
 

@@ -8,19 +8,20 @@ use lb_common::destination::{Forwarding as RecordForwarding, Traffic};
 use lb_common::verdict::Class;
 use tokio::sync::oneshot;
 
-use super::Agent;
+use super::drain::{drain_reason, drain_view};
+use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, InterfaceView, ObjectView, Origin, RealServerState,
-    RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, InterfaceView, LimitsView, ObjectView, Origin,
+    RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection};
 use crate::dataplane::{Error, Scan};
-use crate::director::{self, Standing, binding_of, mtu};
+use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
 use crate::model::{Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
-use crate::plan::Mac;
+use crate::plan::{Binding, Mac};
 
 impl Agent {
     pub(super) fn objects(&self) -> Vec<ObjectView> {
@@ -43,6 +44,8 @@ impl Agent {
         for service in services.filter(|service| name.is_none_or(|name| service.name.as_str() == name)) {
             views
                 .extend(service.real_servers.iter().map(|server| self.real_server(service, server, &counts)));
+            let sorry = service.health.sorry_server.as_deref();
+            views.extend(sorry.map(|server| self.sorry_server(service, server, &counts)));
             views.extend(self.removed_servers(service, &counts));
         }
         views
@@ -163,13 +166,19 @@ impl Agent {
         let mut reasons = Vec::new();
         for server in service.real_servers.iter().filter(|server| server.weight > 0) {
             match self.director.standing(server.address, service.forwarding_of(server)) {
-                Standing::In { .. } => servers_in += 1,
+                Standing::In { .. } => match self.verdict(service, server) {
+                    Some(verdict) if !verdict.standing.takes_new() => {
+                        reasons.push(format!("{}: {}", server.address, verdict.reason));
+                    }
+                    _ => servers_in += 1,
+                },
                 Standing::Resolving { reason } | Standing::Out { reason } => {
                     reasons.push(format!("{}: {reason}", server.address));
                 }
             }
         }
         let with_weight = service.real_servers.iter().filter(|server| server.weight > 0).count();
+        let judgement = self.health.roster.judgement(&service.name);
         let state = match servers_in {
             0 => ServiceState::Down,
             n if n < with_weight => ServiceState::Partial,
@@ -184,7 +193,9 @@ impl Agent {
         };
         let slots = self.applier.done().services.get(&service.name).map(|layout| &layout.slots);
         let (mut active, mut inactive, mut traffic) = (0, 0, Traffic::default());
-        for (_, index) in self.applier.tables().destinations_of(&service.name) {
+        let names = service.table_names();
+        let tables = self.applier.tables();
+        for (_, index) in names.iter().flat_map(|name| tables.destinations_of(name)) {
             let (a, i, t) = counts.of(index);
             (active, inactive) = (active + a, inactive + i);
             add(&mut traffic, &t);
@@ -204,6 +215,9 @@ impl Agent {
             inactive,
             traffic: traffic_view(&traffic),
             slots: slots.map_or(0, |slots| slots.slots.len() as u32),
+            live: judgement.map_or(0, |judgement| judgement.live),
+            quorum: service.health.quorum.weight,
+            sorry: judgement.is_some_and(|judgement| judgement.sorry),
             exact: slots.is_none_or(|slots| slots.exact),
             address_interface: service.address_interface.clone(),
             origin: self.origin(&ObjectId { kind: Kind::VirtualService, name: service.name.clone() }),
@@ -217,20 +231,36 @@ impl Agent {
         counts: &Counts<'_>,
     ) -> RealServerView {
         let binding = binding_of(service, server);
+        let (active, inactive, traffic, limits) = self.counted(service, &binding, counts);
+        let drain = self.drain_view(&service.name, service.key_of(server), active + inactive);
         let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
-            Standing::In { reason } if server.weight == 0 => (RealServerState::Draining, reason),
-            Standing::In { reason } => (RealServerState::In, reason),
+            Standing::In { .. } if drain.is_some() => {
+                (RealServerState::Draining, drain_reason(drain.as_ref()))
+            }
+            Standing::In { reason } => match self.verdict(service, server) {
+                Some(verdict) if !verdict.standing.takes_new() => {
+                    (health_views::state_of(verdict.standing), verdict.reason.clone())
+                }
+                _ if server.weight == 0 => (RealServerState::Draining, reason),
+                Some(verdict) if reason.is_empty() => (RealServerState::In, verdict.reason.clone()),
+                _ => (RealServerState::In, reason),
+            },
         };
-        let index = self.applier.tables().destination(&destination_key(&service.name, &binding));
-        let (active, inactive, traffic) = index.map_or_else(Default::default, |index| counts.of(index));
+        let verdict = self.verdict(service, server);
+        let takes_new = state == RealServerState::In;
+        let effective =
+            verdict.map_or(f64::from(server.weight), |verdict| f64::from(verdict.weight) / 1000.0);
         let way = self.director.way(server.address);
         RealServerView {
             service: service.name.to_string(),
             address: server.address,
             port: service.port_of(server),
             weight: server.weight,
+            effective_weight: if takes_new { effective } else { 0.0 },
+            sorry: false,
+            since: verdict.map(|verdict| health_views::Now::take().utc_of(verdict.since)),
             forwarding: word_of(&FORWARDING, binding.forwarding).into(),
             state,
             reason,
@@ -239,7 +269,58 @@ impl Agent {
             active,
             inactive,
             traffic: traffic_view(&traffic),
+            limits,
+            drain,
         }
+    }
+
+    fn sorry_server(
+        &self,
+        service: &VirtualService,
+        server: &RealServer,
+        counts: &Counts<'_>,
+    ) -> RealServerView {
+        let mut view = self.real_server(service, server, counts);
+        view.sorry = true;
+        let stands_in = self.health.roster.judgement(&service.name).is_some_and(|judgement| judgement.sorry);
+        if view.state == RealServerState::In {
+            (view.state, view.reason) = match stands_in {
+                true => (RealServerState::In, "sorry server, stands in".into()),
+                false => (RealServerState::Standby, "sorry server, not needed".into()),
+            };
+        }
+        view.effective_weight = f64::from(u8::from(view.state == RealServerState::In));
+        view
+    }
+
+    /// Flows, traffic and limits of a real server at all endpoints of a service.
+    fn counted(
+        &self,
+        service: &VirtualService,
+        binding: &Binding,
+        counts: &Counts<'_>,
+    ) -> (u64, u64, Traffic, LimitsView) {
+        let (mut active, mut inactive, mut traffic) = (0, 0, Traffic::default());
+        let mut limits = LimitsView::default();
+        for name in service.table_names() {
+            let Some(index) = self.applier.tables().destination(&destination_key(&name, binding)) else {
+                continue;
+            };
+            let (a, i, t) = counts.of(index);
+            (active, inactive) = (active + a, inactive + i);
+            add(&mut traffic, &t);
+            // One load for all endpoints.
+            if let Some(load) = self.applier.tables().load(index) {
+                limits.connections_max = load.upper;
+                limits.connections_resume = match (load.upper, load.lower) {
+                    (0, _) => 0,
+                    (upper, 0) => (u64::from(upper) * 3 / 4) as u32,
+                    (_, lower) => lower,
+                };
+                limits.overloaded = load.overloaded != 0;
+            }
+        }
+        (active, inactive, traffic, limits)
     }
 
     /// Those that were taken out of a service and still have flows.
@@ -254,6 +335,9 @@ impl Agent {
                 address: key.address,
                 port: Some(key.port).filter(|port| *port != 0).or(service.ports.single()),
                 weight: 0,
+                effective_weight: 0.0,
+                sorry: false,
+                since: None,
                 forwarding: word_of(&FORWARDING, forwarding).into(),
                 state: RealServerState::Removed,
                 reason: "no longer in the manifest; its connections go on".into(),
@@ -262,9 +346,26 @@ impl Agent {
                 active,
                 inactive,
                 traffic: traffic_view(&traffic),
+                limits: LimitsView::default(),
+                drain: None,
             }
         });
-        views.filter(|view| view.active + view.inactive > 0).collect()
+        let views = views.filter(|view| view.active + view.inactive > 0);
+        views.chain(self.leaving_servers(service, counts)).collect()
+    }
+
+    /// Those that the manifest has no more and that drain by the service's policy.
+    fn leaving_servers(&self, service: &VirtualService, counts: &Counts<'_>) -> Vec<RealServerView> {
+        let view = |drain: &Drain| {
+            let mut view = self.real_server(service, &drain.server, counts);
+            let shown = drain_view(drain, view.active + view.inactive);
+            view.weight = 0;
+            view.state = RealServerState::Removed;
+            view.reason = format!("no longer in the manifest; {}", drain_reason(Some(&shown)));
+            view.drain = Some(shown);
+            view
+        };
+        self.drains.removed_of(&service.name).map(view).collect()
     }
 
     fn next_hop_text(&self, server: &RealServer, way: &NextHop) -> String {

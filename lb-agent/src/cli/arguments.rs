@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::control::{CONNECTIONS_LIMIT, EVENTS_LIMIT};
-use crate::model::{Kind, Name, ObjectId};
+use crate::model::{DrainPolicy, Kind, Name, ObjectId};
 use crate::places::Places;
 use crate::real_server::RealServerArgs;
 
@@ -40,10 +41,20 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Remove objects, all of them or none
     Delete(DeleteArgs),
+    /// Give a real server no new connections, and an end to those it has
+    Drain(DrainArgs),
+    /// Give a real server new connections again
+    Undrain(UndrainArgs),
     /// List what runs
     Get(GetArgs),
     /// Everything about one object
     Describe(DescribeArgs),
+    /// Give a real server no new connections, whatever its health checks say
+    Disable(ServerArgs),
+    /// Let a disabled real server take new connections again, if its health checks agree
+    Enable(ServerArgs),
+    /// Give a real server another weight than its manifest, without editing it
+    Weigh(WeighArgs),
     /// What happened, in its order: VRRP roles, health of real servers
     Events(EventsArgs),
     /// Move a VRRP instance to another director
@@ -65,9 +76,13 @@ impl Command {
             Command::Plan(args) => args.output.output,
             Command::Apply(args) => args.output.output,
             Command::Delete(args) => args.output.output,
+            Command::Drain(args) => args.output.output,
+            Command::Undrain(args) => args.output.output,
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
             Command::Events(args) => args.output.output,
+            Command::Disable(args) | Command::Enable(args) => args.output.output,
+            Command::Weigh(args) => args.server.output.output,
             Command::Vrrp(args) => args.what.output().output,
         }
     }
@@ -178,6 +193,40 @@ impl DeleteArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    /// How long its connections may go on (10m, 1h 30m); else what the service's `drain` says
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub deadline: Option<Duration>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+pub struct UndrainArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Address of the real server, or address:port where the service has several there
+    pub real_server: String,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// As durations are written in manifests.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed = jiff::fmt::friendly::SpanParser::new().parse_duration(text).ok();
+    parsed
+        .and_then(|duration: jiff::SignedDuration| Duration::try_from(duration).ok())
+        .filter(|duration| *duration <= DrainPolicy::MAX)
+        .ok_or_else(|| "a duration like 10m or 1h 30m, of at most 720h, is wanted".into())
+}
+
+#[derive(Args, Debug)]
 pub struct GetArgs {
     #[command(subcommand)]
     pub what: What,
@@ -197,6 +246,15 @@ pub enum What {
     /// Real servers, and why one takes no connections
     #[command(visible_aliases = ["real-server", "rs"])]
     RealServers {
+        /// Only those of this virtual service
+        #[arg(value_parser = parse_name)]
+        service: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Health checks: what is believed, and the last outcomes
+    #[command(visible_aliases = ["check", "checks"])]
+    Health {
         /// Only those of this virtual service
         #[arg(value_parser = parse_name)]
         service: Option<Name>,
@@ -254,6 +312,7 @@ impl What {
         match self {
             What::Services { show, .. }
             | What::RealServers { show, .. }
+            | What::Health { show, .. }
             | What::Connections { show, .. }
             | What::Counters { show }
             | What::Objects { show }
@@ -287,6 +346,37 @@ pub struct EventsArgs {
     pub output: Output,
 }
 
+/// A real server by its address; the port tells two of one address apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerName {
+    pub address: IpAddr,
+    pub port: Option<u16>,
+}
+
+#[derive(Args, Debug)]
+pub struct ServerArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Its real server: address or address:port
+    #[arg(value_name = "REAL-SERVER", value_parser = super::health::parse_server)]
+    pub real_server: ServerName,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("to").required(true).args(["weight", "reset"])))]
+pub struct WeighArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// 0 takes no new connections
+    pub weight: Option<u16>,
+    /// Back to the manifest's
+    #[arg(long)]
+    pub reset: bool,
+}
+
 #[derive(Args, Debug)]
 pub struct DescribeArgs {
     #[command(subcommand)]
@@ -304,7 +394,7 @@ pub enum Described {
         output: Output,
     },
     /// A virtual service and its real servers
-    #[command(visible_alias = "svc")]
+    #[command(visible_aliases = ["svc", "virtual-service"])]
     Service {
         /// Its name
         #[arg(value_parser = parse_name)]
@@ -312,12 +402,16 @@ pub enum Described {
         #[command(flatten)]
         output: Output,
     },
+    /// A real server and its health checks
+    #[command(visible_alias = "rs")]
+    RealServer(ServerArgs),
 }
 
 impl Described {
     pub fn output(&self) -> &Output {
         match self {
             Described::Service { output, .. } | Described::Vrrp { output, .. } => output,
+            Described::RealServer(args) => &args.output,
         }
     }
 }

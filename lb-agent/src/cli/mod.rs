@@ -1,14 +1,16 @@
 //! The command line: arguments, and which function answers which command.
 
 mod arguments;
+mod drain;
 mod events;
 mod get;
 mod grid;
+mod health;
 mod order;
 mod outcome;
 mod table;
 pub mod terminal;
-mod units;
+pub(crate) mod units;
 mod vrrp;
 
 use std::process::ExitCode;
@@ -50,7 +52,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Plan(args) => order::plan(&client, args).await.map(done),
         Command::Apply(args) => order::apply(&client, args).await.map(done),
         Command::Delete(args) => order::delete(&client, args).await.map(done),
+        Command::Drain(args) => drain::drain(&client, args).await.map(done),
+        Command::Undrain(args) => drain::undrain(&client, args).await.map(done),
         Command::Get(args) => get::get(&client, args).await.map(done),
+        Command::Disable(args) => health::enable(&client, args, false).await.map(done),
+        Command::Enable(args) => health::enable(&client, args, true).await.map(done),
+        Command::Weigh(args) => health::weigh(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
         Command::Events(args) => events::events(&client, args).await.map(done),
         Command::Vrrp(args) => vrrp::vrrp(&client, args).await.map(done),

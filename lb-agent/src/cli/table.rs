@@ -8,10 +8,11 @@ use comfy_table::{Cell, Color};
 
 pub use super::grid::Look;
 use super::grid::{Grid, Pairs, or_dash, paint};
+use super::health;
 use super::units::{clock, duration, short};
 use crate::control::views::{
-    ConnectionsView, CountersView, ObjectView, Origin, RealServerState, RealServerView, ServiceState,
-    ServiceView, StatusView, VrrpStatus,
+    ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, RealServerState,
+    RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
 };
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
@@ -67,7 +68,9 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
     grid.columns(["METHOD", "STATE"]);
     grid.numbers(["ACTIVE", "INACT", "PKTS-IN"]);
     if look.wide {
-        grid.numbers(["BYTES-IN", "PKTS-OUT", "BYTES-OUT", "MTU"]);
+        grid.numbers(["BYTES-IN", "PKTS-OUT", "BYTES-OUT", "PERSIST", "MAX", "RESUME"]);
+        grid.columns(["DRAIN"]);
+        grid.numbers(["MTU"]);
         grid.columns(["NEXT-HOP"]);
     }
     for server in servers {
@@ -75,7 +78,7 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
         let mut row = vec![
             Cell::new(&server.service),
             Cell::new(server_address(server)),
-            Cell::new(server.weight),
+            Cell::new(health::weight(server)),
             Cell::new(&server.forwarding),
             Cell::new(server_state(server.state)).fg(server_colour(server.state)),
             grid.count(server.active),
@@ -87,6 +90,10 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
                 grid.count(traffic.bytes_in),
                 grid.count(traffic.packets_out),
                 grid.count(traffic.bytes_out),
+                grid.count(server.limits.persistent),
+                limit(&server.limits),
+                Cell::new(unless_zero(server.limits.connections_resume)),
+                Cell::new(server.drain.as_ref().map_or("-".into(), drain)),
                 Cell::new(unless_zero(server.mtu)),
                 Cell::new(or_dash(&server.next_hop)),
             ]);
@@ -257,6 +264,7 @@ pub fn service(service: &ServiceView, servers: &[RealServerView], look: Look) ->
     lines.add("method", &service.forwarding);
     lines.add("put on", service.address_interface.as_deref().unwrap_or("no interface by the agent"));
     lines.add("origin", &origin(&service.origin));
+    lines.add("quorum", &health::quorum(service));
     lines.add("connections", &format!("{} active, {} inactive", service.active, service.inactive));
     let traffic = &service.traffic;
     lines.add("in", &format!("{} packets, {} bytes", traffic.packets_in, traffic.bytes_in));
@@ -273,7 +281,7 @@ fn endpoint(service: &ServiceView) -> String {
     }
 }
 
-fn server_address(server: &RealServerView) -> String {
+pub fn server_address(server: &RealServerView) -> String {
     match server.port {
         Some(port) => SocketAddr::new(server.address, port).to_string(),
         None => server.address.to_string(),
@@ -296,10 +304,14 @@ fn service_colour(state: ServiceState) -> Color {
     }
 }
 
-fn server_state(state: RealServerState) -> &'static str {
+pub fn server_state(state: RealServerState) -> &'static str {
     match state {
         RealServerState::In => "in",
         RealServerState::Out => "out",
+        RealServerState::Down => "down",
+        RealServerState::Checking => "checking",
+        RealServerState::Disabled => "disabled",
+        RealServerState::Standby => "standby",
         RealServerState::Resolving => "resolving",
         RealServerState::Draining => "draining",
         RealServerState::Removed => "removed",
@@ -309,8 +321,13 @@ fn server_state(state: RealServerState) -> &'static str {
 fn server_colour(state: RealServerState) -> Color {
     match state {
         RealServerState::In => Color::Green,
-        RealServerState::Out => Color::Red,
-        RealServerState::Resolving | RealServerState::Draining | RealServerState::Removed => Color::Yellow,
+        RealServerState::Out | RealServerState::Down => Color::Red,
+        RealServerState::Resolving
+        | RealServerState::Draining
+        | RealServerState::Removed
+        | RealServerState::Checking
+        | RealServerState::Disabled
+        | RealServerState::Standby => Color::Yellow,
     }
 }
 
@@ -321,12 +338,27 @@ fn origin(origin: &Origin) -> String {
     }
 }
 
+/// A limit that was reached is red.
+fn limit(limits: &LimitsView) -> Cell {
+    let cell = Cell::new(unless_zero(limits.connections_max));
+    if limits.overloaded { cell.fg(Color::Red) } else { cell }
+}
+
+/// `3 left, 9m 12s`.
+fn drain(drain: &DrainView) -> String {
+    match drain.deadline_in {
+        None => format!("{} left", drain.remaining),
+        Some(0) => format!("{} left, {}", drain.remaining, drain.on_deadline),
+        Some(seconds) => format!("{} left, {} in {}", drain.remaining, drain.on_deadline, duration(seconds)),
+    }
+}
+
 fn unless_zero(number: u32) -> String {
     if number == 0 { "-".into() } else { number.to_string() }
 }
 
 /// What is behind a table: why something is not as it should be, one line each.
-fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
+pub fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
     let mut text = String::new();
     for (who, reason) in notes.filter(|(_, reason)| !reason.is_empty()) {
         let _ = writeln!(text, "{}{who}: {reason}", if text.is_empty() { "\n" } else { "" });

@@ -84,6 +84,9 @@ fn service(name: &str, address: &str, ports: &str) -> ServiceView {
             bytes_out: 0,
         },
         slots: 30,
+        live: 150,
+        quorum: 1,
+        sorry: false,
         exact: true,
         address_interface: Some("eth0".into()),
         origin: Origin::File("web.yaml".into()),
@@ -114,6 +117,9 @@ fn server(address: &str, port: Option<u16>, state: RealServerState) -> RealServe
         address: address.parse().unwrap(),
         port,
         weight: 100,
+        effective_weight: 100.0,
+        sorry: false,
+        since: None,
         forwarding: "dr".into(),
         state,
         reason: String::new(),
@@ -122,6 +128,8 @@ fn server(address: &str, port: Option<u16>, state: RealServerState) -> RealServe
         active: 411,
         inactive: 18,
         traffic: TrafficView { packets_in: 4_115_226, bytes_in: 3_292_181_070, packets_out: 0, bytes_out: 0 },
+        limits: LimitsView::default(),
+        drain: None,
     }
 }
 
@@ -191,6 +199,45 @@ web 10.0.0.12:8080: no ARP answer from 10.0.0.12 on eth0
 "
     );
     assert_eq!(table::real_servers(&[], Look::default()), "no real servers\n");
+}
+
+#[test]
+fn wide_real_servers_have_thresholds_persistence_and_drain() {
+    let limits = LimitsView {
+        connections_max: 500,
+        connections_resume: 375,
+        overloaded: true,
+        persistent: 12,
+        packets_per_second: 0,
+    };
+    let drain = DrainView { since: 60, deadline_in: Some(552), on_deadline: "reset".into(), remaining: 429 };
+    let leaving =
+        RealServerView { limits, drain: Some(drain), ..server("10.0.0.11", None, RealServerState::Draining) };
+    let text = table::real_servers(&[leaving], Look { wide: true, colour: false });
+    let (head, row) = text.split_once('\n').unwrap();
+    for (column, value) in
+        [("PERSIST", "12"), ("MAX", "500"), ("RESUME", "375"), ("DRAIN", "429 left, reset in 9m 12s")]
+    {
+        assert!(head.contains(column) && row.contains(value), "{text}");
+    }
+}
+
+#[test]
+fn a_drain_is_ordered_with_a_deadline_as_manifests_write_them() {
+    let parsed = |arguments: &[&str]| {
+        let all = ["lb-agent", "drain", "web", "10.0.0.11"].iter().chain(arguments);
+        match Cli::try_parse_from(all).map(|cli| cli.command) {
+            Ok(Command::Drain(args)) => Ok(args.deadline.map(|deadline| deadline.as_secs())),
+            Ok(_) => Err("another command".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    assert_eq!(parsed(&[]), Ok(None));
+    assert_eq!(parsed(&["--deadline", "1h 30m"]), Ok(Some(5400)));
+    for wrong in ["10", "-5m", "1000h", "soon"] {
+        let said = parsed(&[&format!("--deadline={wrong}")]).unwrap_err();
+        assert!(said.contains("a duration like 10m"), "{wrong}: {said}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use super::vrrp::{HandoverView, VrrpOverview};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
@@ -60,6 +61,32 @@ impl Client {
     pub async fn apply(&self, sources: &[Source], prune: bool, dry_run: bool) -> Result<Outcome, Error> {
         let body = OrderBody { sources: sources.iter().map(source_body).collect(), ids: Vec::new() };
         self.order(&format!("/v1/apply?prune={prune}&dryRun={dry_run}"), &body).await
+    }
+
+    /// Gives a real server no new connections, and the others until a deadline.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; or no answer.
+    pub async fn drain(
+        &self,
+        service: &str,
+        real_server: &str,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<RealServerView>, Error> {
+        let mut path = drain_path(service, "drain", real_server);
+        if let Some(deadline) = deadline {
+            path += &format!("&deadline={}", deadline.as_secs());
+        }
+        self.request(Method::POST, &path, Bytes::new()).await
+    }
+
+    /// Gives it new connections again.
+    ///
+    /// # Errors
+    /// As for [`Client::drain`].
+    pub async fn undrain(&self, service: &str, real_server: &str) -> Result<Vec<RealServerView>, Error> {
+        let path = drain_path(service, "undrain", real_server);
+        self.request(Method::POST, &path, Bytes::new()).await
     }
 
     /// Removes objects, named or described by manifests.
@@ -128,6 +155,22 @@ impl Client {
     /// Counters that cannot be read; or no answer.
     pub async fn counters(&self) -> Result<CountersView, Error> {
         self.get("/v1/counters").await
+    }
+
+    /// Every health check, of one service or of all.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn health(&self, service: Option<&str>) -> Result<Vec<HealthView>, Error> {
+        self.get(&format!("/v1/health{}", query(&[("service", service.map(str::to_owned))]))).await
+    }
+
+    /// Does something with one real server; the answer is a sentence.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; or no answer.
+    pub async fn operate(&self, order: &ServerOrder) -> Result<String, Error> {
+        self.request(Method::POST, "/v1/real-servers", serde_json::to_vec(order)?.into()).await
     }
 
     /// The agent itself.
@@ -254,3 +297,13 @@ fn query(pairs: &[(&str, Option<String>)]) -> String {
 
 /// How long an answer to a question may take: a dump of a large table on a busy machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// `10.0.0.11:80` and `[fd00::11]:80` have only characters that a query may have (RFC 3986, 3.4), but for the
+/// brackets.
+fn drain_path(service: &str, verb: &str, real_server: &str) -> String {
+    let escape = |c: char| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | ':' | '-' => c.to_string(),
+        c => c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect(),
+    };
+    let real_server: String = real_server.chars().map(escape).collect();
+    format!("/v1/services/{service}/{verb}?realServer={real_server}")
+}

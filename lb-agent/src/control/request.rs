@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
@@ -36,6 +37,16 @@ pub enum Request {
         dry_run: bool,
         reply: Reply<Result<Outcome, Refusal>>,
     },
+    /// Give a real server (`10.0.0.11`, or `10.0.0.11:8080`) no new connections, and the others until a deadline:
+    /// this one, else the service's. The answer is how it stands then.
+    Drain {
+        service: String,
+        real_server: String,
+        deadline: Option<Duration>,
+        reply: Reply<Result<Vec<RealServerView>, Refusal>>,
+    },
+    /// Give it new connections again.
+    Undrain { service: String, real_server: String, reply: Reply<Result<Vec<RealServerView>, Refusal>> },
     /// Every object, in the order of kinds, then names.
     Objects { reply: Reply<Vec<ObjectView>> },
     /// Every virtual service, by name.
@@ -49,6 +60,10 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// Every health check, of one service or of all.
+    Health { service: Option<String>, reply: Reply<Vec<HealthView>> },
+    /// Do something with one real server; the answer is a sentence.
+    Operate { order: ServerOrder, reply: Reply<Result<String, Refusal>> },
     /// VRRP instances, by name.
     Vrrp { reply: Reply<VrrpOverview> },
     /// Let another director be master of an instance; answered when one is, or when none was found.

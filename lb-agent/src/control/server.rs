@@ -22,12 +22,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::health::ServerOrder;
 use super::{
     BODY_MAX, CONNECTIONS_LIMIT, CONNECTIONS_LIMIT_MAX, ConnectionFilter, EVENTS_LIMIT, EVENTS_WAIT_MAX,
     ErrorBody, OrderBody, Refusal, Reply, Request,
 };
 use crate::manifest::{self, Source};
-use crate::model::{Name, ObjectId};
+use crate::model::{DrainPolicy, Name, ObjectId};
 
 /// Listens at `path` and passes what is asked on to `requests`. The socket's mode is 0660, so that root and
 /// the group of the directory's owner may give orders. It goes when the task ends or is aborted.
@@ -105,9 +106,12 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/v1/apply", post(apply))
         .route("/v1/delete", post(delete))
+        .route("/v1/services/{name}/drain", post(drain))
+        .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/objects", get(objects))
         .route("/v1/services", get(services))
-        .route("/v1/real-servers", get(real_servers))
+        .route("/v1/real-servers", get(real_servers).post(operate))
+        .route("/v1/health", get(health))
         .route("/v1/connections", get(connections))
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
@@ -216,6 +220,36 @@ fn object_id(text: &str) -> Result<ObjectId, String> {
     Ok(ObjectId { kind, name })
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DrainQuery {
+    real_server: String,
+    /// Seconds.
+    deadline: Option<u64>,
+}
+
+async fn drain(
+    State(agent): State<Agent>,
+    axum::extract::Path(service): axum::extract::Path<String>,
+    query: Result<Query<DrainQuery>, QueryRejection>,
+) -> Answer {
+    let Query(DrainQuery { real_server, deadline }) = query?;
+    let deadline = deadline.map(|seconds| Duration::from_secs(seconds).min(DrainPolicy::MAX));
+    json(agent.ask(|reply| Request::Drain { service, real_server, deadline, reply }).await??)
+}
+
+async fn undrain(
+    State(agent): State<Agent>,
+    axum::extract::Path(service): axum::extract::Path<String>,
+    query: Result<Query<DrainQuery>, QueryRejection>,
+) -> Answer {
+    let Query(DrainQuery { real_server, deadline }) = query?;
+    if deadline.is_some() {
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "`deadline` belongs to drain"));
+    }
+    json(agent.ask(|reply| Request::Undrain { service, real_server, reply }).await??)
+}
+
 async fn objects(State(agent): State<Agent>) -> Answer {
     json(agent.ask(|reply| Request::Objects { reply }).await?)
 }
@@ -236,6 +270,22 @@ async fn real_servers(
 ) -> Answer {
     let Query(RealServersQuery { service }) = query?;
     json(agent.ask(|reply| Request::RealServers { service, reply }).await?)
+}
+
+async fn health(
+    State(agent): State<Agent>,
+    query: Result<Query<RealServersQuery>, QueryRejection>,
+) -> Answer {
+    let Query(RealServersQuery { service }) = query?;
+    json(agent.ask(|reply| Request::Health { service, reply }).await?)
+}
+
+async fn operate(State(agent): State<Agent>, body: Result<Bytes, BytesRejection>) -> Answer {
+    let body = body?;
+    let mut reader = serde_json::Deserializer::from_slice(&body);
+    let order: ServerOrder = serde_path_to_error::deserialize(&mut reader)
+        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))?;
+    json(agent.ask(|reply| Request::Operate { order, reply }).await??)
 }
 
 #[derive(Deserialize)]

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// An object and who answers for it.
@@ -63,6 +64,14 @@ pub struct ServiceView {
     pub traffic: TrafficView,
     /// Slots in the scheduler's table; 0 when there is no server in.
     pub slots: u32,
+    /// The weight that health checks leave alive, and what must be for the quorum.
+    #[serde(default)]
+    pub live: u32,
+    #[serde(default)]
+    pub quorum: u32,
+    /// The quorum is lost and the sorry server stands in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sorry: bool,
     /// The table gives every server exactly its weight's share. False where weights had to be scaled.
     pub exact: bool,
     /// Where the agent puts the VIP; None where someone else does.
@@ -84,7 +93,7 @@ pub enum ServiceState {
 }
 
 /// A real server behind one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RealServerView {
     pub service: String,
@@ -93,10 +102,19 @@ pub struct RealServerView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     pub weight: u16,
+    /// What counts at the moment, after checks, slow start and the operator; 0 while it takes no new connections.
+    #[serde(default)]
+    pub effective_weight: f64,
+    /// The service's sorry server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sorry: bool,
+    /// Since when health checks and orders have it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// `dr`, `tun`, `nat` or `fullnat`.
     pub forwarding: String,
     pub state: RealServerState,
-    /// Why it is not in; empty otherwise.
+    /// Why it is not in, or not as its manifest says; empty otherwise.
     #[serde(default)]
     pub reason: String,
     /// `02:00:00:00:00:0b on eth0` or `10.0.0.1 (02:00:00:00:00:01) on eth0 vlan 100`; empty while unknown.
@@ -109,6 +127,47 @@ pub struct RealServerView {
     pub active: u64,
     pub inactive: u64,
     pub traffic: TrafficView,
+    #[serde(flatten)]
+    pub limits: LimitsView,
+    /// It leaves: by order, or since the manifest has it no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+}
+
+/// What a real server may be given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsView {
+    /// Connections at which it takes no new ones; 0 is no limit.
+    #[serde(default)]
+    pub connections_max: u32,
+    /// Connections below which it does again; 0 where there is no limit.
+    #[serde(default)]
+    pub connections_resume: u32,
+    /// It was at its limit and has not come below the other since.
+    #[serde(default)]
+    pub overloaded: bool,
+    /// Persistent clients that it has.
+    #[serde(default)]
+    pub persistent: u64,
+    /// 0 is no limit.
+    #[serde(default)]
+    pub packets_per_second: u32,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainView {
+    /// Seconds since it began.
+    pub since: u64,
+    /// Seconds until its deadline, 0 when that has passed; None: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_in: Option<u64>,
+    /// What becomes of the rest then: `reset` or `keep`.
+    pub on_deadline: String,
+    /// Connections that are left.
+    pub remaining: u64,
 }
 
 /// How a real server stands.
@@ -119,6 +178,14 @@ pub enum RealServerState {
     In,
     /// Takes none: its next hop cannot be reached.
     Out,
+    /// Takes none: it fails its health checks.
+    Down,
+    /// Takes none yet: nothing is known of its health.
+    Checking,
+    /// Takes none: the operator has disabled it.
+    Disabled,
+    /// Takes none, and would: it is not needed, or the sorry server stands in.
+    Standby,
     /// Takes none yet: its next hop is being asked for.
     Resolving,
     /// Takes none by its weight of 0; those it has go on.

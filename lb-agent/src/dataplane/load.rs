@@ -219,6 +219,18 @@ impl Dataplane {
         program.try_into().map_err(|e| Error::Program { name, reason: Box::new(e) })
     }
 
+    /// How many instructions the kernel's verifier looked at for each program (Linux 5.16; its limit is 1,000,000).
+    pub fn verified(&self) -> Result<Vec<(&'static str, u32)>, Error> {
+        let names = programs::TAILS.iter().map(|(name, _)| *name).chain([programs::MAIN]);
+        names
+            .map(|name| {
+                let failed = |e| Error::Program { name, reason: Box::new(e) };
+                let info = self.program(name)?.info().map_err(failed)?;
+                Ok((name, info.verified_instruction_count().unwrap_or(0)))
+            })
+            .collect()
+    }
+
     fn outputs(&mut self) -> Result<DevMapHash<&mut MapData>, Error> {
         let map = self.ebpf.map_mut(pinned::OUTPUTS).ok_or(Error::Missing(pinned::OUTPUTS))?;
         DevMapHash::try_from(map).map_err(Error::map(pinned::OUTPUTS))

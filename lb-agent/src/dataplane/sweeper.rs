@@ -5,9 +5,12 @@
 use super::{Clock, Error, Views};
 use lb_common::{
     connection::{Kind, Value, WAYS},
+    destination::{Destination, flags},
+    load::{Load, counted},
     state::State,
 };
 use std::{
+    mem::offset_of,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::Ordering::{AcqRel, Acquire, Relaxed},
@@ -49,6 +52,15 @@ pub struct Scan {
     pub counts: Vec<Count>,
     /// Live leases by pool address.
     pub leases: Vec<u32>,
+    /// Live persistence templates by destination.
+    pub templates: Vec<u32>,
+    /// Loads that were put right, for their counts had drifted away from the flows.
+    pub healed: u64,
+    /// By load: what the flows add up to, the counts when the walk began, and by how much they differed after the
+    /// walk before this one.
+    loads: Vec<u64>,
+    loads_before: Vec<u64>,
+    drift: Vec<u64>,
     destinations_seen: Vec<u64>,
     hops_seen: Vec<u64>,
 }
@@ -67,6 +79,11 @@ impl Scan {
             without_lease: 0,
             counts: vec![Count::default(); views.destinations.len() as usize],
             leases: vec![0; (views.leases.len() >> 16) as usize],
+            templates: vec![0; views.destinations.len() as usize],
+            healed: 0,
+            loads: vec![0; views.loads.len() as usize],
+            loads_before: vec![0; views.loads.len() as usize],
+            drift: vec![0; views.loads.len() as usize],
             destinations_seen: bits(views.destinations.len()),
             hops_seen: bits(views.next_hops.len()),
         }
@@ -74,6 +91,9 @@ impl Scan {
 
     fn clear(&mut self) {
         (self.entries, self.expired, self.expired_leases, self.without_lease) = (0, 0, 0, 0);
+        self.healed = 0;
+        self.templates.fill(0);
+        self.loads.fill(0);
         self.counts.fill(Count::default());
         self.leases.fill(0);
         self.destinations_seen.fill(0);
@@ -100,6 +120,9 @@ impl Scan {
     pub fn walk(&mut self, views: &Views, now: u16) {
         self.clear();
         self.began = Instant::now();
+        for (load, before) in (0..).zip(&mut self.loads_before) {
+            *before = views.counts(load).load(Acquire);
+        }
         for bucket in 0..views.connections.len() {
             for way in 0..WAYS as u32 {
                 let word = views.value(bucket, way);
@@ -111,12 +134,16 @@ impl Scan {
                     && word.compare_exchange(value.0, Value::EMPTY.0, AcqRel, Relaxed).is_ok()
                 {
                     self.expired += 1;
+                    if value.kind() == Kind::Flow {
+                        unbind(views, value);
+                    }
                     continue;
                 }
                 self.note(views, value);
             }
         }
         self.walk_leases(views, now);
+        self.heal(views);
         self.took = self.began.elapsed();
         self.number += 1;
     }
@@ -136,12 +163,25 @@ impl Scan {
         };
         set(&mut self.destinations_seen, destination);
         match value.kind() {
-            // The flow's own entry is counted, not its twin's.
-            Kind::NatReply => return set(&mut self.hops_seen, value.hop() as u32),
-            Kind::Template => return,
-            Kind::Flow | Kind::FullNat => {}
+            // The flow's own entry is counted, not its twin's; a FULLNAT flow by its lease.
+            Kind::NatReply => set(&mut self.hops_seen, value.hop() as u32),
+            Kind::Template => {
+                if let Some(templates) = self.templates.get_mut(destination as usize) {
+                    *templates += 1;
+                }
+            }
+            Kind::FullNat => {}
+            Kind::Flow => self.count_flow(views, value),
         }
-        let state = value.state();
+    }
+
+    fn count_flow(&mut self, views: &Views, value: Value) {
+        let (destination, state) = (value.destination(), value.state());
+        if let Some((load, udp_inactive, _)) = load_of(views, destination)
+            && let Some(sum) = self.loads.get_mut(load as usize)
+        {
+            *sum = sum.wrapping_add(counted(value, udp_inactive));
+        }
         if let Some(count) = self.counts.get_mut(destination as usize)
             && let Some(of_state) = count.states.get_mut(state as usize)
         {
@@ -166,15 +206,84 @@ impl Scan {
                 && word.compare_exchange(value.0, Value::EMPTY.0, AcqRel, Relaxed).is_ok()
             {
                 self.expired_leases += 1;
+                unbind(views, value);
                 continue;
             }
             self.leases[(lease >> 16) as usize] += 1;
             if !value.is_busy() {
                 set(&mut self.destinations_seen, value.destination());
+                self.count_flow(views, value);
             }
             // `hop` is beside `ports`: offset 36 of the line.
             set(&mut self.hops_seen, views.leases.half(lease, HOP).load(Relaxed));
         }
+    }
+
+    /// Puts counts right that differ from the flows: where nobody counted during the walk, and by the difference that
+    /// the walk before found too. A flow that was seen before its CPU had counted it makes one walk differ, not two.
+    /// Overload is judged again as well: two CPUs that bind and unbind at once may have left it wrong.
+    fn heal(&mut self, views: &Views) {
+        for load in 0..views.loads.len() {
+            let at = load as usize;
+            let word = views.counts(load);
+            let now = word.load(Acquire);
+            let difference = self.loads[at].wrapping_sub(now);
+            if now != self.loads_before[at] || difference == 0 {
+                self.drift[at] = 0;
+            } else if self.drift[at] == difference {
+                // An addition, not a store: what is counted meanwhile stays counted.
+                word.fetch_add(difference, AcqRel);
+                self.drift[at] = 0;
+                self.healed += 1;
+            } else {
+                self.drift[at] = difference;
+            }
+            let upper = views.loads.half(load, offset_of!(Load, upper)).load(Relaxed);
+            let overloaded = views.loads.half(load, offset_of!(Load, overloaded));
+            let was = overloaded.load(Relaxed);
+            if upper != 0 || was != 0 {
+                let lower = views.loads.half(load, offset_of!(Load, lower)).load(Relaxed);
+                let is = judge(was, word.load(Acquire), upper, lower);
+                if is != was {
+                    let _ = overloaded.compare_exchange(was, is, AcqRel, Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a server is overloaded, whoever bound or unbound last.
+fn judge(was: u32, counts: u64, upper: u32, lower: u32) -> u32 {
+    let (active, inactive) = Load::counts_of(counts);
+    let total = u64::from(active) + u64::from(inactive);
+    let added = total >= u64::from(upper);
+    u32::from(Load::is_overloaded(was != 0, added, total, upper, lower))
+}
+
+/// (load, whether UDP flows are inactive, whether flows are counted) of a destination.
+fn load_of(views: &Views, destination: u32) -> Option<(u32, bool, bool)> {
+    if destination >= views.destinations.len() {
+        return None;
+    }
+    let flags = Destination::flags_of(views.destinations.word(destination, 0).load(Relaxed));
+    let load = views.destinations.half(destination, offset_of!(Destination, load)).load(Relaxed);
+    let has = |flag| flags & flag != 0;
+    (load < views.loads.len()).then_some((load, has(flags::UDP_INACTIVE), has(flags::COUNTED)))
+}
+
+/// A flow's time was over: its server has one less.
+fn unbind(views: &Views, value: Value) {
+    let Some((load, udp_inactive, true)) = load_of(views, value.destination()) else { return };
+    let counts = counted(value, udp_inactive).wrapping_neg();
+    let after = views.counts(load).fetch_add(counts, AcqRel).wrapping_add(counts);
+    let overloaded = views.loads.half(load, offset_of!(Load, overloaded));
+    if overloaded.load(Relaxed) == 0 {
+        return;
+    }
+    let upper = views.loads.half(load, offset_of!(Load, upper)).load(Relaxed);
+    let lower = views.loads.half(load, offset_of!(Load, lower)).load(Relaxed);
+    if judge(1, after, upper, lower) == 0 {
+        overloaded.store(0, Relaxed);
     }
 }
 

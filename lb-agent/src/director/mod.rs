@@ -1,8 +1,10 @@
 //! The director: owner of what should be. It knows the objects and what the network says of the ways to real
 //! servers and clients, and turns them into the [`Layout`] that tables and host should have. Pure.
 
+pub mod drain;
 mod health;
 mod origins;
+mod rules;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +14,12 @@ use std::sync::Arc;
 use crate::health::{Judged, Judgement};
 use crate::manifest::Objects;
 use crate::model::{
-    ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, VirtualService,
+    ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, ServerKey,
+    VirtualService,
 };
 use crate::plan::{Hop, HopKey, Layout, Pool, Via};
 
+pub use drain::{Drain, Drains, Leaver, Leaving};
 pub use origins::{Desired, Origin, Refused};
 pub use service::{binding_of, mtu};
 
@@ -32,6 +36,8 @@ pub enum Event {
     ClientRoutes(Vec<ClientRoute>),
     /// The interfaces that frames can leave by: those with the program.
     Outputs(BTreeMap<u32, String>),
+    /// The real servers that leave, all of them.
+    Leaving(Leaving),
     /// Who of these services' real servers takes new connections.
     Judged(Vec<Judged>),
 }
@@ -47,6 +53,7 @@ pub struct Director {
     gateways: BTreeMap<(IpAddr, u32), NextHop>,
     client_routes: Option<Vec<ClientRoute>>,
     outputs: BTreeMap<u32, String>,
+    leaving: Leaving,
     health: BTreeMap<Name, Arc<Judgement>>,
     /// Services by their real servers' addresses.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
@@ -106,6 +113,7 @@ impl Director {
                     self.stale.extend(self.objects.services().map(|(service, _)| service.name.clone()));
                 }
             }
+            Event::Leaving(leaving) => _ = self.set_leaving(leaving),
         }
     }
 
@@ -116,11 +124,19 @@ impl Director {
             let id = ObjectId { kind: crate::model::Kind::VirtualService, name: name.clone() };
             match self.objects.get(&id).map(|entry| &entry.object) {
                 Some(Object::VirtualService(service)) => {
-                    let layout = service::layout(self, service);
-                    self.layout.services.insert(name, Arc::new(layout));
+                    let names = service.table_names();
+                    let mut layouts = Vec::with_capacity(names.len());
+                    for single in service.singles() {
+                        let mut layout = service::layout(self, &single);
+                        layout.service.rules.leader =
+                            (single.name != service.name).then(|| service.name.clone());
+                        layouts.push((single.name.clone(), Arc::new(layout)));
+                    }
+                    self.forget_endpoints(&name, &names);
+                    self.layout.services.extend(layouts);
                 }
                 _ => {
-                    self.layout.services.remove(&name);
+                    self.forget_endpoints(&name, &[]);
                     self.health.remove(&name);
                 }
             }
@@ -131,6 +147,35 @@ impl Director {
         self.layout.client_routes = self.routes();
         self.layout.hops = self.hops();
         &self.layout
+    }
+
+    /// Takes the endpoints of a service that are not among `names` out of the layout.
+    fn forget_endpoints(&mut self, service: &Name, names: &[Name]) {
+        let endpoints = self.layout.services.range(service.clone()..);
+        let endpoints =
+            endpoints.map(|(name, _)| name).take_while(|name| name.as_str().starts_with(&**service));
+        let gone: Vec<Name> = endpoints
+            .filter(|name| name.of_service() == service.as_str() && !names.contains(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.layout.services.remove(&name);
+        }
+    }
+
+    /// The last judgement on the servers of a service, or of an endpoint of one.
+    fn health_of(&self, name: &Name) -> Option<&Judgement> {
+        let mut all = self.health.iter();
+        match self.health.get(name) {
+            Some(judgement) => Some(judgement),
+            None if name.as_str() == name.of_service() => None,
+            None => all.find(|(service, _)| service.as_str() == name.of_service()).map(|(_, all)| &**all),
+        }
+    }
+
+    /// The real servers of a service, or of an endpoint of one, that leave.
+    fn leaving_of(&self, name: &Name) -> Option<&BTreeMap<ServerKey, Leaver>> {
+        self.leaving.iter().find(|(service, _)| service.as_str() == name.of_service()).map(|(_, all)| all)
     }
 
     /// The addresses whose ways must be known.
@@ -220,10 +265,33 @@ impl Director {
             return;
         }
         self.objects = objects;
+        self.set_users();
+    }
+
+    /// Notes who leaves; returns whether that is new.
+    pub fn set_leaving(&mut self, leaving: Leaving) -> bool {
+        if self.leaving == leaving {
+            return false;
+        }
+        let names = self.leaving.keys().chain(leaving.keys());
+        let changed = names.filter(|name| self.leaving.get(*name) != leaving.get(*name));
+        self.stale.extend(changed.cloned());
+        self.leaving = leaving;
+        self.set_users();
+        true
+    }
+
+    /// Notes who uses the way to which address.
+    fn set_users(&mut self) {
         self.users.clear();
         for (service, _) in self.objects.services() {
             for server in service.real_servers.iter().chain(service.health.sorry_server.as_deref()) {
                 self.users.entry(server.address).or_default().insert(service.name.clone());
+            }
+        }
+        for (service, leavers) in &self.leaving {
+            for leaver in leavers.values() {
+                self.users.entry(leaver.server.address).or_default().insert(service.clone());
             }
         }
         let users = &self.users;
@@ -272,7 +340,9 @@ impl Director {
     fn placed(&self) -> BTreeSet<(String, IpAddr)> {
         let mut placed = BTreeSet::new();
         for (service, _) in self.objects.services() {
-            placed.extend(service.address_interface.clone().map(|interface| (interface, service.address)));
+            if let Some(interface) = &service.address_interface {
+                placed.extend(service.addresses().map(|address| (interface.clone(), address)));
+            }
         }
         for (pool, _) in self.objects.pools().filter(|(pool, _)| pool.vrrp.is_none()) {
             if let Some(interface) = &pool.address_interface {

@@ -8,14 +8,16 @@ use std::time::Duration;
 use lb_common::destination::tunnel_overhead;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
-use super::{Director, health};
+use super::{Director, health, rules};
 use crate::model::health::Flows;
 use crate::model::{
     FlowHash, Forwarding, MssClamp, NextHop, Object, ObjectId, Protocol, RealServer, Scheduler, Timeouts,
     VirtualService,
 };
-use crate::plan::{Binding, Destination, HopKey, Lookup, Pool, Role, Service, ServiceLayout, Slots};
-use crate::scheduler;
+use crate::plan::{
+    Binding, Destination, HopKey, Lookup, Pool, Role, Service, ServiceLayout, Slots, Standing,
+};
+use crate::scheduler::{self, Candidate};
 
 /// The layout of `service`, by what the director knows of the ways to its real servers.
 pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
@@ -23,38 +25,70 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     let mut roles = BTreeSet::from([(Role::Vip, service.address)]);
     let mut candidates = scheduler::candidates(service);
     let mut servers = Vec::with_capacity(service.real_servers.len());
-    let health = health::verdicts(director.health.get(&service.name).map(|judgement| &**judgement), service);
+    let leaving = director.leaving_of(&service.name);
+    // Of an endpoint it is that of its service.
+    let judgement = director.health_of(&service.name);
+    let health = health::verdicts(judgement, service);
+    let sorry = service.health.sorry_server.as_deref().filter(|_| health.sorry);
+    let walked = rules::walked(director, service, sorry);
+    let ordinals = rules::ordinals(&walked);
     for ((server, verdict), candidate) in
         service.real_servers.iter().zip(&health.servers).zip(&mut candidates)
     {
         let binding = binding_of(service, server);
-        let way = director.usable_way(server.address, binding.forwarding);
-        candidate.available = verdict.takes_new && way.is_some();
+        let leaver = leaving.and_then(|leaving| leaving.get(&candidate.key));
+        let cut_off = director.usable_way(server.address, binding.forwarding).is_none();
+        candidate.available = verdict.takes_new && !cut_off && leaver.is_none();
         candidate.weight = verdict.weight;
+        let ordinal = ordinals.get(&binding).copied().unwrap_or(0);
+        let standing = rules::standing(director, server, candidate, cut_off, leaver, ordinal);
         // The destination keeps its next hop when it leaves the slots: its flows go on.
         let way = director.open_way(server.address);
-        destinations
-            .insert(binding, Destination { flows: verdict.flows, ..destination(service, server, way) });
+        let destination = destination(service, server, way);
+        destinations.insert(binding, Destination { standing, flows: verdict.flows, ..destination });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
         }
         servers.push(binding);
     }
+    for (key, leaver) in leaving.into_iter().flatten() {
+        let binding = binding_of(service, &leaver.server);
+        if destinations.contains_key(&binding) {
+            continue;
+        }
+        let gone = Candidate { key: *key, weight: 0, available: false };
+        let standing = rules::standing(director, &leaver.server, &gone, false, Some(leaver), 0);
+        let way = director.open_way(leaver.server.address);
+        destinations.insert(binding, Destination { standing, ..destination(service, &leaver.server, way) });
+        if binding.forwarding == Forwarding::Nat {
+            roles.insert((Role::NatSource, leaver.server.address));
+        }
+    }
     if let Some(sorry) = &service.health.sorry_server {
         let binding = binding_of(service, sorry);
+        let available = director.usable_way(sorry.address, binding.forwarding).is_some();
+        let candidate = Candidate { key: service.key_of(sorry), weight: 1, available };
         // Always there, so that what it was given goes on when it gives back.
-        destinations.insert(binding, destination(service, sorry, director.open_way(sorry.address)));
+        let standing = rules::standing(director, sorry, &candidate, !available, None, 0);
+        let way = director.open_way(sorry.address);
+        destinations.insert(binding, Destination { standing, ..destination(service, sorry, way) });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, sorry.address));
         }
         if health.sorry {
-            let available = director.usable_way(sorry.address, binding.forwarding).is_some();
             servers = vec![binding];
-            candidates = vec![scheduler::Candidate { key: service.key_of(sorry), weight: 1, available }];
+            candidates = vec![candidate];
         }
     }
-    let rules = scheduler::Rules { scheduler: service.scheduler, ipvs: false, vip: service.address };
-    let table = scheduler::build(&rules, &candidates);
+    let ipvs = service.scheduling.ipvs_compatible;
+    let table = scheduler::build(
+        &scheduler::Rules { scheduler: service.scheduler, ipvs, vip: service.address },
+        &candidates,
+    );
+    let server_ids = service
+        .real_servers
+        .iter()
+        .filter_map(|server| Some((server.limits.server_id.clone()?, binding_of(service, server))));
     ServiceLayout {
         service: Service {
             vip: service.address,
@@ -64,9 +98,12 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             mss: mss(service, destinations.values()),
             timeouts: timeouts(&service.timeouts),
             pool: pool(director, service),
+            rules: rules::rules(service),
         },
         destinations,
         slots: Slots { servers: Arc::new(servers), slots: Arc::new(table.slots), exact: table.exact },
+        servers: Arc::new(walked),
+        server_ids: server_ids.collect(),
         ports: service.ports.clone(),
         roles,
     }
@@ -105,15 +142,21 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
             Protocol::Udp => service.timeouts.udp,
         },
         vip_port: translated.and(service.ports.single()).unwrap_or(0),
+        standing: Standing::default(),
         flows: Flows::Stay,
     }
 }
 
 fn lookup(service: &VirtualService) -> Lookup {
-    match (service.scheduler, service.hash) {
-        (Scheduler::Sh | Scheduler::Mh, FlowHash::Address) => Lookup::HashAddress,
-        (Scheduler::Sh | Scheduler::Mh, FlowHash::AddressPort) => Lookup::HashAddressPort,
-        _ => Lookup::Cursor,
+    let port = service.hash == FlowHash::AddressPort;
+    match (service.scheduler, service.scheduling.ipvs_compatible) {
+        (Scheduler::Rr | Scheduler::Wrr, _) => Lookup::Cursor,
+        (Scheduler::Sh, true) => Lookup::IpvsSh { port },
+        (Scheduler::Mh, true) => Lookup::IpvsMh { port },
+        (Scheduler::Sh | Scheduler::Mh, false) if port => Lookup::HashAddressPort,
+        (Scheduler::Sh | Scheduler::Mh, false) => Lookup::HashAddress,
+        (Scheduler::Dh, _) => Lookup::HashDestination,
+        (counts, _) => Lookup::Walk(counts),
     }
 }
 
@@ -139,10 +182,15 @@ fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
     let mut all = DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
     for (state, timeout) in [
         (State::Established, timeouts.established),
+        (State::SynSent, timeouts.syn_sent),
         (State::SynReceived, timeouts.syn_received),
         (State::FinWait, timeouts.fin_wait),
         (State::TimeWait, timeouts.time_wait),
         (State::Close, timeouts.close),
+        (State::CloseWait, timeouts.close_wait),
+        (State::LastAck, timeouts.last_ack),
+        (State::Listen, timeouts.listen),
+        (State::SynAck, timeouts.syn_ack),
         (State::Udp, timeouts.udp),
         (State::Unconfirmed, timeouts.unconfirmed),
     ] {

@@ -103,15 +103,24 @@ type Owner<'a> = (&'a VirtualService, &'a Entry);
 /// another's `any`: the narrower wins.
 fn ports(services: &[Owner<'_>], found: &mut Vec<Diagnostic>) {
     let mut all: HashMap<(IpAddr, Protocol), Listeners<'_>> = HashMap::new();
-    for &(service, entry) in services {
-        let listeners = all.entry((service.address, service.protocol)).or_default();
+    for (service, entry, endpoint) in services.iter().flat_map(|&(service, entry)| {
+        service.all_endpoints().enumerate().map(move |(index, endpoint)| {
+            let path = match service.is_single() {
+                true => "spec.ports".to_owned(),
+                false => format!("spec.endpoints[{index}].ports"),
+            };
+            (service, (entry, path), endpoint)
+        })
+    }) {
+        let (entry, path) = entry;
+        let listeners = all.entry((endpoint.address, endpoint.protocol)).or_default();
         let mut wrong = |message: String, help: Option<String>| {
-            found.push(entry.diagnostic("spec.ports", message, help));
+            found.push(entry.diagnostic(&path, message, help));
         };
-        let address = service.address;
+        let address = endpoint.address;
         let owner = |other: Owner<'_>| format!("VirtualService `{}`", other.0.name);
         let place = |other: Owner<'_>| Some(format!("it is defined in {}", other.1.place()));
-        let ranges = match &service.ports {
+        let ranges = match &endpoint.ports {
             Ports::List(ranges) => ranges.as_slice(),
             Ports::Any => {
                 match listeners.any {
@@ -161,12 +170,13 @@ fn address_interfaces(services: &[Owner<'_>], found: &mut Vec<Diagnostic>) {
     let mut on: HashMap<IpAddr, (&str, Owner<'_>)> = HashMap::new();
     for &(service, entry) in services {
         let Some(interface) = service.address_interface.as_deref() else { continue };
-        let &mut (first, (other, place)) = on.entry(service.address).or_insert((interface, (service, entry)));
-        if first != interface {
-            let message =
-                format!("{} is put on `{first}` by VirtualService `{}`", service.address, other.name);
-            let help = Some(format!("which is defined in {}", place.place()));
-            found.push(entry.diagnostic("spec.addressInterface", message, help));
+        for address in service.addresses() {
+            let &mut (first, (other, place)) = on.entry(address).or_insert((interface, (service, entry)));
+            if first != interface {
+                let message = format!("{address} is put on `{first}` by VirtualService `{}`", other.name);
+                let help = Some(format!("which is defined in {}", place.place()));
+                found.push(entry.diagnostic("spec.addressInterface", message, help));
+            }
         }
     }
 }
@@ -196,8 +206,9 @@ fn local_addresses(
                 let message = format!("there is no LocalAddressPool `{name}`");
                 found.push(entry.diagnostic("spec.localAddresses", message, Some(help)));
             }
-            Some((pool, place)) if !pool.covers_family_of(service.address) => {
-                let family = if service.address.is_ipv4() { "IPv4" } else { "IPv6" };
+            Some((pool, place)) if service.addresses().any(|address| !pool.covers_family_of(address)) => {
+                let lacking = service.addresses().find(|address| !pool.covers_family_of(*address));
+                let family = if lacking.is_some_and(|address| address.is_ipv4()) { "IPv4" } else { "IPv6" };
                 let message = format!("LocalAddressPool `{name}` has no {family} address");
                 let help = Some(format!("it is defined in {}", place.place()));
                 found.push(entry.diagnostic("spec.localAddresses", message, help));
@@ -215,7 +226,9 @@ fn pool_addresses(objects: &Objects, services: &[Owner<'_>], found: &mut Vec<Dia
     let mut taken: HashMap<IpAddr, String> = HashMap::new();
     for (service, entry) in services {
         let vip = format!("the address of VirtualService `{}` ({})", service.name, entry.place());
-        taken.entry(service.address).or_insert(vip);
+        for address in service.addresses() {
+            taken.entry(address).or_insert(vip.clone());
+        }
         for server in &service.real_servers {
             taken.entry(server.address).or_insert_with(|| {
                 format!("a real server of VirtualService `{}` ({})", service.name, entry.place())
@@ -288,6 +301,11 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts) -> Report {
     for (service, entry) in objects.services() {
         if let Some(name) = &service.address_interface {
             interface(entry, "spec.addressInterface", name);
+        }
+        for (place, check) in service.health.places() {
+            if let Some(name) = &check.interface {
+                interface(entry, &format!("{place}.interface"), name);
+            }
         }
     }
     for (pool, entry) in objects.pools() {

@@ -202,7 +202,14 @@ fn sorry_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let port = map.get("port").and_then(|field| field.integer(1..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&service::FORWARDING, faults));
     map.finish(faults);
-    Some(RealServer { address: address?, port, weight: 1, forwarding, health: ServerPolicy::default() })
+    Some(RealServer {
+        address: address?,
+        port,
+        weight: 1,
+        forwarding,
+        limits: Default::default(),
+        health: ServerPolicy::default(),
+    })
 }
 
 /// `50` or `50%`.

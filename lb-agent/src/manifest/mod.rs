@@ -9,6 +9,7 @@ mod check;
 mod check_vrrp;
 mod diagnostic;
 mod director;
+mod endpoints;
 mod events;
 mod health;
 mod marks;
@@ -17,6 +18,7 @@ mod pool;
 mod raw;
 mod read;
 mod reader;
+mod scheduling;
 mod service;
 mod vrrp;
 mod vrrp_auth;
@@ -31,6 +33,7 @@ pub use check::{HostFacts, HostInterface, check, check_against_host, check_chang
 pub use diagnostic::{Diagnostic, Report};
 pub use objects::{Entry, Objects};
 pub use read::{ReadError, read_path};
+pub use scheduling::WHEN_NO_SERVER;
 pub use service::{FORWARDING, PROTOCOLS, SCHEDULERS};
 pub use vrrp_auth::parse_key;
 

@@ -96,6 +96,15 @@ impl<'a> Field<'a> {
         None
     }
 
+    /// `true` or `false`.
+    pub fn boolean(&self, faults: &mut Faults) -> Option<bool> {
+        if let Raw::Bool(value) = self.raw {
+            return Some(*value);
+        }
+        self.expected("true or false", faults);
+        None
+    }
+
     /// One of some words.
     pub fn one_of<T: Copy>(&self, words: &[(&str, T)], faults: &mut Faults) -> Option<T> {
         let known: Vec<&str> = words.iter().map(|&(word, _)| word).collect();

@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::endpoints::{self, Where};
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{health, word, word_of};
+use super::{health, scheduling, word, word_of};
 use crate::model::{
-    FlowHash, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
-    Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
+    Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
+    RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
 };
 
 /// The service, unless something it cannot be without is missing or wrong.
 pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<VirtualService> {
-    let address = spec.require("address", faults).and_then(|field| field.unicast(faults));
-    let ports = spec.require("ports", faults).and_then(|field| ports(&field, faults));
-    let protocol = spec.require("protocol", faults).and_then(|field| field.one_of(&PROTOCOLS, faults));
+    let Where { address, ports, protocol, others } = endpoints::decode(&mut spec, faults);
+    // Of endpoints that speak different ones, fields of each may be given.
+    let only = protocol.filter(|protocol| others.iter().all(|other| other.protocol == *protocol));
     let forwarding = spec.require("forwarding", faults).and_then(|field| field.one_of(&FORWARDING, faults));
     let scheduler = spec.require("scheduler", faults).and_then(|field| field.one_of(&SCHEDULERS, faults));
     let real_servers = match spec.get("realServers") {
@@ -23,16 +24,11 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         None => Vec::new(),
     };
 
-    let hash = spec.get("hash").and_then(|field| {
-        if scheduler.is_some_and(|scheduler| !scheduler.hashes()) {
-            faults.add(field.path.as_str(), "only sh and mh hash").at_key(0);
-        }
-        field.one_of(&HASHES, faults)
-    });
+    let (scheduling, hash) = scheduling::decode(&mut spec, scheduler, only, faults);
     let local_addresses = spec.get("localAddresses").and_then(|field| field.name(faults));
     let on_unknown_flow = spec.get("onUnknownFlow").and_then(|field| field.one_of(&ON_UNKNOWN_FLOW, faults));
-    let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, protocol, faults));
-    let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, protocol, faults));
+    let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, only, faults));
+    let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, only, faults));
     let address_interface = spec.get("addressInterface").and_then(|field| field.interface_name(faults));
     let health = health::policy(&mut spec, faults);
     let local_addresses_path = spec.path_of("localAddresses");
@@ -54,9 +50,12 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         timeouts: timeouts.unwrap_or_default(),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
+        scheduling: Box::new(scheduling),
+        endpoints: others,
         health,
     };
     let tunnels = service.uses(Forwarding::Tun);
+    let protocol = if service.speaks(Protocol::Tcp) { Protocol::Tcp } else { protocol };
     service.mss_clamp = mss_clamp.unwrap_or(MssClamp::default_for(protocol, tunnels));
 
     let fullnat = service.uses(Forwarding::FullNat);
@@ -67,13 +66,20 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     } else if !fullnat && has_local_addresses {
         faults.add(local_addresses_path, "only fullnat uses local addresses").at_key(0);
     }
-    check_real_servers(&service, &real_servers, faults);
+    for single in service.singles() {
+        let mut found = Faults::default();
+        check_real_servers(&single, &real_servers, &mut found);
+        let new = found.0.into_iter().filter(|fault| !faults.0.contains(fault));
+        let new: Vec<_> = new.collect();
+        faults.0.extend(new);
+    }
+    scheduling::check(&service, &real_servers, faults);
     health::check(&service, &real_servers, faults);
     Some(service)
 }
 
 /// A list of ports and ranges, one of either, or `any`.
-fn ports(field: &Field<'_>, faults: &mut Faults) -> Option<Ports> {
+pub fn ports(field: &Field<'_>, faults: &mut Faults) -> Option<Ports> {
     let items = match field.raw {
         Raw::Text(text) if text == "any" => return Some(Ports::Any),
         Raw::Integer(_) | Raw::Text(_) => vec![field.clone()],
@@ -151,6 +157,7 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let port = map.get("port").map(|field| field.integer(1..=u16::MAX, faults));
     let weight = map.get("weight").and_then(|field| field.integer(0..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&FORWARDING, faults));
+    let limits = scheduling::decode_server(&mut map, faults);
     let health = health::server_policy(&mut map, faults);
     map.finish(faults);
     Some(RealServer {
@@ -158,6 +165,7 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
         port: port.flatten(),
         weight: weight.unwrap_or(1),
         forwarding,
+        limits,
         health,
     })
 }
@@ -242,24 +250,25 @@ fn timeouts(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) 
 /// Every timeout: its key, the protocol it belongs to (None: both) and its place.
 fn timeout_fields(
     timeouts: &mut Timeouts,
-) -> [(&'static str, Option<Protocol>, &mut std::time::Duration); 7] {
+) -> [(&'static str, Option<Protocol>, &mut std::time::Duration); 12] {
     let tcp = Some(Protocol::Tcp);
     [
         ("established", tcp, &mut timeouts.established),
+        ("synSent", tcp, &mut timeouts.syn_sent),
         ("synReceived", tcp, &mut timeouts.syn_received),
         ("finWait", tcp, &mut timeouts.fin_wait),
         ("timeWait", tcp, &mut timeouts.time_wait),
         ("close", tcp, &mut timeouts.close),
+        ("closeWait", tcp, &mut timeouts.close_wait),
+        ("lastAck", tcp, &mut timeouts.last_ack),
+        ("listen", tcp, &mut timeouts.listen),
+        ("synAck", tcp, &mut timeouts.syn_ack),
         ("udp", Some(Protocol::Udp), &mut timeouts.udp),
         ("unconfirmed", None, &mut timeouts.unconfirmed),
     ]
 }
 
 pub fn encode(service: &VirtualService) -> Raw {
-    let ports = match &service.ports {
-        Ports::Any => Raw::text("any"),
-        Ports::List(ranges) => Raw::List(ranges.iter().map(encode_range).collect()),
-    };
     let mss_clamp = match service.mss_clamp {
         MssClamp::Off => Raw::Bool(false),
         MssClamp::Auto => Raw::Bool(true),
@@ -268,17 +277,15 @@ pub fn encode(service: &VirtualService) -> Raw {
     let mut timeouts = service.timeouts;
     let timeouts = timeout_fields(&mut timeouts)
         .into_iter()
-        .filter(|(_, of, _)| of.is_none_or(|of| of == service.protocol))
+        .filter(|(_, of, _)| of.is_none_or(|of| service.speaks(of)))
         .map(|(key, _, duration)| (key.to_owned(), Raw::Text(duration_text(*duration))))
         .collect();
-    let tcp = service.protocol == Protocol::Tcp;
-    let fields = [
-        ("address", Some(Raw::text(service.address))),
-        ("ports", Some(ports)),
-        ("protocol", Some(word(&PROTOCOLS, service.protocol))),
+    let tcp = service.speaks(Protocol::Tcp);
+    let head = [
         ("forwarding", Some(word(&FORWARDING, service.forwarding))),
         ("scheduler", Some(word(&SCHEDULERS, service.scheduler))),
-        ("hash", service.scheduler.hashes().then(|| word(&HASHES, service.hash))),
+    ];
+    let rest = [
         ("localAddresses", service.local_addresses.as_ref().map(Raw::text)),
         ("onUnknownFlow", Some(word(&ON_UNKNOWN_FLOW, service.on_unknown_flow))),
         ("mssClamp", tcp.then_some(mss_clamp)),
@@ -286,7 +293,15 @@ pub fn encode(service: &VirtualService) -> Raw {
         ("addressInterface", service.address_interface.as_ref().map(Raw::text)),
         ("realServers", Some(Raw::List(service.real_servers.iter().map(encode_server).collect()))),
     ];
-    Raw::map(fields.into_iter().chain(health::encode(&service.health)))
+    let fields = endpoints::encode(service).into_iter().chain(head).chain(scheduling::encode(service));
+    Raw::map(fields.chain(rest).chain(health::encode(&service.health)))
+}
+
+pub fn encode_ports(ports: &Ports) -> Raw {
+    match ports {
+        Ports::Any => Raw::text("any"),
+        Ports::List(ranges) => Raw::List(ranges.iter().map(encode_range).collect()),
+    }
 }
 
 fn encode_range(range: &PortRange) -> Raw {
@@ -300,7 +315,8 @@ pub fn encode_server(server: &RealServer) -> Raw {
         ("weight", Some(Raw::integer(server.weight))),
         ("forwarding", server.forwarding.map(|method| word(&FORWARDING, method))),
     ];
-    Raw::map(fields.into_iter().chain(health::encode_server(&server.health)))
+    let fields = fields.into_iter().chain(scheduling::encode_server(&server.limits));
+    Raw::map(fields.chain(health::encode_server(&server.health)))
 }
 
 pub const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
@@ -310,10 +326,22 @@ pub const FORWARDING: [(&str, Forwarding); 4] = [
     ("nat", Forwarding::Nat),
     ("fullnat", Forwarding::FullNat),
 ];
-pub const SCHEDULERS: [(&str, Scheduler); 4] =
-    [("rr", Scheduler::Rr), ("wrr", Scheduler::Wrr), ("sh", Scheduler::Sh), ("mh", Scheduler::Mh)];
-const HASHES: [(&str, FlowHash); 2] =
-    [("address", FlowHash::Address), ("address-port", FlowHash::AddressPort)];
+pub const SCHEDULERS: [(&str, Scheduler); 14] = [
+    ("rr", Scheduler::Rr),
+    ("wrr", Scheduler::Wrr),
+    ("lc", Scheduler::Lc),
+    ("wlc", Scheduler::Wlc),
+    ("sed", Scheduler::Sed),
+    ("nq", Scheduler::Nq),
+    ("fo", Scheduler::Fo),
+    ("ovf", Scheduler::Ovf),
+    ("twos", Scheduler::Twos),
+    ("sh", Scheduler::Sh),
+    ("dh", Scheduler::Dh),
+    ("mh", Scheduler::Mh),
+    ("lblc", Scheduler::Lblc),
+    ("lblcr", Scheduler::Lblcr),
+];
 const ON_UNKNOWN_FLOW: [(&str, OnUnknownFlow); 4] = [
     ("adopt", OnUnknownFlow::Adopt),
     ("reset", OnUnknownFlow::Reset),

@@ -115,8 +115,9 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:13:7: spec.realServers[1].wieght: unknown field\n  help: did you mean `weight`?",
         ),
         (
-            web("  scheduler: wrr\n", "  scheduler: wlc\n  healthPolicy: {tcp: {}}\n"),
-            "m.yaml:9:14: spec.scheduler: `wlc` is not one of rr, wrr, sh, mh\n  \
+            web("  scheduler: wrr\n", "  scheduler: wcl\n  healthPolicy: {tcp: {}}\n"),
+            "m.yaml:9:14: spec.scheduler: `wcl` is not one of rr, wrr, lc, wlc, sed, nq, fo, ovf, twos, sh, dh, mh, lblc, lblcr\n  \
+             help: did you mean `wlc`?\n\
              m.yaml:10:3: spec.healthPolicy: unknown field",
         ),
         (
@@ -593,6 +594,7 @@ prop_compose! {
         on_unknown_flow in select(vec![OnUnknownFlow::Adopt, OnUnknownFlow::Reset, OnUnknownFlow::Pass, OnUnknownFlow::Drop]),
         clamp in prop_oneof![Just(MssClamp::Off), Just(MssClamp::Auto), MssClamp::RANGE.prop_map(MssClamp::To)],
         address_interface in prop::option::of(interface_names()),
+        scheduling in super::scheduling::tests::schedulings(),
         servers in prop::collection::vec(
             (any::<u16>(), any::<bool>(), prop::option::of(1..=u16::MAX),
              prop::option::of(select(FORWARDING.map(|(_, method)| method).to_vec()))), 0..12),
@@ -606,7 +608,10 @@ prop_compose! {
             } else {
                 IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, index as u16 + 1))
             };
-            RealServer { address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method, health: Default::default() }
+            RealServer {
+                address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method,
+                limits: Default::default(), health: Default::default(),
+            }
         }).collect();
         let mut service = VirtualService {
             name,
@@ -617,6 +622,7 @@ prop_compose! {
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
             timeouts, address_interface, real_servers, health: Default::default(),
+            scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {
             service.local_addresses = Some(pool);

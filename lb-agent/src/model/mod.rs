@@ -3,9 +3,11 @@
 
 mod director;
 mod effect;
+mod endpoint;
 mod events;
 pub mod health;
 mod pool;
+mod scheduling;
 mod service;
 mod vrrp;
 mod way;
@@ -18,8 +20,13 @@ pub use director::{
     SERVICES_MAX, Shutdown, XdpMode,
 };
 pub use effect::{Effect, field_effect};
+pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
+pub use scheduling::{
+    DrainPolicy, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Quic, SOURCES_MAX, Scheduling,
+    ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
+};
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
@@ -153,6 +160,16 @@ impl Name {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name of a further endpoint of the service of this name: one that no object can have.
+    pub fn of_endpoint(&self, endpoint: &str) -> Name {
+        Name(format!("{}/{endpoint}", self.0))
+    }
+
+    /// The service that an endpoint belongs to.
+    pub fn of_service(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(service, _)| service)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Name, health};
+use super::{Endpoint, Name, Scheduling, ServerLimits, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -28,6 +28,9 @@ pub struct VirtualService {
     /// In the order of the manifest, which is the order of addition for rr and wrr. May be empty: the service
     /// then refuses connections.
     pub real_servers: Vec<RealServer>,
+    pub scheduling: Box<Scheduling>,
+    /// Where else clients reach it; most services have none. Each with an (address, protocol) of its own.
+    pub endpoints: Vec<Endpoint>,
     /// Its health checks and who takes part.
     pub health: health::Policy,
 }
@@ -66,6 +69,7 @@ pub struct RealServer {
     pub weight: u16,
     /// Overrides the service's.
     pub forwarding: Option<Forwarding>,
+    pub limits: ServerLimits,
     pub health: health::ServerPolicy,
 }
 
@@ -278,6 +282,8 @@ impl MssClamp {
 pub struct Timeouts {
     /// TCP, both ends have agreed.
     pub established: Duration,
+    /// TCP, after the real server's SYN without one of the client.
+    pub syn_sent: Duration,
     /// TCP, after the client's SYN.
     pub syn_received: Duration,
     /// TCP, one end has sent FIN.
@@ -286,6 +292,14 @@ pub struct Timeouts {
     pub time_wait: Duration,
     /// TCP, after a RST.
     pub close: Duration,
+    /// TCP, the client has sent FIN and the real server has not.
+    pub close_wait: Duration,
+    /// TCP, the end that was closed last has sent FIN.
+    pub last_ack: Duration,
+    /// TCP, a connection that began anew on the ports of another.
+    pub listen: Duration,
+    /// TCP, the real server has answered the client's SYN.
+    pub syn_ack: Duration,
     /// UDP, once confirmed.
     pub udp: Duration,
     /// A flow not yet shown to be alive: an adopted TCP flow; UDP before its second packet, or under nat and
@@ -302,10 +316,15 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             established: Duration::from_secs(900),
+            syn_sent: Duration::from_secs(120),
             syn_received: Duration::from_secs(60),
             fin_wait: Duration::from_secs(120),
             time_wait: Duration::from_secs(120),
             close: Duration::from_secs(10),
+            close_wait: Duration::from_secs(60),
+            last_ack: Duration::from_secs(30),
+            listen: Duration::from_secs(120),
+            syn_ack: Duration::from_secs(120),
             udp: Duration::from_secs(300),
             unconfirmed: Duration::from_secs(30),
         }

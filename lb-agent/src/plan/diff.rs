@@ -156,6 +156,12 @@ fn set_service(
     }
     // Replies must be known as such before the first packet goes to the server that sends them.
     bind(name, before, after, Role::NatSource, steps);
+    if before.map_or(&Vec::new(), |before| &before.servers) != &*after.servers {
+        steps.push(Step::SetServers { service: name.clone(), servers: after.servers.clone() });
+    }
+    if before.map_or(&Vec::new(), |before| &before.server_ids) != &after.server_ids {
+        steps.push(Step::SetServerIds { service: name.clone(), ids: after.server_ids.clone() });
+    }
     if before.is_none_or(|before| before.slots != after.slots) {
         steps.push(Step::SetSlots { service: name.clone(), slots: after.slots.clone() });
     }

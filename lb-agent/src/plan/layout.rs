@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Step;
+use super::{Rules, Standing, Step};
 use crate::model::health::Flows;
-use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, Protocol, Share};
+use crate::model::{
+    Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, Protocol, Scheduler, ServerId, Share,
+};
 
 /// Everything the agent is answerable for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -100,6 +102,10 @@ pub struct ServiceLayout {
     pub service: Service,
     pub destinations: BTreeMap<Binding, Destination>,
     pub slots: Slots,
+    /// The servers that are walked, by ordinal; a hole is a server that has gone. Empty where nobody walks.
+    pub servers: Arc<Vec<Option<Binding>>>,
+    /// QUIC server ids.
+    pub server_ids: Vec<(ServerId, Binding)>,
     /// The ports that lead there.
     pub ports: Ports,
     /// VIP, and real servers whose replies pass here.
@@ -119,6 +125,7 @@ pub struct Service {
     pub timeouts: [Duration; 16],
     /// With the pool as it is, so that a changed pool is a changed service: the record names indices of it.
     pub pool: Option<(Name, Pool)>,
+    pub rules: Rules,
 }
 
 /// How a slot is found.
@@ -130,6 +137,14 @@ pub enum Lookup {
     HashAddress,
     /// By a hash of the client's address and port.
     HashAddressPort,
+    /// The one slot of a virtual address.
+    HashDestination,
+    /// As IPVS's sh hashes, with the port or without.
+    IpvsSh { port: bool },
+    /// As IPVS's mh hashes.
+    IpvsMh { port: bool },
+    /// No slot: the servers are walked, by the rule of a scheduler that counts connections.
+    Walk(Scheduler),
 }
 
 /// A real server behind a service. Another forwarding method is another binding: a flow cannot change its own.
@@ -152,6 +167,7 @@ pub struct Destination {
     pub timeout: Duration,
     /// The service's port where the real server's differs; else 0.
     pub vip_port: u16,
+    pub standing: Standing,
     /// What becomes of the flows it has.
     pub flows: Flows,
 }
@@ -165,11 +181,18 @@ pub struct Slots {
     pub exact: bool,
 }
 
+/// A slot without a server.
+pub const NO_SERVER: u32 = crate::scheduler::NO_SERVER;
+
 impl Slots {
     /// The bindings that have a slot.
     pub fn named(&self) -> BTreeSet<Binding> {
         let indices: BTreeSet<u32> = self.slots.iter().copied().collect();
-        indices.into_iter().map(|index| self.servers[index as usize]).collect()
+        indices
+            .into_iter()
+            .filter(|index| *index != NO_SERVER)
+            .map(|index| self.servers[index as usize])
+            .collect()
     }
 }
 
@@ -212,6 +235,8 @@ impl Layout {
                         service: Service::clone(service),
                         destinations: BTreeMap::new(),
                         slots: Slots::default(),
+                        servers: Arc::default(),
+                        server_ids: Vec::new(),
                         ports: Ports::List(Vec::new()),
                         roles: BTreeSet::new(),
                     };
@@ -231,6 +256,8 @@ impl Layout {
             Step::SetDestination { service, .. }
             | Step::RemoveDestination { service, .. }
             | Step::SetSlots { service, .. }
+            | Step::SetServers { service, .. }
+            | Step::SetServerIds { service, .. }
             | Step::SetPorts { service, .. }
             | Step::BindAddress { service, .. }
             | Step::UnbindAddress { service, .. } => {
@@ -275,6 +302,8 @@ impl ServiceLayout {
                 self.destinations.remove(binding);
             }
             Step::SetSlots { slots, .. } => self.slots = slots.clone(),
+            Step::SetServers { servers, .. } => self.servers = Arc::clone(servers),
+            Step::SetServerIds { ids, .. } => self.server_ids = ids.clone(),
             Step::SetPorts { ports, .. } => self.ports = ports.clone(),
             Step::BindAddress { role, address, .. } => {
                 self.roles.insert((*role, *address));

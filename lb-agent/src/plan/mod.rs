@@ -4,12 +4,14 @@
 
 mod diff;
 mod layout;
+mod rules;
 mod step;
 
 pub use diff::diff;
 pub use layout::{
     Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots, Via,
 };
+pub use rules::{NextPacket, Rules, Standing};
 pub use step::{Mac, Step};
 
 #[cfg(test)]

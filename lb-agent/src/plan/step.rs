@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Binding, Destination, Hop, HopKey, Pool, Role, Service, Slots, Via};
+use super::{Binding, Destination, Hop, HopKey, NextPacket, Pool, Role, Service, Slots, Via};
 use crate::model::health::Flows;
-use crate::model::{Forwarding, Name, Ports};
+use crate::model::{Forwarding, Name, Ports, ServerId};
 
 /// A step of a plan. Displayed as a line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +64,16 @@ pub enum Step {
         service: Name,
         slots: Slots,
     },
+    /// The list of servers that are walked.
+    SetServers {
+        service: Name,
+        servers: Arc<Vec<Option<Binding>>>,
+    },
+    /// By which id in a QUIC connection id a server is known.
+    SetServerIds {
+        service: Name,
+        ids: Vec<(ServerId, Binding)>,
+    },
     SetPorts {
         service: Name,
         ports: Ports,
@@ -113,12 +124,19 @@ impl fmt::Display for Step {
                     Some(key) => write!(f, " by next hop {key}, MTU {}", destination.mtu),
                     None => write!(f, ", next hop not known yet"),
                 }?;
+                let standing = &destination.standing;
+                write!(f, ", weight {}", standing.weight)?;
                 match destination.flows {
-                    Flows::Stay => Ok(()),
-                    Flows::Keep => f.write_str(", takes no new clients"),
-                    Flows::Reset => f.write_str(", connections are reset"),
-                    Flows::Move => f.write_str(", flows move"),
+                    Flows::Stay => {}
+                    Flows::Keep => return f.write_str(", takes no new clients"),
+                    Flows::Reset => return f.write_str(", connections are reset"),
+                    Flows::Move => return f.write_str(", flows move"),
                 }
+                f.write_str(match (standing.draining, standing.next_packet) {
+                    (_, NextPacket::Reset | NextPacket::ResetBothEnds) => ", connections are reset",
+                    (true, NextPacket::GoesOn) => ", no new connections",
+                    (false, NextPacket::GoesOn) => "",
+                })
             }
             Step::RemoveDestination { service, binding } => {
                 write!(f, "service {service}: remove real server {binding}")
@@ -126,6 +144,13 @@ impl fmt::Display for Step {
             Step::SetSlots { service, slots } => {
                 let (slots, servers) = (slots.slots.len(), slots.named().len());
                 write!(f, "service {service}: {slots} slots of {servers} real servers")
+            }
+            Step::SetServers { service, servers } => {
+                let there = servers.iter().flatten().count();
+                write!(f, "service {service}: {there} real servers to choose from")
+            }
+            Step::SetServerIds { service, ids } => {
+                write!(f, "service {service}: {} server ids", ids.len())
             }
             Step::SetPorts { service, ports } => match ports {
                 Ports::List(ranges) if ranges.is_empty() => write!(f, "service {service}: no ports"),

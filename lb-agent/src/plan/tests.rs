@@ -320,7 +320,7 @@ fn a_step_is_a_line_for_the_operator() {
             "next hop 10.0.0.1 on interface 2: 02:00:00:00:00:07",
             "routes to clients: 1",
             "service service-0: set 192.0.2.1",
-            "service service-0: real server 10.0.0.1 (nat) by next hop 10.0.0.1 on interface 2, MTU 1500",
+            "service service-0: real server 10.0.0.1 (nat) by next hop 10.0.0.1 on interface 2, MTU 1500, weight 1",
             "service service-0: take packets from 10.0.0.1",
             "service service-0: 1 slots of 1 real servers",
             "service service-0: take packets to 192.0.2.1",

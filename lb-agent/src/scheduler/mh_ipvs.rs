@@ -22,7 +22,7 @@ pub fn build(servers: &[Candidate]) -> SlotTable {
             server: index as u32,
             at: hash(0) % ipvs::MH_SLOTS,
             skip: hash(1) % (ipvs::MH_SLOTS - 1) + 1,
-            turns: (u32::from(server.weight) / divisor >> shift).max(1),
+            turns: ((u32::from(server.weight) / divisor) >> shift).max(1),
         });
     }
     let mut slots = vec![NO_SERVER; ipvs::MH_SLOTS as usize];

@@ -83,6 +83,8 @@ pub struct Leaving {
     pub since: Instant,
     /// If nobody took over by then, it stays, or goes all the same.
     pub until: Instant,
+    /// The lease is renewed then: no advertisement does it meanwhile.
+    pub renew: Instant,
     pub go_all_the_same: bool,
 }
 
@@ -131,7 +133,9 @@ impl Instance {
         let timers = match &self.state {
             State::Initialize | State::Fault => [None; 4],
             State::Backup(backup) => [Some(backup.down_at), backup.preempt_at, None, None],
-            State::Master(Master { leaving: Some(leaving), .. }) => [Some(leaving.until), None, None, None],
+            State::Master(Master { leaving: Some(leaving), .. }) => {
+                [Some(leaving.until), Some(leaving.renew), None, None]
+            }
             State::Master(master) => [Some(master.next_advert), master.next_burst, master.next_refresh, None],
         };
         timers.into_iter().chain([expiry]).flatten().min()

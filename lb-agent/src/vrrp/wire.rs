@@ -317,7 +317,12 @@ impl Wire {
                 authenticator.verify(clock, &subject, advert, trailer).map_err(|why| {
                     // A replay says nothing about how its sender is configured.
                     let replayed = why == Unauthentic::Replayed;
-                    let difference = difference(Field::Authentication, ours, why);
+                    let theirs = match why {
+                        // Without the number, which grows by itself.
+                        Unauthentic::Stale { .. } => "a clock outside the window".to_owned(),
+                        why => why.to_string(),
+                    };
+                    let difference = difference(Field::Authentication, ours, theirs);
                     (why.into(), (!replayed).then_some(difference))
                 })
             }

@@ -3,18 +3,19 @@
 
 use super::{Target, fits, fits_mtu, may_serve};
 use crate::{
-    atomic,
+    answer, atomic,
     connection::{Hit, Place},
     count,
     flow::{Step, place, write_twin},
     forward::nat,
+    load,
     maps::{LEASES, NEXT_HOPS, POOL},
     nexthop::{self, Hop},
     packet::{Packet, Words, sum, unsum, words},
 };
 use lb_common::{
     connection::Value,
-    destination::Destination,
+    destination::{Destination, flags},
     lease::{Lease, PoolAddress, lease_index},
     state::Direction,
     verdict::Reason,
@@ -63,9 +64,9 @@ pub fn word_of(record: *mut Lease) -> *mut u64 {
 }
 
 /// A packet of a known flow to the server. `NoLease`: a flow whose lease was lost, or whose server was removed
-/// and that can move, is a new one.
+/// and that can move, is a new one. `ATTENTIVE`: nobody asked yet whether the server wants attention.
 #[inline(always)]
-pub fn to_server<const V6: bool>(
+pub fn to_server<const V6: bool, const ATTENTIVE: bool>(
     packet: &Packet<V6>,
     hit: Hit,
     place: &Place,
@@ -77,8 +78,13 @@ pub fn to_server<const V6: bool>(
         return Err(Reason::NoLease);
     }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
-    if target.is_removed() && crate::flow::moves(&hit, packet.udp) {
-        return Err(Reason::NoLease);
+    if ATTENTIVE && target.wants_attention() {
+        if crate::flow::leaves(&hit, target.flags(), packet.udp) {
+            return Err(Reason::NoLease);
+        }
+        if target.is_over_rate() {
+            return Err(Reason::PacketsLimited);
+        }
     }
     may_serve(Destination::vrrp_of(target.flags()))?;
     fits(packet, &target)?;
@@ -86,7 +92,10 @@ pub fn to_server<const V6: bool>(
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
             let twin = lease.hit();
-            twin.replace(twin.value.with(new.state(), new.deadline()));
+            let word = twin.value.with(new.state(), new.deadline());
+            if twin.replace(word) {
+                load::stepped(twin.value, word);
+            }
         }
     }
     send(packet, &target, index)
@@ -149,14 +158,18 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     }
     let (server, source) = (target.address::<V6>(), packet.source());
     let expected = nat::server_ports(client_ports, &target) >> 16;
-    let udp = target.flags() & lb_common::destination::flags::UDP != 0;
+    let udp = target.flags() & flags::UDP != 0;
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || packet.udp != udp {
         return Err(Reason::WrongServer);
     }
     fits_mtu(packet, mtu, &target)?;
+    if target.flags() & flags::RESET != 0 && !packet.udp {
+        return Err(answer::reset(packet, Reason::FlowReset));
+    }
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {
         if lease.hit().replace(new) {
+            load::stepped(lease.word, new);
             let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.udp);
             write_twin::<V6>(&flow, new, now, index);
         }

@@ -10,6 +10,7 @@ use crate::{
     answer,
     connection::{Hit, Place},
     flow::Step,
+    limits, load,
     maps::{DESTINATIONS, NEXT_HOPS, VRRP},
     nexthop::Hop,
     packet::{Packet, Words, words},
@@ -48,9 +49,22 @@ impl Target {
         Destination::forwarding_of(self.flags())
     }
 
+    /// Whether anything must be looked at before a packet may go on to an established flow's server.
     #[inline(always)]
-    pub fn is_removed(&self) -> bool {
-        self.flags() & flags::REMOVED != 0
+    pub fn wants_attention(&self) -> bool {
+        self.flags() & flags::ATTENTION != 0
+    }
+
+    /// Whether the server may not be given packets any faster.
+    #[inline(always)]
+    pub fn is_over_rate(&self) -> bool {
+        self.flags() & flags::RATED != 0 && limits::lb_packet_fits(self.index) == 0
+    }
+
+    /// Whether flows are counted at the server.
+    #[inline(always)]
+    pub fn is_counted(&self) -> bool {
+        self.flags() & flags::COUNTED != 0
     }
 
     #[inline(always)]
@@ -158,7 +172,7 @@ pub fn to_server<const V6: bool>(
             nat::touch(packet, hit, &target, now);
             nat::send(packet, &target)
         }
-        Forwarding::FullNat => fullnat::to_server(packet, hit, place, now),
+        Forwarding::FullNat => fullnat::to_server::<V6, false>(packet, hit, place, now),
     }
 }
 
@@ -167,7 +181,9 @@ pub fn to_server<const V6: bool>(
 pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now: u16) {
     let step = Step::of(packet, Direction::InputOnly, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
-        hit.replace(new);
+        if hit.replace(new) {
+            load::stepped(hit.value, new);
+        }
     }
 }
 

@@ -3,16 +3,23 @@
 
 use super::{Target, fits_mtu, may_serve};
 use crate::{
+    answer,
     connection::Hit,
     count,
     flow::{Step, place, turned, write_twin},
+    load,
     maps::{CLIENT_NEIGHB, NEXT_HOPS},
     nexthop::{self, Hop},
     packet::{Packet, Words},
 };
 use lb_common::{
-    address::Address, checksum, connection::HOP_ON_LINK, destination::Destination, filter::AddressKey,
-    state::Direction, verdict::Reason,
+    address::Address,
+    checksum,
+    connection::HOP_ON_LINK,
+    destination::{Destination, flags},
+    filter::AddressKey,
+    state::Direction,
+    verdict::Reason,
 };
 
 /// The step of a client's packet, and the twin's.
@@ -21,6 +28,7 @@ pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now
     let step = Step::of(packet, Direction::Input, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
+            load::stepped(hit.value, new);
             let ports = reply_ports(packet.ports(), target);
             let reply = place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp);
             write_twin::<V6>(&reply, new, now, target.index);
@@ -62,6 +70,9 @@ pub fn to_client<const V6: bool>(
     now: u16,
 ) -> Result<u32, Reason> {
     may_serve(Destination::vrrp_of(target.flags()))?;
+    if target.flags() & flags::RESET != 0 && !packet.udp {
+        return Err(answer::reset(packet, Reason::FlowReset));
+    }
     let (hop, mtu) = client_hop::<V6>(hit.value.hop(), packet.destination())?;
     fits_mtu(packet, mtu, &target)?;
     let ports = packet.ports();

@@ -71,6 +71,84 @@ fn a_fullnat_flow_is_counted_at_the_destination_of_its_lease() {
     assert_eq!(views.lease_word(old), Value::EMPTY);
 }
 
+fn destination(views: &Views, index: u32, load: u32, flags: u32) {
+    let record = Destination {
+        word: Destination::make_word(0, 1500, flags | flags::VALID),
+        load,
+        ..Destination::default()
+    };
+    views.destinations.update(index, &record, 0);
+}
+
+fn counts(views: &Views, load: u32) -> (u32, u32) {
+    Load::counts_of(views.counts(load).load(Relaxed))
+}
+
+#[test]
+fn an_expired_flow_is_taken_off_its_servers_count_and_relieves_it() {
+    let views = views();
+    destination(&views, 5, 3, flags::COUNTED);
+    destination(&views, 6, 6, 0);
+    views.loads.update(
+        3,
+        &Load { counts: 2 + (1 << 32), weight: 1, overloaded: 1, upper: 3, lower: 2, reserved: 0 },
+        0,
+    );
+    put(&views, 0, Value::flow(Kind::Flow, 5, 0, State::Established, 9));
+    put(&views, 1, Value::flow(Kind::Flow, 5, 0, State::Established, 3));
+    put(&views, 2, Value::flow(Kind::Flow, 5, 0, State::TimeWait, 4));
+    put(&views, 3, Value::flow(Kind::Flow, 6, 0, State::Established, 2));
+    let overloaded = || views.loads.half(3, offset_of!(Load, overloaded)).load(Relaxed);
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, 3);
+    assert_eq!((counts(&views, 3), overloaded()), ((1, 1), 1), "two of at most three, two is not below two");
+    scan.walk(&views, 4);
+    assert_eq!((counts(&views, 3), overloaded()), ((1, 0), 0));
+    scan.walk(&views, 9);
+    assert_eq!(counts(&views, 3), (0, 0));
+    assert_eq!(counts(&views, 6), (0, 0), "a server that is not counted goes below nothing");
+    assert_eq!(scan.healed, 0);
+}
+
+#[test]
+fn counts_that_drifted_are_put_right_by_the_second_walk_that_sees_the_same() {
+    let views = views();
+    destination(&views, 5, 5, flags::COUNTED);
+    destination(&views, 6, 5, flags::COUNTED | flags::UDP_INACTIVE);
+    put(&views, 0, Value::flow(Kind::Flow, 5, 0, State::Established, 9));
+    put(&views, 1, Value::flow(Kind::Flow, 6, 0, State::Udp, 9));
+    put(&views, 2, Value::flow(Kind::Template, 6, 0, State::Established, 9));
+    views.counts(5).store(7, Relaxed);
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, 0);
+    assert_eq!((counts(&views, 5), scan.healed), ((7, 0), 0));
+    assert_eq!(scan.templates[6], 1);
+    // Another difference: somebody was counting.
+    views.counts(5).store(6, Relaxed);
+    scan.walk(&views, 0);
+    assert_eq!((counts(&views, 5), scan.healed), ((6, 0), 0));
+    scan.walk(&views, 0);
+    assert_eq!((counts(&views, 5), scan.healed), ((1, 1), 1));
+    scan.walk(&views, 0);
+    assert_eq!((counts(&views, 5), scan.healed), ((1, 1), 0));
+}
+
+#[test]
+fn a_fullnat_flow_is_taken_off_when_its_lease_ends() {
+    let views = views();
+    destination(&views, 12, 12, flags::COUNTED);
+    let lease = lease_index(1, 40_000);
+    put(&views, 0, Value::full_nat(lease, 0, State::Established, 10));
+    views.leases.word(lease, 8).store(Value::flow(Kind::FullNat, 12, 0, State::Established, 10).0, Relaxed);
+    views.counts(12).store(1, Relaxed);
+    let mut scan = Scan::empty(&views);
+    scan.walk(&views, 5);
+    scan.walk(&views, 5);
+    assert_eq!((counts(&views, 12), scan.healed), ((1, 0), 0), "counted once, by its lease");
+    scan.walk(&views, 10);
+    assert_eq!((counts(&views, 12), scan.expired, scan.expired_leases), ((0, 0), 1, 1));
+}
+
 #[test]
 fn a_sweep_that_was_asked_for_began_after_the_question() {
     let views = Arc::new(views());

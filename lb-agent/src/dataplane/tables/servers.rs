@@ -119,6 +119,11 @@ impl Tables {
         Some(Service::slots_of(word).1)
     }
 
+    /// Counts, weight and thresholds of the real server of a destination.
+    pub fn load(&self, destination: u32) -> Option<lb_common::load::Load> {
+        Some(self.views.loads.get(self.destinations.load(destination)?))
+    }
+
     /// The index of the load of a destination: where its counts, weight and thresholds are.
     pub fn load_of(&self, destination: u32) -> Option<u32> {
         self.destinations.load(destination)

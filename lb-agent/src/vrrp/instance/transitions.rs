@@ -45,9 +45,10 @@ impl Instance {
         let State::Master(Master { leaving: None, .. }) = &self.state else { return self.stop() };
         let config = &self.config;
         let longer = interval_for_pause(config.version, config.interval, pause);
-        let actions = self.advertise(now, longer.unwrap_or(config.interval));
+        let last = self.advertise(now, longer.unwrap_or(config.interval));
         self.state = State::Initialize;
-        actions
+        // Three times: nothing more is said for a while, and one may be lost or overtaken.
+        [&last[..1], &last[..1], &last[..]].concat()
     }
 
     pub(super) fn advert(&mut self, now: Instant, heard: Heard) -> Vec<Action> {
@@ -155,11 +156,10 @@ impl Instance {
         match &self.state {
             State::Initialize | State::Fault => Vec::new(),
             State::Backup(_) => self.timer_as_backup(now),
-            State::Master(Master { leaving: Some(leaving), .. }) if now >= leaving.until => {
+            State::Master(Master { leaving: Some(leaving), .. }) => {
                 let leaving = leaving.clone();
-                self.not_taken(now, leaving)
+                self.timer_as_leaving(now, leaving)
             }
-            State::Master(Master { leaving: Some(_), .. }) => Vec::new(),
             State::Master(_) => self.timer_as_master(now),
         }
     }
@@ -241,6 +241,15 @@ impl Instance {
         }
         actions.push(Action::Count("stalled"));
         actions
+    }
+
+    fn timer_as_leaving(&mut self, now: Instant, leaving: Leaving) -> Vec<Action> {
+        let interval = self.config.interval;
+        let late = now.saturating_duration_since(leaving.renew);
+        if late + interval >= patience(interval) {
+            return self.listen_first(now, late + interval);
+        }
+        if now >= leaving.until { self.not_taken(now, leaving) } else { self.renew_lease(now) }
     }
 
     /// Nobody took over from a master that said goodbye.
@@ -375,10 +384,22 @@ impl Instance {
         }
         // The slowest skew is an interval (v2: a second); one interval more for a backup that is not ready.
         let until = now + interval.max(Duration::from_secs(1)) + interval + HAND_OVER_MARGIN;
-        master.leaving = Some(Leaving { since: now, until, go_all_the_same });
-        // The lease ends with the attempt: a peer may be master from now on, and who asked it to must not
-        // outlast that if it dies meanwhile.
-        vec![self.outgoing(0, interval), Action::SetLease { role: Role::Master, until: Some(until) }]
+        master.leaving = Some(Leaving { since: now, until, renew: now, go_all_the_same });
+        let mut actions = vec![self.outgoing(0, interval)];
+        actions.extend(self.renew_lease(now));
+        actions
+    }
+
+    /// While another is asked to take over, the data plane's word is renewed without an advertisement: should
+    /// this process die meanwhile, it ends as soon as it always would.
+    fn renew_lease(&mut self, now: Instant) -> Vec<Action> {
+        let interval = self.config.interval;
+        let State::Master(Master { leaving: Some(leaving), .. }) = &mut self.state else { return Vec::new() };
+        if now < leaving.renew {
+            return Vec::new();
+        }
+        leaving.renew = now + interval;
+        vec![Action::SetLease { role: Role::Master, until: Some(now + patience(interval)) }]
     }
 
     pub(super) fn order(&mut self, now: Instant, order: Order) -> Vec<Action> {
@@ -398,12 +419,13 @@ impl Instance {
     }
 
     pub(super) fn primary_address(&mut self, now: Instant, address: Option<IpAddr>) -> Vec<Action> {
+        let speaks = matches!(self.state, State::Master(Master { leaving: None, .. }));
         let changed = self.address != address;
         self.address = address;
         let what = ADDRESS_FAULT.to_owned();
         let started = self.state != State::Initialize;
         let mut actions = self.track(now, Change::Fault { what, present: address.is_none() && started });
-        if changed && matches!(self.state, State::Master(Master { leaving: None, .. })) {
+        if changed && speaks && self.role() == Role::Master {
             actions.extend(self.advertise(now, self.config.interval));
         }
         actions
@@ -550,8 +572,9 @@ impl Instance {
     fn announce_again(&mut self, now: Instant) -> Vec<Action> {
         let gratuitous = self.config.gratuitous;
         let State::Master(master) = &mut self.state else { return Vec::new() };
-        if master.last_burst.is_some_and(|last| now < last + BURSTS_APART) {
-            let later = now + BURSTS_APART;
+        if let Some(later) = master.last_burst.map(|last| last + BURSTS_APART)
+            && now < later
+        {
             master.next_burst = Some(master.next_burst.map_or(later, |at| at.min(later)));
             return Vec::new();
         }
