@@ -334,6 +334,7 @@ impl Agent {
             Ok(_) => self.trouble(Trouble::Tables, Vec::new()),
             Err(Failed { step, error }) => self.trouble(Trouble::Tables, vec![format!("{step}: {error:#}")]),
         }
+        self.track_vrrp();
     }
 
     /// Runs what leads from what was done to what is wanted; returns the steps.

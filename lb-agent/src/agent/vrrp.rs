@@ -134,7 +134,8 @@ impl Agent {
 
     /// What only the agent knows of what is tracked, and whether this director could serve.
     pub(super) fn track_vrrp(&mut self) {
-        let ready = self.recovered && !self.unfinished && self.director.all_answered();
+        let known = self.director.all_answered() && self.health.roster.all_known();
+        let ready = self.recovered && !self.unfinished && known;
         if ready && !self.vrrp.ready {
             self.vrrp.ready = true;
             self.vrrp.driver.order(Command::Ready(true));
@@ -157,15 +158,20 @@ impl Agent {
     }
 
     /// The weights of a service's real servers that take connections.
-    fn usable_weight(&self, service: &Name) -> u32 {
+    fn usable_weight(&self, name: &Name) -> u32 {
         let services = self.director.objects().services();
-        let found = services.map(|(found, _)| found).find(|found| found.name == *service);
+        let found = services.map(|(found, _)| found).find(|found| found.name == *name);
         let Some(service) = found else { return 0 };
-        let usable = service.real_servers.iter().filter(|server| {
+        // Both in the order of the manifest. A service without a judgement has no checks yet.
+        let judgement = self.health.roster.judgement(name);
+        let usable = service.real_servers.iter().enumerate().filter(|(nth, server)| {
+            let healthy = judgement
+                .and_then(|judgement| judgement.servers.get(*nth))
+                .is_none_or(|verdict| verdict.standing.takes_new());
             let standing = self.director.standing(server.address, service.forwarding_of(server));
-            matches!(standing, ServerStanding::In { .. })
+            healthy && matches!(standing, ServerStanding::In { .. })
         });
-        usable.map(|server| u32::from(server.weight)).sum()
+        usable.map(|(_, server)| u32::from(server.weight)).sum()
     }
 
     /// The program is on every interface that it should be on, and runs: a frame of nobody's comes back as it must.
