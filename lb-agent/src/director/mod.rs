@@ -336,21 +336,6 @@ impl Director {
         self.objects.pools().map(|(object, _)| (object.name.clone(), pool(object))).collect()
     }
 
-    /// The addresses that follow each VRRP instance: its own, and those of pools that name it.
-    fn vrrp(&self) -> BTreeMap<Name, BTreeSet<IpAddr>> {
-        let mut vrrp: BTreeMap<Name, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (instance, _) in self.objects.vrrp_instances() {
-            let addresses = instance.all_addresses().map(|address| address.address.addr());
-            vrrp.insert(instance.name.clone(), addresses.collect());
-        }
-        for (pool, _) in self.objects.pools() {
-            if let Some(addresses) = pool.vrrp.as_ref().and_then(|instance| vrrp.get_mut(instance)) {
-                addresses.extend(pool.addresses());
-            }
-        }
-        vrrp
-    }
-
     /// What the agent puts on interfaces whatever its role; what follows a VRRP instance is not among it.
     fn placed(&self) -> BTreeSet<(String, IpAddr)> {
         let mut placed = BTreeSet::new();
