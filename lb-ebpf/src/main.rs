@@ -28,8 +28,10 @@ mod new_flow;
 mod nexthop;
 mod packet;
 mod persistence;
+mod quic;
 mod reset;
 mod schedule;
+mod sip;
 mod tail;
 
 use aya_ebpf::{
