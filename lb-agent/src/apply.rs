@@ -87,7 +87,9 @@ impl Applier {
         self.tables.finish_recovery()?;
         for own in self.net.list_own_addresses().await? {
             let place = (own.interface, own.address.addr());
-            if !self.done.placed.contains(&place) {
+            // Those of a VRRP instance are its master's: a restart is no change of role.
+            let of_vrrp = self.done.vrrp.values().any(|addresses| addresses.contains(&place.1));
+            if !of_vrrp && !self.done.placed.contains(&place) {
                 tracing::info!("{} on {} is nobody's any more: removed", place.1, place.0);
                 self.net.remove_address(&place.0, place.1).await?;
             }
@@ -120,20 +122,13 @@ impl Applier {
         Ok(())
     }
 
-    /// Makes these addresses follow a VRRP instance in the tables; returns its number there.
+    /// Makes these addresses follow a VRRP instance in the tables, as the plan's step does, and returns its number
+    /// there. At start the driver needs it before the first plan can be made.
     ///
     /// # Errors
     /// No room for another instance.
     pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
         Ok(self.tables.set_vrrp(name, addresses)?)
-    }
-
-    /// Nothing follows that instance any more.
-    ///
-    /// # Errors
-    /// A table that cannot be written.
-    pub fn remove_vrrp(&mut self, name: &Name) -> Result<()> {
-        Ok(self.tables.remove_vrrp(name)?)
     }
 
     /// Takes every address away that the agent has put on an interface.

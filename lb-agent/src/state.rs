@@ -1,6 +1,7 @@
 //! The state directory: what must outlive the agent. The API's objects (`objects.yaml`), those of them that no
-//! longer fit (`rejected.yaml`), the real servers that leave (`drains.json`), and the last manifests that were right (`files.json`), for a start at which they are
-//! not. Every file is replaced as a whole: written beside, synced, renamed.
+//! longer fit (`rejected.yaml`), the real servers that leave (`drains.json`), the last manifests that were right
+//! (`files.json`), for a start at which they are not, and the states of health checks (`health.json`). Every file is
+//! replaced as a whole: written beside, synced, renamed.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -117,6 +118,27 @@ impl StateDirectory {
         Ok(Some(files.into_iter().map(|(file, text)| Source { file, text }).collect()))
     }
 
+    /// Keeps the states of health checks.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn save_health(&self, text: &str) -> Result<()> {
+        self.replace(HEALTH, text)
+    }
+
+    /// The states of health checks as they were saved; none before the first time.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn load_health(&self) -> Result<Option<String>> {
+        let path = self.path.join(HEALTH);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
     /// Keeps the drains.
     ///
     /// # Errors
@@ -162,6 +184,7 @@ fn yaml<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
 const OBJECTS: &str = "objects.yaml";
 const REJECTED: &str = "rejected.yaml";
 const FILES: &str = "files.json";
+const HEALTH: &str = "health.json";
 const DRAINS: &str = "drains.json";
 const LOCK: &str = "lock";
 

@@ -3,12 +3,15 @@
 mod continuity;
 mod counters;
 mod forwarding;
+mod health;
 mod lab;
 mod lease;
 mod manifests;
 mod neighbours;
 mod net;
+mod probes;
 mod real_server;
+mod scheduling;
 mod site;
 mod vrrp;
 

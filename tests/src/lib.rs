@@ -3,6 +3,8 @@
 //! reads as its story and not as its error handling; every guard cleans up on the way out of that panic.
 
 pub mod agent;
+pub mod authority;
+pub mod canary;
 pub mod content;
 pub mod http;
 pub mod keepalived;
@@ -19,6 +21,7 @@ pub mod wait;
 pub mod xdp_pass;
 
 pub use agent::Agent;
+pub use authority::Authority;
 pub use keepalived::Keepalived;
 pub use namespace::Namespace;
 pub use nginx::Nginx;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::authority::Identity;
 use crate::content;
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -37,19 +38,35 @@ impl Nginx {
     /// returns when each port accepts. Panics with nginx's own words if it does not start.
     #[track_caller]
     pub fn start(namespace: &Namespace, name: &str, ports: &[u16]) -> Nginx {
+        Nginx::start_with_tls(namespace, name, ports, &[])
+    }
+
+    /// The same, and TLS on further ports, each with a certificate of its own. These offer HTTP/2 as well.
+    #[track_caller]
+    pub fn start_with_tls(
+        namespace: &Namespace,
+        name: &str,
+        ports: &[u16],
+        secure: &[(u16, &Identity)],
+    ) -> Nginx {
         let prefix = namespace.directory().join(format!("nginx-{name}"));
         for directory in ["bytes", "uploads", "temp"] {
             std::fs::create_dir_all(prefix.join(directory)).expect("make nginx's directories");
         }
         let configuration = prefix.join("nginx.conf");
-        std::fs::write(&configuration, configure(name, ports)).expect("write nginx's configuration");
+        std::fs::write(&configuration, configure(name, ports, secure)).expect("write nginx's configuration");
         let mut command = namespace.command("nginx");
         command.arg("-e").arg("stderr").arg("-p").arg(&prefix).arg("-c").arg(&configuration);
         let process = namespace.spawn(&format!("nginx-{name}"), command);
         let mut nginx = Nginx { name: name.to_owned(), prefix, process };
         nginx.offer(LARGE);
         let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-        for socket in ports.iter().flat_map(|port| addresses.map(|address| SocketAddr::new(address, *port))) {
+        let secure_ports = secure.iter().map(|(port, _)| port);
+        for socket in ports
+            .iter()
+            .chain(secure_ports)
+            .flat_map(|port| addresses.map(|address| SocketAddr::new(address, *port)))
+        {
             wait::until(&format!("nginx {name} accepts on {socket}"), START, || {
                 nginx.process.assert_running();
                 namespace.run(|| TcpStream::connect(socket).is_ok())
@@ -95,10 +112,27 @@ impl Nginx {
 
 /// nginx's configuration, paths relative to its prefix. One process without a master: it is killed by its pid
 /// and leaves no worker behind.
-fn configure(name: &str, ports: &[u16]) -> String {
+fn configure(name: &str, ports: &[u16], secure: &[(u16, &Identity)]) -> String {
     let listen: String = ports
         .iter()
         .map(|port| format!("    listen {port};\n    listen [::]:{port} ipv6only=on;\n"))
+        .collect();
+    let secure: String = secure
+        .iter()
+        .map(|(port, identity)| {
+            let (certificate, key) = (identity.certificate.display(), identity.key.display());
+            format!(
+                "  server {{
+    listen {port} ssl http2;
+    listen [::]:{port} ssl http2 ipv6only=on;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+    add_header X-Server {name} always;
+    location / {{ return 200 \"{name}\\n\"; }}
+  }}
+"
+            )
+        })
         .collect();
     format!(
         "daemon off;
@@ -124,7 +158,7 @@ http {{
     location ~ ^/slow/(?<rate>[0-9]+k?)/(?<length>[0-9]+)$ {{ limit_rate $rate; alias bytes/$length; }}
     location /uploads/ {{ root .; dav_methods PUT; }}
   }}
-}}
+{secure}}}
 "
     )
 }

@@ -13,6 +13,9 @@ pub struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
+    /// Measure only these parts: rows whose name contains it, or veth, apply, checks, vrrp
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
     /// Further arguments of the benchmark
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -31,6 +34,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut bench = Command::new(built("release", "bench"));
     if args.json {
         bench.arg("--json");
+    }
+    for part in &args.parts {
+        bench.args(["--only", part]);
     }
     become_program(bench.args(&args.args))
 }

@@ -45,7 +45,7 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Check formatting, clippy for host and BPF target, licences
     Lint,
-    /// Measure the data plane (needs root)
+    /// Measure the data plane, orders and health checks (needs root)
     Bench(bench::Args),
     /// What a merge needs: lint, every test, and nothing left behind
     Ci,

@@ -62,6 +62,8 @@ pub const TESTS: &[Part] = &[
     program("keepalived", "keepalived", "the other director of VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
+    program("dnsmasq", "dnsmasq-base", "the DNS server that health checks probe"),
+    program("aiosmtpd", "python3-aiosmtpd", "the SMTP server that health checks probe"),
     Part::Bpffs,
 ];
 

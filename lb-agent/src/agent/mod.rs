@@ -1,8 +1,12 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+pub(crate) mod check_files;
+mod deny;
 mod drain;
 mod events;
+mod health;
+mod health_views;
 pub(crate) mod host;
 mod orders;
 mod start;
@@ -49,11 +53,11 @@ pub struct RunOptions {
 /// What keeps it from starting: a configuration that is wrong, an interface that is missing, a kernel that
 /// refuses the program.
 pub async fn run(options: RunOptions) -> Result<()> {
-    let (mut agent, mut events) = start::start(options).await?;
+    let (mut agent, mut events, mut reports) = start::start(options).await?;
     let (requests, mut inbox) = mpsc::channel(REQUESTS);
     let socket = control::socket_path(&agent.options.runtime_dir);
     let server = control::server::serve(&socket, requests).await?;
-    let result = agent.serve(&mut events, &mut inbox).await;
+    let result = agent.serve(&mut events, &mut reports, &mut inbox).await;
     server.abort();
     let _ = server.await;
     result?;
@@ -75,6 +79,7 @@ struct Agent {
     net: Net,
     state: StateDirectory,
     director: Director,
+    health: health::Health,
     desired: Desired,
     drains: Drains,
     events: Events,
@@ -100,6 +105,7 @@ enum Trouble {
     Stored,
     Tables,
     Interfaces,
+    Health,
     Host,
     Vrrp,
 }
@@ -115,6 +121,7 @@ impl Agent {
     async fn serve(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<net::Event>,
+        reports: &mut health::Reports,
         inbox: &mut mpsc::Receiver<Request>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
@@ -152,6 +159,19 @@ impl Agent {
                     Some(event) => self.network(event, events).await,
                     None => anyhow::bail!("the watch on the network has ended"),
                 },
+                batch = reports.next() => match batch {
+                    Some(batch) => {
+                        if self.take_reports(batch) {
+                            self.enforce().await;
+                        }
+                    }
+                    None => anyhow::bail!("the health monitor has ended"),
+                },
+                () = until(self.health_deadline()) => {
+                    if self.judge(Instant::now()) {
+                        self.enforce().await;
+                    }
+                }
                 Some(report) = self.vrrp.reports.recv() => self.vrrp_report(report),
                 _ = tick.tick() => self.tick().await,
                 () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
@@ -198,7 +218,15 @@ impl Agent {
             }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
-            Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Health { service, reply } => drop(reply.send(self.health_views(service.as_deref()))),
+            Request::Operate { order, reply } => {
+                let result = self.operate(&order).await;
+                let _ = reply.send(result);
+            }
+            Request::Status { reply } => {
+                self.look_at_vrrp().await;
+                let _ = reply.send(self.status());
+            }
             Request::Vrrp { reply } => self.vrrp(reply),
             Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
@@ -213,16 +241,23 @@ impl Agent {
         reply: oneshot::Sender<Result<Outcome, Refusal>>,
     ) {
         match result {
-            Ok(outcome) if outcome.applied && !self.director.all_answered() => {
-                self.waiting.push(Waiting { until: Instant::now() + APPLY_WAIT, outcome, reply });
+            Ok(outcome) if outcome.applied && !self.settled() => {
+                let now = Instant::now();
+                let until = self.health.settles.map_or(now, |settles| settles.max(now)).max(now + APPLY_WAIT);
+                self.waiting.push(Waiting { until, outcome, reply });
             }
             result => drop(reply.send(result)),
         }
     }
 
+    /// Whether the ways to all real servers, and the first outcomes of new checks, are known.
+    fn settled(&self) -> bool {
+        self.director.all_answered() && self.health.settled(Instant::now())
+    }
+
     fn answer_waiting(&mut self) {
         let now = Instant::now();
-        let answered = self.director.all_answered();
+        let answered = self.settled();
         let (due, later) = self.waiting.drain(..).partition(|waiting| answered || waiting.until <= now);
         self.waiting = later;
         let due: Vec<Waiting> = due;
@@ -300,6 +335,7 @@ impl Agent {
             Ok(_) => self.trouble(Trouble::Tables, Vec::new()),
             Err(Failed { step, error }) => self.trouble(Trouble::Tables, vec![format!("{step}: {error:#}")]),
         }
+        self.track_vrrp();
     }
 
     /// Runs what leads from what was done to what is wanted; returns the steps.
@@ -307,11 +343,13 @@ impl Agent {
         self.net.watch(self.director.watched());
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
+        let denied = deny::newly_denied(&steps, self.applier.done());
         // What the kernel sends from an address must be seen before the address can be a backup's.
         let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
+        self.end_denied(denied);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
         if !self.recovered {
             self.applier
@@ -325,6 +363,11 @@ impl Agent {
 
     async fn tick(&mut self) {
         if self.tick_drains() || self.unfinished || !self.recovered {
+            self.enforce().await;
+        }
+        self.save_health();
+        // Weights that follow latencies.
+        if self.judge(Instant::now()) {
             self.enforce().await;
         }
         if let Err(error) = self.applier.maintain().await {
@@ -362,6 +405,7 @@ impl Agent {
     /// What the Director's `shutdown` says.
     async fn shut_down(mut self) -> Result<()> {
         self.tell(&[NotifyState::Stopping]);
+        self.save_health();
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
         self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;

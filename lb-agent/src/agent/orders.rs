@@ -1,6 +1,8 @@
 //! What changes the objects: orders of the API, and files. All or nothing: what was refused or failed leaves
 //! everything as it was.
 
+use std::time::Instant;
+
 use super::{Agent, Trouble, host, start};
 use crate::apply::Failed;
 use crate::control::{Change, Effect, Outcome, Refusal, Verb};
@@ -77,12 +79,14 @@ impl Agent {
         let warnings = self.warnings(&plan);
         if dry_run {
             let mut director = self.director.clone();
+            director.handle(Event::Judged(self.health.roster.would_judge(Instant::now(), &objects)));
             director.handle(Event::Objects(objects));
             let steps = plan::diff(self.applier.done(), director.layout());
             let steps = steps.iter().map(ToString::to_string).collect();
             return Ok(Outcome { plan, steps, map_writes: 0, applied: false, warnings });
         }
         let writes = self.applier.tables().writes();
+        self.set_checks(&objects);
         self.follow_drains(&before, &objects);
         self.director.handle(Event::Objects(objects));
         let result = match self.run_plan().await {
@@ -99,6 +103,7 @@ impl Agent {
                 Ok(Outcome { plan, steps, map_writes, applied: true, warnings })
             }
             Err(Failed { step, error }) => {
+                self.set_checks(&before);
                 self.director.handle(Event::Objects(before));
                 self.enforce().await;
                 Err(Refusal::Failed { step, cause: format!("{error:#}") })

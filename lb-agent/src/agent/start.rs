@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
 use super::vrrp::Vrrp;
-use super::{Agent, RunOptions, SWEEP, Trouble, host};
+use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Drains, Event};
@@ -22,7 +22,9 @@ use crate::net::{self, Net};
 use crate::state::StateDirectory;
 
 /// Starts everything but the API.
-pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>)> {
+pub async fn start(
+    options: RunOptions,
+) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>, health::Reports)> {
     let started = Instant::now();
     let running = director_of(&options.config)?;
     let state = StateDirectory::open(&options.state_dir)?;
@@ -41,6 +43,11 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     director.recover(ways, gateways);
     director.handle(Event::Outputs(outputs(&dataplane)));
     director.handle(Event::Objects(desired.joined()));
+    let (health, mut reports, problem) = health::Health::start(&state)?;
+    if let Some(problem) = problem {
+        tracing::error!("{problem}");
+        problems.insert(Trouble::Health, vec![problem]);
+    }
 
     let events = Events::open(&options.state_dir)?;
     let sinks = SinkTasks::start(events.clone());
@@ -58,6 +65,7 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
         net,
         state,
         director,
+        health,
         desired,
         drains: Drains::default(),
         events,
@@ -74,23 +82,46 @@ pub async fn start(options: RunOptions) -> Result<(Agent, mpsc::UnboundedReceive
     agent.set_vrrp();
     agent.give_words_to_vrrp();
     agent.restore_drains();
-    agent.learn(&mut network).await;
+    let objects = agent.director.objects().clone();
+    agent.set_checks(&objects);
+    agent.learn(&mut network, &mut reports).await;
     agent.enforce().await;
     agent.track_vrrp();
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
-    Ok((agent, network))
+    Ok((agent, network, reports))
 }
 
 impl Agent {
-    /// Waits until the ways to all real servers are known or known to be bad, for [`FIRST_WAIT`] at most.
-    async fn learn(&mut self, events: &mut mpsc::UnboundedReceiver<net::Event>) {
+    /// Waits until the ways to all real servers are known or known to be bad, and every check has had an outcome or
+    /// had one in an earlier run, for [`FIRST_WAIT`] and [`FIRST_CHECKS`] at most. Until then the tables have what the
+    /// earlier run left: a new agent does not empty a pool that it knows nothing of.
+    async fn learn(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<net::Event>,
+        reports: &mut health::Reports,
+    ) {
         self.net.watch(self.director.watched());
-        let deadline = tokio::time::Instant::now() + FIRST_WAIT;
-        while !self.director.all_answered() {
-            match tokio::time::timeout_at(deadline, events.recv()).await {
-                Ok(Some(event)) => self.note(event),
-                Ok(None) | Err(_) => return,
+        let now = tokio::time::Instant::now();
+        let (ways, checks) = (now + FIRST_WAIT, now + FIRST_CHECKS);
+        loop {
+            let ways_known = self.director.all_answered();
+            let checks_known = self.health.roster.all_known();
+            let deadline = match (ways_known, checks_known) {
+                (true, true) => return,
+                (false, true) => ways,
+                (_, false) => checks,
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.note(event),
+                    None => return,
+                },
+                batch = reports.next() => match batch {
+                    Some(batch) => _ = self.take_reports(batch),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(deadline) => return,
             }
         }
     }
@@ -157,6 +188,7 @@ pub fn check_files(sources: &[Source], host: &manifest::HostFacts) -> Result<Obj
 /// Checks objects against this host and this agent's tables.
 pub fn check_here(objects: &Objects, host: &manifest::HostFacts) -> Report {
     let mut report = manifest::check_against_host(objects, host);
+    report.0.extend(check_files::check(objects));
     let mut addresses = 0;
     for (pool, entry) in objects.pools() {
         addresses += pool.addresses().count();
@@ -295,6 +327,8 @@ fn known_ways(tables: &Tables) -> (Ways, Gateways) {
 
 /// How long the first slot tables wait for the ways to real servers.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// How long the start waits for the first outcomes of checks: one probe at the default interval, and its answer.
+const FIRST_CHECKS: Duration = Duration::from_secs(3);
 /// ICMP errors and resets that a CPU sends in a second.
 const ANSWERS_PER_SECOND: u32 = 1000;
 /// Local addresses for FULLNAT: 4 MiB of leases each.

@@ -8,8 +8,8 @@ use lb_common::destination::{Forwarding as RecordForwarding, Traffic};
 use lb_common::verdict::Class;
 use tokio::sync::oneshot;
 
-use super::Agent;
 use super::drain::{drain_reason, drain_view};
+use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
     ConnectionView, ConnectionsView, CountersView, InterfaceView, LimitsView, ObjectView, Origin,
@@ -44,6 +44,8 @@ impl Agent {
         for service in services.filter(|service| name.is_none_or(|name| service.name.as_str() == name)) {
             views
                 .extend(service.real_servers.iter().map(|server| self.real_server(service, server, &counts)));
+            let sorry = service.health.sorry_server.as_deref();
+            views.extend(sorry.map(|server| self.sorry_server(service, server, &counts)));
             views.extend(self.removed_servers(service, &counts));
         }
         views
@@ -95,9 +97,10 @@ impl Agent {
             real_servers_in: services.iter().map(|service| service.servers_in).sum(),
             active: flows.0,
             inactive: flows.1,
+            vrrp: self.vrrp_status(),
             connections_max: self.running.connections_max,
             restart_needed,
-            problems: self.problems.values().flatten().cloned().collect(),
+            problems: self.problems.values().flatten().cloned().chain(self.vrrp_problems()).collect(),
         }
     }
 
@@ -163,13 +166,19 @@ impl Agent {
         let mut reasons = Vec::new();
         for server in service.real_servers.iter().filter(|server| server.weight > 0) {
             match self.director.standing(server.address, service.forwarding_of(server)) {
-                Standing::In { .. } => servers_in += 1,
+                Standing::In { .. } => match self.verdict(service, server) {
+                    Some(verdict) if !verdict.standing.takes_new() => {
+                        reasons.push(format!("{}: {}", server.address, verdict.reason));
+                    }
+                    _ => servers_in += 1,
+                },
                 Standing::Resolving { reason } | Standing::Out { reason } => {
                     reasons.push(format!("{}: {reason}", server.address));
                 }
             }
         }
         let with_weight = service.real_servers.iter().filter(|server| server.weight > 0).count();
+        let judgement = self.health.roster.judgement(&service.name);
         let state = match servers_in {
             0 => ServiceState::Down,
             n if n < with_weight => ServiceState::Partial,
@@ -206,6 +215,9 @@ impl Agent {
             inactive,
             traffic: traffic_view(&traffic),
             slots: slots.map_or(0, |slots| slots.slots.len() as u32),
+            live: judgement.map_or(0, |judgement| judgement.live),
+            quorum: service.health.quorum.weight,
+            sorry: judgement.is_some_and(|judgement| judgement.sorry),
             exact: slots.is_none_or(|slots| slots.exact),
             address_interface: service.address_interface.clone(),
             origin: self.origin(&ObjectId { kind: Kind::VirtualService, name: service.name.clone() }),
@@ -227,15 +239,28 @@ impl Agent {
             Standing::In { .. } if drain.is_some() => {
                 (RealServerState::Draining, drain_reason(drain.as_ref()))
             }
-            Standing::In { reason } if server.weight == 0 => (RealServerState::Draining, reason),
-            Standing::In { reason } => (RealServerState::In, reason),
+            Standing::In { reason } => match self.verdict(service, server) {
+                Some(verdict) if !verdict.standing.takes_new() => {
+                    (health_views::state_of(verdict.standing), verdict.reason.clone())
+                }
+                _ if server.weight == 0 => (RealServerState::Draining, reason),
+                Some(verdict) if reason.is_empty() => (RealServerState::In, verdict.reason.clone()),
+                _ => (RealServerState::In, reason),
+            },
         };
+        let verdict = self.verdict(service, server);
+        let takes_new = state == RealServerState::In;
+        let effective =
+            verdict.map_or(f64::from(server.weight), |verdict| f64::from(verdict.weight) / 1000.0);
         let way = self.director.way(server.address);
         RealServerView {
             service: service.name.to_string(),
             address: server.address,
             port: service.port_of(server),
             weight: server.weight,
+            effective_weight: if takes_new { effective } else { 0.0 },
+            sorry: false,
+            since: verdict.map(|verdict| health_views::Now::take().utc_of(verdict.since)),
             forwarding: word_of(&FORWARDING, binding.forwarding).into(),
             state,
             reason,
@@ -247,6 +272,25 @@ impl Agent {
             limits,
             drain,
         }
+    }
+
+    fn sorry_server(
+        &self,
+        service: &VirtualService,
+        server: &RealServer,
+        counts: &Counts<'_>,
+    ) -> RealServerView {
+        let mut view = self.real_server(service, server, counts);
+        view.sorry = true;
+        let stands_in = self.health.roster.judgement(&service.name).is_some_and(|judgement| judgement.sorry);
+        if view.state == RealServerState::In {
+            (view.state, view.reason) = match stands_in {
+                true => (RealServerState::In, "sorry server, stands in".into()),
+                false => (RealServerState::Standby, "sorry server, not needed".into()),
+            };
+        }
+        view.effective_weight = f64::from(u8::from(view.state == RealServerState::In));
+        view
     }
 
     /// Flows, traffic and limits of a real server at all endpoints of a service.
@@ -291,6 +335,9 @@ impl Agent {
                 address: key.address,
                 port: Some(key.port).filter(|port| *port != 0).or(service.ports.single()),
                 weight: 0,
+                effective_weight: 0.0,
+                sorry: false,
+                since: None,
                 forwarding: word_of(&FORWARDING, forwarding).into(),
                 state: RealServerState::Removed,
                 reason: "no longer in the manifest; its connections go on".into(),
@@ -424,6 +471,7 @@ fn class_name(class: Class) -> &'static str {
         Class::Pass => "pass",
         Class::Drop => "drop",
         Class::Answer => "answer",
+        Class::Divert => "divert",
         Class::Withheld => "withheld",
         Class::Event => "event",
     }

@@ -49,6 +49,12 @@ pub enum Command {
     Get(GetArgs),
     /// Everything about one object
     Describe(DescribeArgs),
+    /// Give a real server no new connections, whatever its health checks say
+    Disable(ServerArgs),
+    /// Let a disabled real server take new connections again, if its health checks agree
+    Enable(ServerArgs),
+    /// Give a real server another weight than its manifest, without editing it
+    Weigh(WeighArgs),
     /// What happened, in its order: VRRP roles, health of real servers
     Events(EventsArgs),
     /// Move a VRRP instance to another director
@@ -75,6 +81,8 @@ impl Command {
             Command::Get(args) => args.what.show().output.output,
             Command::Describe(args) => args.what.output().output,
             Command::Events(args) => args.output.output,
+            Command::Disable(args) | Command::Enable(args) => args.output.output,
+            Command::Weigh(args) => args.server.output.output,
             Command::Vrrp(args) => args.what.output().output,
         }
     }
@@ -244,6 +252,15 @@ pub enum What {
         #[command(flatten)]
         show: Show,
     },
+    /// Health checks: what is believed, and the last outcomes
+    #[command(visible_aliases = ["check", "checks"])]
+    Health {
+        /// Only those of this virtual service
+        #[arg(value_parser = parse_name)]
+        service: Option<Name>,
+        #[command(flatten)]
+        show: Show,
+    },
     /// Live connections
     #[command(visible_aliases = ["connection", "conn"])]
     Connections {
@@ -295,6 +312,7 @@ impl What {
         match self {
             What::Services { show, .. }
             | What::RealServers { show, .. }
+            | What::Health { show, .. }
             | What::Connections { show, .. }
             | What::Counters { show }
             | What::Objects { show }
@@ -328,6 +346,37 @@ pub struct EventsArgs {
     pub output: Output,
 }
 
+/// A real server by its address; the port tells two of one address apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerName {
+    pub address: IpAddr,
+    pub port: Option<u16>,
+}
+
+#[derive(Args, Debug)]
+pub struct ServerArgs {
+    /// The virtual service
+    #[arg(value_parser = parse_name)]
+    pub service: Name,
+    /// Its real server: address or address:port
+    #[arg(value_name = "REAL-SERVER", value_parser = super::health::parse_server)]
+    pub real_server: ServerName,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("to").required(true).args(["weight", "reset"])))]
+pub struct WeighArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// 0 takes no new connections
+    pub weight: Option<u16>,
+    /// Back to the manifest's
+    #[arg(long)]
+    pub reset: bool,
+}
+
 #[derive(Args, Debug)]
 pub struct DescribeArgs {
     #[command(subcommand)]
@@ -345,7 +394,7 @@ pub enum Described {
         output: Output,
     },
     /// A virtual service and its real servers
-    #[command(visible_alias = "svc")]
+    #[command(visible_aliases = ["svc", "virtual-service"])]
     Service {
         /// Its name
         #[arg(value_parser = parse_name)]
@@ -353,12 +402,16 @@ pub enum Described {
         #[command(flatten)]
         output: Output,
     },
+    /// A real server and its health checks
+    #[command(visible_alias = "rs")]
+    RealServer(ServerArgs),
 }
 
 impl Described {
     pub fn output(&self) -> &Output {
         match self {
             Described::Service { output, .. } | Described::Vrrp { output, .. } => output,
+            Described::RealServer(args) => &args.output,
         }
     }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::arguments::{DescribeArgs, Described, Format, GetArgs, What};
+use super::arguments::{DescribeArgs, Described, Format, GetArgs, ServerArgs, What};
+use super::health;
 use super::table::{self, Look};
 use super::terminal;
 use crate::control::ConnectionFilter;
 use crate::control::client::Client;
+use crate::control::health::HealthView;
 use crate::control::views::{ObjectView, RealServerView, ServiceView};
 use crate::model::Name;
 
@@ -39,6 +41,7 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<()> {
 pub async fn describe(client: &Client, args: DescribeArgs) -> Result<()> {
     let (name, output) = match args.what {
         Described::Service { name, output } => (name, output),
+        Described::RealServer(args) => return describe_real_server(client, &args).await,
         Described::Vrrp { name, output } => {
             let overview = client.vrrp().await?;
             let Some(view) = overview.instances.into_iter().find(|view| view.name == name.as_str()) else {
@@ -57,6 +60,39 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<()> {
         table::service(&described.service, &described.real_servers, look)
     }));
     Ok(())
+}
+
+async fn describe_real_server(client: &Client, args: &ServerArgs) -> Result<()> {
+    let ServerArgs { service, real_server: wanted, output } = args;
+    let fits = |address, port: Option<u16>| {
+        address == wanted.address && wanted.port.is_none_or(|wanted| port == Some(wanted))
+    };
+    let mut servers = client.real_servers(Some(service)).await?;
+    if servers.is_empty() {
+        one(client.services().await?, service)?;
+    }
+    servers.retain(|server| fits(server.address, server.port));
+    let mut checks = client.health(Some(service)).await?;
+    checks.retain(|check| fits(check.address, check.port));
+    let [server] = &servers[..] else {
+        match servers.len() {
+            0 => bail!("service `{service}` has no real server {}", wanted.address),
+            _ => bail!("service `{service}` has several of that address: say the port as well"),
+        }
+    };
+    let described = DescribedServer { server, checks: &checks };
+    let now = jiff::Timestamp::now();
+    terminal::print(&render(&described, output.output, |_| health::real_server(server, &checks, now)));
+    Ok(())
+}
+
+/// A real server and its checks in one object.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DescribedServer<'a> {
+    #[serde(flatten)]
+    server: &'a RealServerView,
+    checks: &'a [HealthView],
 }
 
 /// A service and its real servers in one object.
@@ -86,6 +122,13 @@ async fn answer(client: &Client, what: &What) -> Result<String> {
                 one(client.services().await?, name)?;
             }
             render(&servers, format, |servers| table::real_servers(servers, look))
+        }
+        What::Health { service, .. } => {
+            let checks = client.health(service.as_deref()).await?;
+            if let (Some(name), true) = (service, checks.is_empty()) {
+                one(client.services().await?, name)?;
+            }
+            render(&checks, format, |checks| health::checks(checks, look, jiff::Timestamp::now()))
         }
         What::Connections { service, client: from, real_server, state, limit, .. } => {
             let filter = ConnectionFilter {

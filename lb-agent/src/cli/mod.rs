@@ -5,6 +5,7 @@ mod drain;
 mod events;
 mod get;
 mod grid;
+mod health;
 mod order;
 mod outcome;
 mod table;
@@ -54,6 +55,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Drain(args) => drain::drain(&client, args).await.map(done),
         Command::Undrain(args) => drain::undrain(&client, args).await.map(done),
         Command::Get(args) => get::get(&client, args).await.map(done),
+        Command::Disable(args) => health::enable(&client, args, false).await.map(done),
+        Command::Enable(args) => health::enable(&client, args, true).await.map(done),
+        Command::Weigh(args) => health::weigh(&client, args).await.map(done),
         Command::Describe(args) => get::describe(&client, args).await.map(done),
         Command::Events(args) => events::events(&client, args).await.map(done),
         Command::Vrrp(args) => vrrp::vrrp(&client, args).await.map(done),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::arguments::{ApplyArgs, DeleteArgs, Format, PlanArgs, ValidateArgs};
 use super::{Refused, outcome, terminal};
-use crate::agent::host;
+use crate::agent::{check_files, host};
 use crate::control::Refusal;
 use crate::control::client::Client;
 use crate::manifest::{self, Source};
@@ -25,7 +25,8 @@ pub async fn validate(args: ValidateArgs) -> Result<()> {
     };
     let (net, _events) = Net::start().await?;
     let facts = host::facts(&net.host_facts().await?);
-    let report = manifest::check_against_host(&objects, &facts);
+    let mut report = manifest::check_against_host(&objects, &facts);
+    report.0.extend(check_files::check(&objects));
     if !report.0.is_empty() {
         return Err(refused(report, sources).into());
     }

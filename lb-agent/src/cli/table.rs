@@ -8,10 +8,11 @@ use comfy_table::{Cell, Color};
 
 pub use super::grid::Look;
 use super::grid::{Grid, Pairs, or_dash, paint};
+use super::health;
 use super::units::{clock, duration, short};
 use crate::control::views::{
     ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, RealServerState,
-    RealServerView, ServiceState, ServiceView, StatusView,
+    RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
 };
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
@@ -77,7 +78,7 @@ pub fn real_servers(servers: &[RealServerView], look: Look) -> String {
         let mut row = vec![
             Cell::new(&server.service),
             Cell::new(server_address(server)),
-            Cell::new(server.weight),
+            Cell::new(health::weight(server)),
             Cell::new(&server.forwarding),
             Cell::new(server_state(server.state)).fg(server_colour(server.state)),
             grid.count(server.active),
@@ -218,6 +219,11 @@ pub fn status(view: &StatusView, look: Look) -> String {
             if interface.reason.is_empty() { String::new() } else { format!(": {}", interface.reason) };
         lines.add(name, &format!("{} (xdp {}){reason}", interface.name, interface.mode));
     }
+    for (index, instance) in view.vrrp.iter().enumerate() {
+        let VrrpStatus { name, role, reason, for_seconds } = instance;
+        let name_of_line = if index == 0 { "vrrp" } else { "" };
+        lines.add(name_of_line, &format!("{name} is {role} for {} ({reason})", duration(*for_seconds)));
+    }
     lines.add("services", &count(view.services.into()));
     lines.add("real servers", &format!("{} of {} in", view.real_servers_in, view.real_servers));
     lines.add(
@@ -258,6 +264,7 @@ pub fn service(service: &ServiceView, servers: &[RealServerView], look: Look) ->
     lines.add("method", &service.forwarding);
     lines.add("put on", service.address_interface.as_deref().unwrap_or("no interface by the agent"));
     lines.add("origin", &origin(&service.origin));
+    lines.add("quorum", &health::quorum(service));
     lines.add("connections", &format!("{} active, {} inactive", service.active, service.inactive));
     let traffic = &service.traffic;
     lines.add("in", &format!("{} packets, {} bytes", traffic.packets_in, traffic.bytes_in));
@@ -274,7 +281,7 @@ fn endpoint(service: &ServiceView) -> String {
     }
 }
 
-fn server_address(server: &RealServerView) -> String {
+pub fn server_address(server: &RealServerView) -> String {
     match server.port {
         Some(port) => SocketAddr::new(server.address, port).to_string(),
         None => server.address.to_string(),
@@ -297,10 +304,14 @@ fn service_colour(state: ServiceState) -> Color {
     }
 }
 
-fn server_state(state: RealServerState) -> &'static str {
+pub fn server_state(state: RealServerState) -> &'static str {
     match state {
         RealServerState::In => "in",
         RealServerState::Out => "out",
+        RealServerState::Down => "down",
+        RealServerState::Checking => "checking",
+        RealServerState::Disabled => "disabled",
+        RealServerState::Standby => "standby",
         RealServerState::Resolving => "resolving",
         RealServerState::Draining => "draining",
         RealServerState::Removed => "removed",
@@ -310,8 +321,13 @@ fn server_state(state: RealServerState) -> &'static str {
 fn server_colour(state: RealServerState) -> Color {
     match state {
         RealServerState::In => Color::Green,
-        RealServerState::Out => Color::Red,
-        RealServerState::Resolving | RealServerState::Draining | RealServerState::Removed => Color::Yellow,
+        RealServerState::Out | RealServerState::Down => Color::Red,
+        RealServerState::Resolving
+        | RealServerState::Draining
+        | RealServerState::Removed
+        | RealServerState::Checking
+        | RealServerState::Disabled
+        | RealServerState::Standby => Color::Yellow,
     }
 }
 
@@ -342,7 +358,7 @@ fn unless_zero(number: u32) -> String {
 }
 
 /// What is behind a table: why something is not as it should be, one line each.
-fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
+pub fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
     let mut text = String::new();
     for (who, reason) in notes.filter(|(_, reason)| !reason.is_empty()) {
         let _ = writeln!(text, "{}{who}: {reason}", if text.is_empty() { "\n" } else { "" });

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use super::vrrp::{HandoverView, VrrpOverview};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
@@ -154,6 +155,22 @@ impl Client {
     /// Counters that cannot be read; or no answer.
     pub async fn counters(&self) -> Result<CountersView, Error> {
         self.get("/v1/counters").await
+    }
+
+    /// Every health check, of one service or of all.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn health(&self, service: Option<&str>) -> Result<Vec<HealthView>, Error> {
+        self.get(&format!("/v1/health{}", query(&[("service", service.map(str::to_owned))]))).await
+    }
+
+    /// Does something with one real server; the answer is a sentence.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; or no answer.
+    pub async fn operate(&self, order: &ServerOrder) -> Result<String, Error> {
+        self.request(Method::POST, "/v1/real-servers", serde_json::to_vec(order)?.into()).await
     }
 
     /// The agent itself.

@@ -2,6 +2,7 @@
 //! [`Request`]s on a channel; `server` makes them from HTTP/JSON on a Unix socket, where `client` sends it.
 
 pub mod client;
+pub mod health;
 mod request;
 pub mod server;
 pub mod views;

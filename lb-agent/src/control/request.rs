@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::health::{HealthView, ServerOrder};
 use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
 use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
@@ -59,6 +60,10 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// Every health check, of one service or of all.
+    Health { service: Option<String>, reply: Reply<Vec<HealthView>> },
+    /// Do something with one real server; the answer is a sentence.
+    Operate { order: ServerOrder, reply: Reply<Result<String, Refusal>> },
     /// VRRP instances, by name.
     Vrrp { reply: Reply<VrrpOverview> },
     /// Let another director be master of an instance; answered when one is, or when none was found.

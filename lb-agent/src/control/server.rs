@@ -22,6 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::health::ServerOrder;
 use super::{
     BODY_MAX, CONNECTIONS_LIMIT, CONNECTIONS_LIMIT_MAX, ConnectionFilter, EVENTS_LIMIT, EVENTS_WAIT_MAX,
     ErrorBody, OrderBody, Refusal, Reply, Request,
@@ -109,7 +110,8 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/objects", get(objects))
         .route("/v1/services", get(services))
-        .route("/v1/real-servers", get(real_servers))
+        .route("/v1/real-servers", get(real_servers).post(operate))
+        .route("/v1/health", get(health))
         .route("/v1/connections", get(connections))
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
@@ -268,6 +270,22 @@ async fn real_servers(
 ) -> Answer {
     let Query(RealServersQuery { service }) = query?;
     json(agent.ask(|reply| Request::RealServers { service, reply }).await?)
+}
+
+async fn health(
+    State(agent): State<Agent>,
+    query: Result<Query<RealServersQuery>, QueryRejection>,
+) -> Answer {
+    let Query(RealServersQuery { service }) = query?;
+    json(agent.ask(|reply| Request::Health { service, reply }).await?)
+}
+
+async fn operate(State(agent): State<Agent>, body: Result<Bytes, BytesRejection>) -> Answer {
+    let body = body?;
+    let mut reader = serde_json::Deserializer::from_slice(&body);
+    let order: ServerOrder = serde_path_to_error::deserialize(&mut reader)
+        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))?;
+    json(agent.ask(|reply| Request::Operate { order, reply }).await??)
 }
 
 #[derive(Deserialize)]

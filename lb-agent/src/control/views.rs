@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// An object and who answers for it.
@@ -63,6 +64,14 @@ pub struct ServiceView {
     pub traffic: TrafficView,
     /// Slots in the scheduler's table; 0 when there is no server in.
     pub slots: u32,
+    /// The weight that health checks leave alive, and what must be for the quorum.
+    #[serde(default)]
+    pub live: u32,
+    #[serde(default)]
+    pub quorum: u32,
+    /// The quorum is lost and the sorry server stands in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sorry: bool,
     /// The table gives every server exactly its weight's share. False where weights had to be scaled.
     pub exact: bool,
     /// Where the agent puts the VIP; None where someone else does.
@@ -84,7 +93,7 @@ pub enum ServiceState {
 }
 
 /// A real server behind one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RealServerView {
     pub service: String,
@@ -93,10 +102,19 @@ pub struct RealServerView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     pub weight: u16,
+    /// What counts at the moment, after checks, slow start and the operator; 0 while it takes no new connections.
+    #[serde(default)]
+    pub effective_weight: f64,
+    /// The service's sorry server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sorry: bool,
+    /// Since when health checks and orders have it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// `dr`, `tun`, `nat` or `fullnat`.
     pub forwarding: String,
     pub state: RealServerState,
-    /// Why it is not in; empty otherwise.
+    /// Why it is not in, or not as its manifest says; empty otherwise.
     #[serde(default)]
     pub reason: String,
     /// `02:00:00:00:00:0b on eth0` or `10.0.0.1 (02:00:00:00:00:01) on eth0 vlan 100`; empty while unknown.
@@ -160,6 +178,14 @@ pub enum RealServerState {
     In,
     /// Takes none: its next hop cannot be reached.
     Out,
+    /// Takes none: it fails its health checks.
+    Down,
+    /// Takes none yet: nothing is known of its health.
+    Checking,
+    /// Takes none: the operator has disabled it.
+    Disabled,
+    /// Takes none, and would: it is not needed, or the sorry server stands in.
+    Standby,
     /// Takes none yet: its next hop is being asked for.
     Resolving,
     /// Takes none by its weight of 0; those it has go on.
@@ -246,6 +272,9 @@ pub struct StatusView {
     /// Flows by IPVS's measure: established ones, and all the others.
     pub active: u64,
     pub inactive: u64,
+    /// VRRP instances, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vrrp: Vec<VrrpStatus>,
     /// For how many connections the table is made.
     pub connections_max: u32,
     /// Fields of the Director that differ from what runs until the agent is started again.
@@ -266,4 +295,16 @@ pub struct InterfaceView {
     /// Why the program is not attached, or not in the way wanted; empty otherwise.
     #[serde(default)]
     pub reason: String,
+}
+
+/// A VRRP instance in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VrrpStatus {
+    pub name: String,
+    /// `initialize`, `backup`, `master` or `fault`.
+    pub role: String,
+    /// Why, and since how many seconds.
+    pub reason: String,
+    pub for_seconds: u64,
 }

@@ -6,6 +6,7 @@ mod connects;
 mod engine;
 mod schedule;
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -42,6 +43,8 @@ struct Shared {
     commands: Mutex<Vec<Command>>,
     load: Mutex<Load>,
     waker: EventFd,
+    /// Probes handed to the runtime that it has not come to yet: more than a few, and it has more than it can do.
+    queued: AtomicUsize,
 }
 
 impl Monitor {
@@ -54,7 +57,12 @@ impl Monitor {
         let waker =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("make an eventfd")?;
         let load = Load { checks: 0, running: 0, stretch: 1.0, probes: 0 };
-        let shared = Arc::new(Shared { commands: Mutex::default(), load: Mutex::new(load), waker });
+        let shared = Arc::new(Shared {
+            commands: Mutex::default(),
+            load: Mutex::new(load),
+            waker,
+            queued: AtomicUsize::new(0),
+        });
         let (sender, reports) = mpsc::channel(BATCHES);
         let of_thread = shared.clone();
         let (ready, started) = std::sync::mpsc::sync_channel(1);

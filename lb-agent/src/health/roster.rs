@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::pool::{Judgement, Known, Pool};
 use super::saved::Saved;
 use super::state::{Assignment, Change, CheckId, Machine, Report};
+use crate::manifest::Objects;
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 
 /// Who is in which pool.
@@ -151,7 +152,7 @@ impl Roster {
             service: Arc::new(service.clone()),
             checks,
             pool: before.map(|ward| ward.pool.clone()).unwrap_or_default(),
-            judgement: Arc::default(),
+            judgement: before.map(|ward| Arc::clone(&ward.judgement)).unwrap_or_default(),
         };
         (ward, new)
     }
@@ -243,6 +244,13 @@ impl Roster {
             }
         }
         judged
+    }
+
+    /// What the judgements would be with these services.
+    pub fn would_judge(&self, now: Instant, objects: &Objects) -> Vec<Judged> {
+        let mut roster = self.clone();
+        roster.set(now, objects.services().map(|(service, _)| service));
+        roster.judge(now)
     }
 
     /// When [`Roster::judge`] has something to do although nothing happened.

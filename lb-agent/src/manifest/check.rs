@@ -302,6 +302,11 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts) -> Report {
         if let Some(name) = &service.address_interface {
             interface(entry, "spec.addressInterface", name);
         }
+        for (place, check) in service.health.places() {
+            if let Some(name) = &check.interface {
+                interface(entry, &format!("{place}.interface"), name);
+            }
+        }
     }
     for (pool, entry) in objects.pools() {
         if let Some(name) = &pool.address_interface {

@@ -363,7 +363,7 @@ prop_compose! {
         interfaces in prop::collection::btree_map("[a-z][a-z0-9]{0,9}", effects(), 0..3),
         scripts in prop::collection::btree_map(names(), (commands(), effects(), 1u32..9, 1u32..9), 0..3),
         processes in prop::collection::btree_map("[a-z]{1,15}", (effects(), 1u32..9, 0u64..60), 0..3),
-        files in prop::collection::btree_map("/[a-z/]{1,12}", prop::option::of(1i16..253), 0..3),
+        files in prop::collection::btree_map("/[a-z]{1,12}", prop::option::of(1i16..253), 0..3),
         data_plane in prop::option::of(effects()),
     ) -> Track {
         let ms = Duration::from_millis;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ pub struct Engine {
     pending: Vec<Report>,
     schedule: Schedule,
     connects: Connects,
-    /// Where all probes run that are not plain connects. It has one thread.
+    /// Where all probes run that are not plain connects.
     runtime: tokio::runtime::Runtime,
     roots: Arc<Roots>,
     tickets: HashMap<CheckId, Ticket>,
@@ -56,7 +57,7 @@ struct Checked {
 impl Engine {
     pub fn new(shared: Arc<Shared>, reports: mpsc::Sender<Vec<Report>>, descriptors: u64) -> Result<Engine> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(workers())
             .thread_name("lb-probes")
             .max_blocking_threads(BLOCKING)
             .enable_all()
@@ -104,7 +105,8 @@ impl Engine {
     fn wait(&mut self) -> Result<()> {
         let now = Instant::now();
         let due = if self.has_room() { self.schedule.next_due() } else { None };
-        let next = [due, self.connects.next_deadline(), Some(now + LOOK)].into_iter().flatten().min();
+        let look = if self.runtime_is_behind() { BATCH } else { LOOK };
+        let next = [due, self.connects.next_deadline(), Some(now + look)].into_iter().flatten().min();
         let timeout = next.map_or(LOOK, |next| next.saturating_duration_since(now)).max(self.pause());
         let mut ended = Vec::new();
         self.connects.wait(timeout, |ticket, end| ended.push((ticket, end)))?;
@@ -177,7 +179,15 @@ impl Engine {
     }
 
     fn has_room(&self) -> bool {
-        self.schedule.running() < self.room && self.pending.len() <= self.tickets.len() + MANY
+        !self.runtime_is_behind()
+            && self.schedule.running() < self.room
+            && self.pending.len() <= self.tickets.len() + MANY
+    }
+
+    /// Probes that begin though the runtime has no time for them would fail by their timeouts, and good servers
+    /// would be taken out. They wait instead, and intervals grow.
+    fn runtime_is_behind(&self) -> bool {
+        self.shared.queued.load(Ordering::Relaxed) > QUEUED_MAX
     }
 
     fn start_due(&mut self) {
@@ -213,7 +223,9 @@ impl Engine {
         let prober = checked.prober.clone().filter(|prober| !prober.is_stale());
         let (shared, roots) = (self.shared.clone(), self.roots.clone());
         let check = checked.assignment.check.clone();
+        shared.queued.fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(async move {
+            shared.queued.fetch_sub(1, Ordering::Relaxed);
             let prober = prober.unwrap_or_else(|| Arc::new(Prober::new(check, &roots)));
             let outcome = prober.run(address, &target).await;
             shared.push(Command::Ended(ticket, outcome, Some(prober)));
@@ -295,6 +307,11 @@ fn too_late(doing: &str, target: &Target, check: &Check) -> Failure {
     Failure::new(format!("{doing}: no answer within {}{hint}", brief(check.timing.timeout)))
 }
 
+/// Threads of the runtime: cryptography is all that takes their time, and most of the machine is the data plane's.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, 4))
+}
+
 /// How many probes may be under way with so many descriptors. A script has three; the rest of the agent needs
 /// some.
 fn room(descriptors: u64) -> u32 {
@@ -308,6 +325,8 @@ const MANY: usize = 500;
 const BATCH: Duration = Duration::from_millis(4);
 /// Probes begun between two looks at what has ended.
 const BURST: usize = 256;
+/// Probes that may wait for the runtime.
+const QUEUED_MAX: usize = 16;
 /// Threads for the blocking calls of probes: reading files.
 const BLOCKING: usize = 4;
 /// What probes under way get at the end.
