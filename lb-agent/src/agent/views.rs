@@ -100,7 +100,14 @@ impl Agent {
             vrrp: self.vrrp_status(),
             connections_max: self.running.connections_max,
             restart_needed,
-            problems: self.problems.values().flatten().cloned().chain(self.vrrp_problems()).collect(),
+            problems: self
+                .problems
+                .values()
+                .flatten()
+                .cloned()
+                .chain(self.vrrp_problems())
+                .chain(self.checks_are_late())
+                .collect(),
         }
     }
 
