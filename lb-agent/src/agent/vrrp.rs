@@ -115,6 +115,13 @@ impl Agent {
                 }
             }
             self.vrrp.numbers = numbers;
+            let tracked =
+                |(instance, _): (&VrrpInstance, _)| effective_track(&objects, instance).data_plane.is_some();
+            if objects.vrrp_instances().any(tracked)
+                && let Err(error) = self.applier.install_self_probe()
+            {
+                problems.push(format!("self-probe of the data plane: {error:#}"));
+            }
         }
         self.vrrp.set(&objects, &mut problems);
         for (name, _) in before.iter().filter(|(name, _)| !self.vrrp.numbers.contains_key(*name)) {
@@ -141,7 +148,7 @@ impl Agent {
             self.vrrp.driver.order(Command::Ready(true));
         }
         let objects = self.director.objects().clone();
-        let forwarding = self.forwarding();
+        let mut forwarding = None;
         for (instance, _) in objects.vrrp_instances() {
             let track = effective_track(&objects, instance);
             for tracked in &track.services {
@@ -151,6 +158,7 @@ impl Agent {
             }
             if let Some(effect) = track.data_plane {
                 let what = "data plane".to_owned();
+                let forwarding = *forwarding.get_or_insert_with(|| self.forwarding());
                 self.vrrp.track(&instance.name, what.clone(), Change::of(what, effect, forwarding));
             }
         }
@@ -175,6 +183,11 @@ impl Agent {
         !wanted.is_empty()
             && !self.problems.contains_key(&Trouble::Interfaces)
             && wanted.iter().all(|wanted| attached.iter().any(|attached| attached.name == wanted.name))
+            && self
+                .dataplane
+                .prove_forwarding()
+                .inspect_err(|why| tracing::warn!("data plane: {why}"))
+                .is_ok()
     }
 
     /// A report of the driver.
