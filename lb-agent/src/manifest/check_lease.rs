@@ -17,20 +17,21 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts, found: &mut Vec<D
         let vmac = instance.vmac.interface_name(instance.vrid, instance.is_ipv4());
         let mut check = |path: String, name: &str| {
             // A virtual MAC's interface stands on the instance's, and frames reach that first.
-            let Some(there) = host.interfaces.iter().find(|interface| interface.name == name) else { return };
-            let below = there.vlan_of.as_deref();
-            if vmac.as_deref() == Some(name)
-                || name == "lo"
-                || has_program(name)
-                || below.is_some_and(has_program)
-            {
+            let find = |name: &str| host.interfaces.iter().find(|interface| interface.name == name);
+            if find(name).is_none() || vmac.as_deref() == Some(name) || name == "lo" {
+                return;
+            }
+            // A VLAN may stand on another (802.1ad), and that on hardware.
+            let below = |name: &&str| find(name).and_then(|interface| interface.vlan_of.as_deref());
+            let carriers: Vec<&str> = std::iter::successors(Some(name), below).take(4).collect();
+            if carriers.iter().any(|name| has_program(name)) {
                 return;
             }
             let message = format!(
                 "interface `{name}` is none of the Director's: were the agent to die, nothing would keep the \
                  kernel there from answering for the address"
             );
-            let help = format!("add {} to spec.interfaces of the Director", below.unwrap_or(name));
+            let help = format!("add {} to spec.interfaces of the Director", carriers[carriers.len() - 1]);
             found.push(entry.diagnostic(&path, message, Some(help)));
         };
         check("spec.interface".into(), &instance.interface);

@@ -12,9 +12,9 @@ use super::vrrp_auth::{self, encode_authentication};
 use super::vrrp_track::{self, command, encode_track};
 use super::word;
 use crate::model::{
-    DEFAULT_PRIORITY, Gratuitous, Name, Notify, OWNER_PRIORITY, Preempt, Unicast, VirtualAddress,
-    VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum, VrrpInstance, VrrpShutdown, VrrpSyncGroup,
-    VrrpVersion,
+    DEFAULT_PRIORITY, Gratuitous, Name, Notify, OWNER_PRIORITY, Preempt, TrackEffect, Unicast,
+    VirtualAddress, VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum, VrrpInstance, VrrpShutdown,
+    VrrpSyncGroup, VrrpVersion,
 };
 use crate::vrrp::timers::{granularity, intervals};
 
@@ -42,6 +42,13 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
     let vmac = spec.get("vmac").and_then(|field| vmac(&field, faults));
     let accept = spec.get("accept").and_then(|field| boolean(&field, faults));
     let track = spec.get("track").and_then(|field| vrrp_track::decode(&field, faults));
+    for (index, tracked) in track.iter().flat_map(|track| &track.interfaces).enumerate() {
+        if Some(&tracked.name) == interface.as_ref() && tracked.effect != TrackEffect::Fault {
+            let message = format!("`{}` is the instance's own interface", tracked.name);
+            let fault = faults.add(format!("{}[{index}]", spec.path_of("track.interfaces")), message);
+            fault.help("without it nothing can be advertised: it is always a fault when it is down");
+        }
+    }
     let notify = spec.get("notify").and_then(|field| notify(&field, faults));
     let routes = spec.get("routes").map(|field| routes(&field, faults));
     let rules = spec.get("rules").map(|field| rules(&field, faults));

@@ -224,6 +224,10 @@ fn mistakes_have_a_place_and_a_reason() {
             instance("a", "track: {interfaces: [eth1, eth1]}"),
             "spec.track.interfaces[1]: `eth1` is tracked twice",
         ),
+        (
+            instance("a", "track: {interfaces: [{name: eth0, weight: -9}]}"),
+            "spec.track.interfaces[0]: `eth0` is the instance's own interface",
+        ),
         (instance("a", "track: {interfaces: [{name: eth1, weight: 0}]}"), "0 would change nothing"),
         (instance("a", "track: {interfaces: [{name: eth1, weight: 254}]}"), "weight: 254 is above 253"),
         (instance("a", "track: {processes: [{name: a-very-long-process}]}"), "has not 1 to 15 bytes"),
@@ -361,7 +365,7 @@ fn commands() -> impl Strategy<Value = Vec<String>> {
 
 prop_compose! {
     fn tracks()(
-        interfaces in prop::collection::btree_map("[a-z][a-z0-9]{0,9}", effects(), 0..3),
+        interfaces in prop::collection::btree_map("[a-z][a-z]{0,9}", effects(), 0..3),
         scripts in prop::collection::btree_map(names(), (commands(), effects(), 1u32..9, 1u32..9), 0..3),
         processes in prop::collection::btree_map("[a-z]{1,15}", (effects(), 1u32..9, 0u64..60), 0..3),
         files in prop::collection::btree_map("/[a-z]{1,12}", prop::option::of(1i16..253), 0..3),
