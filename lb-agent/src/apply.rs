@@ -87,7 +87,9 @@ impl Applier {
         self.tables.finish_recovery()?;
         for own in self.net.list_own_addresses().await? {
             let place = (own.interface, own.address.addr());
-            if !self.done.placed.contains(&place) {
+            // Those of a VRRP instance are its master's: a restart is no change of role.
+            let of_vrrp = self.done.vrrp.values().any(|addresses| addresses.contains(&place.1));
+            if !of_vrrp && !self.done.placed.contains(&place) {
                 tracing::info!("{} on {} is nobody's any more: removed", place.1, place.0);
                 self.net.remove_address(&place.0, place.1).await?;
             }

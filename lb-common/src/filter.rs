@@ -10,6 +10,8 @@ pub mod cell {
     /// Some address that follows a VRRP instance hashes here, or the solicited-node address (RFC 4291, section
     /// 2.7.1) of one: what the kernel would get is looked at by the instance's role first.
     pub const VRRP: u16 = 4;
+    /// Some VIP that is probed on the real path hashes here (asked of source addresses).
+    pub const PROBED: u16 = 8;
     /// Bits 8 to 15: a pool address hashes here: its index plus one, or [`POOL_AMBIGUOUS`].
     pub const POOL_SHIFT: u32 = 8;
     /// More than one pool address hashes here: ask the exact map.
@@ -30,7 +32,7 @@ pub struct FilterLine {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct AddressRecord {
-    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address, bit 3 address of a VRRP instance.
+    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address, bit 3 address of a VRRP instance, bit 4 probed.
     pub roles: u16,
     /// The pool address's index.
     pub pool: u16,
@@ -45,6 +47,8 @@ pub mod role {
     pub const POOL: u16 = 4;
     /// An instance's address, whether or not a virtual service has it.
     pub const VRRP: u16 = 8;
+    /// A VIP whose real servers are probed on the real path.
+    pub const PROBED: u16 = 16;
 }
 
 /// Key of the exact map: 20 bytes.

@@ -16,6 +16,7 @@ pub mod ipvs;
 pub mod lease;
 pub mod load;
 pub mod maps;
+pub mod probe;
 pub mod scratch;
 pub mod service;
 pub mod state;

@@ -103,6 +103,10 @@ pub mod own {
     pub const SCRATCH: &str = "SCRATCH";
     /// PERCPU_ARRAY of one [`crate::scratch::Limiter`].
     pub const LIMITER: &str = "LIMITER";
+    /// ARRAY, mmapable, of [`crate::probe::Target`].
+    pub const PROBE_TARGETS: &str = "PROBE_TARGETS";
+    /// ARRAY of the words of [`crate::probe::port`].
+    pub const PROBE_PORTS: &str = "PROBE_PORTS";
 }
 
 /// Programs: (name in the object, slot in [`own::TAILS`]).
@@ -122,10 +126,14 @@ pub mod programs {
     pub const HOST: (&str, u32) = ("lb_host", 4);
     /// The choice of a server for services with rules.
     pub const CHOOSE: (&str, u32) = ("lb_choose", 5);
+    /// Replies to health probes on the real path.
+    pub const PROBE: (&str, u32) = ("lb_probed", 7);
     /// All tails.
-    pub const TAILS: [(&str, u32); 6] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE];
+    pub const TAILS: [(&str, u32); 7] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
+    /// The entry point at the far end of the prober's veth pair.
+    pub const PROBE_SENT: &str = "lb_probe";
 }
 
 /// Names of the read-only values.

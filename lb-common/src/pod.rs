@@ -25,6 +25,7 @@ pod!(
     crate::load::Load,
     crate::load::Rate,
     crate::maps::ClientNeighbour,
+    crate::probe::Target,
     crate::scratch::Config,
     crate::scratch::Limiter,
     crate::service::PortRanges,

@@ -10,6 +10,8 @@ pub enum Class {
     Drop,
     /// Answered: the frame was turned into a reply to its sender.
     Answer,
+    /// Put into the prober's veth pair.
+    Divert,
     /// A frame of this host's own that was kept from leaving. It was not received, so it is outside the sum.
     Withheld,
     /// Not the end of a frame: something that happened on the way. Outside the sum.
@@ -79,6 +81,7 @@ reasons! {
     40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
     42 PacketTooBig "packet_too_big" Answer "does not fit the path, answered with ICMP fragmentation needed or packet too big";
+    43 ProbeReply "probe_reply" Divert "a real server's answer to a health probe on the real path: to the prober";
 
     44 ArpUnsentBackup "arp_unsent_backup" Withheld "ARP from an address of a VRRP instance of which this director is not the master";
     45 ArpUnsentExpired "arp_unsent_expired" Withheld "ARP from an address of a VRRP instance whose lease has ended";
@@ -94,6 +97,8 @@ reasons! {
     54 EvictedClosing "evicted_closing" Event "a closing entry made room";
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
+    62 ProbeSent "probe_sent" Event "a packet of a health probe went out on the real path";
+    63 ProbeLost "probe_lost" Event "a packet of a health probe could not go out: no next hop, or no port left";
     57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";
 
     64 AccessDenied "access_denied" Drop "the service's access list does not let this source begin a flow";
@@ -140,6 +145,7 @@ mod tests {
                 Class::Pass => "passed",
                 Class::Drop => "dropped",
                 Class::Answer => "answered",
+                Class::Divert => "diverted",
                 Class::Withheld => "withheld",
                 Class::Event => "event",
             };

@@ -9,7 +9,7 @@ use crate::{
     host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
-    tail,
+    probe, tail,
 };
 use lb_common::{
     connection::Kind,
@@ -91,9 +91,13 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let Some(ip) = at::<HOT>(&frame, l3, header) else { return Err(Reason::BadHeader) };
     let (key, start) = key_of::<V6>(destination::<V6>(ip));
     let cell = filter_cell(key);
-    if cell & !(cell::NAT_SOURCE | cell::VRRP) == 0 {
+    if cell & !(cell::NAT_SOURCE | cell::VRRP | cell::PROBED) == 0 {
         let (key, _) = key_of::<V6>(source::<V6>(ip));
-        if filter_cell(key) & cell::NAT_SOURCE == 0 {
+        let from = filter_cell(key);
+        if from & cell::NAT_SOURCE == 0 {
+            if from & cell::PROBED != 0 {
+                return Err(probe::call::<V6>(&frame, l3));
+            }
             return Err(host::unless_silent::<V6>(&frame, l3, cell, Reason::NotOurs));
         }
     }

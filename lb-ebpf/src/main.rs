@@ -28,6 +28,7 @@ mod new_flow;
 mod nexthop;
 mod packet;
 mod persistence;
+mod probe;
 mod reset;
 mod schedule;
 mod tail;
@@ -110,6 +111,21 @@ pub fn lb_reset(ctx: XdpContext) -> u32 {
 pub fn lb_host(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, host::handle(frame))
+}
+
+/// Packets from a VIP that is probed on the real path.
+#[xdp]
+#[inline(always)]
+pub fn lb_probed(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, probe::answered(frame))
+}
+
+/// The entry point at the far end of the prober's veth pair.
+#[xdp]
+#[inline(always)]
+pub fn lb_probe(ctx: XdpContext) -> u32 {
+    probe::sent(Frame::new(ctx.ctx))
 }
 
 /// What the host itself sends (tc, egress).

@@ -14,6 +14,7 @@ use lb_common::{
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
     maps::{ClientNeighbour, VRRP_INSTANCES},
+    probe::{PORTS, TARGETS, Target},
     scratch::{Config, Limiter, Scratch},
     service::{PortRanges, QuicKey, ServerLine, Service, ServiceKey, SlotLine},
     verdict::{Count, REASONS as REASON_COUNT},
@@ -77,6 +78,10 @@ pub static SECRETS: Array<Secrets, 1> = Array::new();
 #[btf_map]
 pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
 
+#[btf_map]
+pub static PROBE_TARGETS: Array<Target, { TARGETS as usize }, MMAP> = Array::new();
+#[btf_map]
+pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
 #[btf_map]
 pub static TAILS: ProgramArray<8> = ProgramArray::new();
 #[btf_map]

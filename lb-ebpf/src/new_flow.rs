@@ -64,6 +64,9 @@ fn arrived<const V6: bool>(
         forward::may_serve(to.vrrp)?;
         if to.roles & (role::VIP | role::POOL) == 0 {
             let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
+            if from.roles & role::PROBED != 0 {
+                return Err(crate::probe::call::<V6>(&frame, l3));
+            }
             return Err(if from.roles & role::NAT_SOURCE != 0 {
                 Reason::ServerTraffic
             } else {

@@ -11,6 +11,7 @@ mod neighbours;
 mod net;
 mod probes;
 mod real_server;
+mod scheduling;
 mod site;
 mod vrrp;
 

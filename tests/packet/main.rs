@@ -10,6 +10,7 @@ mod hammer;
 mod local_ports;
 mod parsing;
 mod random;
+mod real_path;
 mod real_server;
 mod rules;
 mod scheduling;

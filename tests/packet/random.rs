@@ -121,7 +121,7 @@ impl Tally {
         let mut tally = Self::default();
         for (reason, count) in counters.reasons()? {
             match reason.class() {
-                Class::Pass => tally.passed += count.packets,
+                Class::Pass | Class::Divert => tally.passed += count.packets,
                 Class::Event | Class::Withheld => {
                     if matches!(reason, Reason::FlowNew | Reason::FlowAdopted) {
                         tally.begun += count.packets;

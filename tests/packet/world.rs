@@ -337,6 +337,9 @@ impl World {
             Counted::Reason(reason) if reason.class() == Class::Drop => {
                 assert_eq!(outcome.action, Action::Drop, "{reason:?}");
             }
+            Counted::Reason(reason) if reason.class() == Class::Divert => {
+                assert!(matches!(outcome.action, Action::Tx | Action::Redirect), "{reason:?}");
+            }
             Counted::Reason(reason) => {
                 assert_eq!(outcome.action, Action::Tx, "{reason:?}: an answer goes back")
             }
@@ -594,6 +597,7 @@ fn empty(plane: &Dataplane) {
         outputs.remove(key).expect("OUTPUTS");
     }
     fill::<u64>(map(plane, pinned::VRRP), 0);
+    fill::<u64>(map(plane, own::PROBE_PORTS), 0);
     fill::<PoolAddress>(map(plane, pinned::POOL), PoolAddress::default());
     let mut limiter: PerCpuArray<_, Limiter> = map(plane, own::LIMITER).try_into().expect("LIMITER");
     let cpus = aya::util::nr_cpus().expect("CPUs");

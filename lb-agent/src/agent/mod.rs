@@ -2,6 +2,7 @@
 //! that happens comes to it as a message, and nothing it does takes long.
 
 pub(crate) mod check_files;
+mod deny;
 mod drain;
 mod events;
 mod health;
@@ -338,11 +339,13 @@ impl Agent {
         self.net.watch(self.director.watched());
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
+        let denied = deny::newly_denied(&steps, self.applier.done());
         // What the kernel sends from an address must be seen before the address can be a backup's.
         let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
+        self.end_denied(denied);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
         if !self.recovered {
             self.applier

@@ -470,6 +470,7 @@ fn class_name(class: Class) -> &'static str {
         Class::Pass => "pass",
         Class::Drop => "drop",
         Class::Answer => "answer",
+        Class::Divert => "divert",
         Class::Withheld => "withheld",
         Class::Event => "event",
     }

@@ -11,7 +11,7 @@ use lb_common::{
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering::Acquire,
+    sync::atomic::Ordering::{AcqRel, Acquire},
     time::Duration,
 };
 
@@ -56,6 +56,37 @@ pub fn connections(
         }
     }
     Ok(())
+}
+
+/// Ends every live flow that is `doomed`: its entry expires now, and the next packet belongs to no known flow.
+/// Returns how many.
+pub fn end(views: &Views, clock: &Clock, mut doomed: impl FnMut(&Connection) -> bool) -> Result<u64, Error> {
+    let now = clock.tick()?;
+    let mut ended = 0;
+    for bucket in 0..views.connections.len() {
+        for way in 0..WAYS as u32 {
+            let Some(entry) = stable(views, bucket, way) else { continue };
+            let value = Value(entry.value);
+            let doomed = !value.is_expired(now)
+                && read(views, clock, &[], now, bucket, way, entry).is_some_and(|flow| doomed(&flow));
+            if !doomed {
+                continue;
+            }
+            // A packet may refresh it meanwhile: only what it did then is done over.
+            let over = value.with_deadline(now.wrapping_sub(1));
+            let word = views.value(bucket, way);
+            if word.compare_exchange(value.0, over.0, AcqRel, Acquire).is_ok() {
+                ended += 1;
+            } else {
+                let latest = Value(word.load(Acquire));
+                if latest.payload() == value.payload() {
+                    let over = latest.with_deadline(now.wrapping_sub(1));
+                    ended += u64::from(word.compare_exchange(latest.0, over.0, AcqRel, Acquire).is_ok());
+                }
+            }
+        }
+    }
+    Ok(ended)
 }
 
 /// An entry whose identity did not change while its value was read.

@@ -283,7 +283,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Map, Error> {
     let mut tails = ProgramArray::try_from(&mut map).map_err(Error::map(own::TAILS))?;
     // Tails first: a main program without them would lose the rare paths.
     let names = programs::TAILS.iter().map(|(name, slot)| (*name, Some(*slot)));
-    for (name, slot) in names.chain([(programs::MAIN, None)]) {
+    for (name, slot) in names.chain([(programs::PROBE_SENT, None), (programs::MAIN, None)]) {
         let failed = |e| Error::Program { name, reason: Box::new(e) };
         let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let program: &mut Xdp = program.try_into().map_err(failed)?;

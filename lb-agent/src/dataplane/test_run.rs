@@ -28,15 +28,23 @@ impl Dataplane {
     /// with their headroom.
     pub fn test_run(&self, frame: &[u8]) -> Result<Outcome, Error> {
         let mut out = vec![0; frame.len() + 256];
-        let result = self.run(frame, Some(&mut out), 1)?;
+        let result = self.run(programs::MAIN, frame, Some(&mut out), 1)?;
         out.truncate(result.1 as usize);
         Ok(Outcome { action: action(result.0)?, frame: out })
     }
 
-    /// Runs it `repeat` times on what the round before left of the frame (the kernel restores neither bytes nor
+    /// Runs the program at the far end of the prober's pair once.
+    pub fn test_run_probe(&self, frame: &[u8]) -> Result<Outcome, Error> {
+        let mut out = vec![0; frame.len() + 256];
+        let result = self.run(programs::PROBE_SENT, frame, Some(&mut out), 1)?;
+        out.truncate(result.1 as usize);
+        Ok(Outcome { action: action(result.0)?, frame: out })
+    }
+
+    /// Runs the entry program `repeat` times on what the round before left of the frame (the kernel restores neither bytes nor
     /// a moved start). Returns the last action and the mean time of a round.
     pub fn test_run_repeated(&self, frame: &[u8], repeat: u32) -> Result<(Action, Duration), Error> {
-        let result = self.run(frame, None, repeat)?;
+        let result = self.run(programs::MAIN, frame, None, repeat)?;
         Ok((action(result.0)?, result.2))
     }
 
@@ -63,8 +71,13 @@ impl Dataplane {
         }
     }
 
-    fn run(&self, frame: &[u8], out: Option<&mut [u8]>, repeat: u32) -> Result<(u32, u32, Duration), Error> {
-        let name = programs::MAIN;
+    fn run(
+        &self,
+        name: &'static str,
+        frame: &[u8],
+        out: Option<&mut [u8]>,
+        repeat: u32,
+    ) -> Result<(u32, u32, Duration), Error> {
         let options =
             TestRunOptions { data_in: Some(frame), data_out: out, repeat, ..TestRunOptions::default() };
         let result = self

@@ -141,6 +141,7 @@ impl Director {
                 }
             }
         }
+        self.layout.vrrp = self.vrrp();
         self.layout.pools = self.pools();
         self.layout.placed = self.placed();
         self.layout.client_routes = self.routes();
@@ -312,6 +313,21 @@ impl Director {
         self.resolutions.insert(address, resolution);
     }
 
+    /// The addresses of each VRRP instance, and those of the pools that follow it.
+    fn vrrp(&self) -> BTreeMap<Name, BTreeSet<IpAddr>> {
+        let mut instances: BTreeMap<Name, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (instance, _) in self.objects.vrrp_instances() {
+            let addresses = instance.all_addresses().map(|each| each.address.addr()).collect();
+            instances.insert(instance.name.clone(), addresses);
+        }
+        for (pool, _) in self.objects.pools() {
+            if let Some(instance) = pool.vrrp.as_ref().and_then(|name| instances.get_mut(name)) {
+                instance.extend(pool.addresses());
+            }
+        }
+        instances
+    }
+
     fn pools(&self) -> BTreeMap<Name, Pool> {
         let pool = |pool: &crate::model::LocalAddressPool| Pool {
             addresses: pool.addresses().collect(),
@@ -417,5 +433,7 @@ fn concerned(objects: &Objects, object: &Object) -> Vec<Name> {
     }
 }
 
+#[cfg(test)]
+mod scheduling_tests;
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,11 @@ use crate::plan::{Binding, Role, ServiceLayout};
 
 const ETH0: u32 = 2;
 
-fn objects(text: &str) -> Objects {
+pub fn objects(text: &str) -> Objects {
     load_text("test.yaml", text).unwrap_or_else(|report| panic!("{report}"))
 }
 
-fn service(more: &str, servers: &[&str]) -> String {
+pub fn service(more: &str, servers: &[&str]) -> String {
     format!(
         "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec: {{address: 192.0.2.1, ports: [80], \
          protocol: tcp, {more}, realServers: [{}]}}\n",
@@ -19,18 +19,18 @@ fn service(more: &str, servers: &[&str]) -> String {
     )
 }
 
-fn director(text: &str) -> Director {
+pub fn director(text: &str) -> Director {
     let mut director = Director::default();
     director.handle(Event::Outputs([(ETH0, "eth0".to_owned())].into()));
     director.handle(Event::Objects(objects(text)));
     director
 }
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn way(neighbour: &str) -> NextHop {
+pub fn way(neighbour: &str) -> NextHop {
     NextHop {
         ifindex: ETH0,
         destination_mac: [2, 0, 0, 0, 0, 1],
@@ -42,11 +42,11 @@ fn way(neighbour: &str) -> NextHop {
     }
 }
 
-fn resolved(director: &mut Director, address: &str, way: NextHop) {
+pub fn resolved(director: &mut Director, address: &str, way: NextHop) {
     director.handle(Event::Resolution { address: ip(address), resolution: Resolution::Resolved(way) });
 }
 
-fn web(director: &mut Director) -> ServiceLayout {
+pub fn web(director: &mut Director) -> ServiceLayout {
     let layout = director.layout();
     ServiceLayout::clone(layout.services.values().next().expect("a service"))
 }

@@ -6,9 +6,15 @@ use lb_common::verdict::Reason;
 
 #[inline(always)]
 pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
-    let (hop, _) = target.hop()?;
-    packet.decrement_ttl();
-    let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;
+    let action = deliver(packet, target)?;
     count::forwarded(target.index, packet.bytes, false);
     Ok(action)
+}
+
+/// As [`send`], not counted.
+#[inline(always)]
+pub fn deliver<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
+    let (hop, _) = target.hop()?;
+    packet.decrement_ttl();
+    nexthop::send::<V6>(packet.frame, packet.l3, hop)
 }

@@ -28,6 +28,14 @@ struct Inner {
 
 #[inline(always)]
 pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
+    let action = encapsulate(packet, target)?;
+    count::forwarded(target.index, packet.bytes, false);
+    Ok(action)
+}
+
+/// As [`send`], not counted.
+#[inline(always)]
+pub fn encapsulate<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
     let (hop, record) = target.hop()?;
     packet.decrement_ttl();
     let inner = if V6 {
@@ -52,23 +60,21 @@ pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32,
             flow_label: 0,
         }
     };
-    let action = if target.flags() & flags::REAL_V6 != 0 {
+    if target.flags() & flags::REAL_V6 != 0 {
         // SAFETY: projection inside a map value.
         let source = words::<true>(unsafe { &raw const (*record).source_v6 });
         let frame = make_room(packet, IPV6)?;
         let ip = frame.at(ETHERNET, IPV6).ok_or(Reason::Internal)?;
         outer_v6(ip, &inner, source, target.address::<true>());
-        nexthop::send::<true>(frame, ETHERNET, hop)?
+        nexthop::send::<true>(frame, ETHERNET, hop)
     } else {
         // SAFETY: projection inside a map value.
         let source = unsafe { core::ptr::read_volatile(&raw const (*record).source_v4) };
         let frame = make_room(packet, IPV4)?;
         let ip = frame.at(ETHERNET, IPV4).ok_or(Reason::Internal)?;
         outer_v4(ip, &inner, source, target.address::<false>()[0] as u32);
-        nexthop::send::<false>(frame, ETHERNET, hop)?
-    };
-    count::forwarded(target.index, packet.bytes, false);
-    Ok(action)
+        nexthop::send::<false>(frame, ETHERNET, hop)
+    }
 }
 
 /// Moves the frame's head so that an untagged Ethernet header and the outer header end where the inner

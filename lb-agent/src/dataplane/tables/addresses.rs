@@ -23,6 +23,8 @@ pub enum Role {
     Pool(u16),
     /// An address of a VRRP instance, which alone gives it ([`Tables::set_vrrp`]).
     Vrrp,
+    /// A VIP whose real servers are probed on the real path: what comes from it may be a reply.
+    Probed,
 }
 
 impl Role {
@@ -32,6 +34,7 @@ impl Role {
             Role::NatSource => role::NAT_SOURCE,
             Role::Pool(_) => role::POOL,
             Role::Vrrp => role::VRRP,
+            Role::Probed => role::PROBED,
         }
     }
 }
@@ -189,7 +192,7 @@ impl Tables {
     pub(super) fn recover_addresses(&mut self) -> Result<(), Error> {
         for (key, record) in self.stores.addresses.entries()? {
             let address = key.address.to_ip(key.family == 6);
-            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp];
+            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp, Role::Probed];
             let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
             let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
             let vrrp = record.vrrp as u8;
