@@ -9,6 +9,7 @@ mod health;
 mod health_views;
 pub(crate) mod host;
 mod orders;
+mod real_path;
 mod start;
 mod views;
 mod vrrp;
@@ -80,6 +81,7 @@ struct Agent {
     state: StateDirectory,
     director: Director,
     health: health::Health,
+    real_paths: real_path::RealPaths,
     desired: Desired,
     drains: Drains,
     events: Events,
@@ -106,6 +108,7 @@ enum Trouble {
     Tables,
     Interfaces,
     Health,
+    RealPath,
     Host,
     Vrrp,
 }
@@ -354,6 +357,7 @@ impl Agent {
                 .map_err(|error| Failed { step: "remove what an earlier run left".into(), error })?;
             self.recovered = true;
         }
+        self.follow_real_path().await;
         Ok(steps)
     }
 
@@ -402,6 +406,9 @@ impl Agent {
     async fn shut_down(mut self) -> Result<()> {
         self.tell(&[NotifyState::Stopping]);
         self.save_health();
+        if let Err(error) = self.close_real_path().await {
+            tracing::warn!("{error:#}");
+        }
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
         self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;
