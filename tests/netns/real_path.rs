@@ -64,7 +64,7 @@ fn a_server_without_the_vip_is_down_though_its_own_address_answers() {
     let links = || host.namespace.output("ip", &["-o", "link"]);
     assert!(links().contains("lb-probe"));
     for service in &services {
-        agent.cli(&["delete", &format!("VirtualService/{}", service.name)]).expect_success();
+        agent.cli(&["delete", "VirtualService", &service.name]).expect_success();
     }
     wait::until("the prober's veth pair is gone", SOON, || !links().contains("lb-probe"));
 }
