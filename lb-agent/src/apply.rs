@@ -122,20 +122,13 @@ impl Applier {
         Ok(())
     }
 
-    /// Makes these addresses follow a VRRP instance in the tables; returns its number there.
+    /// Makes these addresses follow a VRRP instance in the tables, as the plan's step does, and returns its number
+    /// there. At start the driver needs it before the first plan can be made.
     ///
     /// # Errors
     /// No room for another instance.
     pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
         Ok(self.tables.set_vrrp(name, addresses)?)
-    }
-
-    /// Nothing follows that instance any more.
-    ///
-    /// # Errors
-    /// A table that cannot be written.
-    pub fn remove_vrrp(&mut self, name: &Name) -> Result<()> {
-        Ok(self.tables.remove_vrrp(name)?)
     }
 
     /// Takes every address away that the agent has put on an interface.

@@ -9,6 +9,7 @@ mod report;
 mod rows;
 mod scene;
 mod veth;
+mod vrrp;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -34,10 +35,13 @@ struct Arguments {
     /// Rounds over all rows; each row's minimum and median are shown
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply`
-    /// and `checks` are the parts in network namespaces
+    /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply`,
+    /// `checks` and `vrrp` are the parts in network namespaces
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
+    /// How long the pair of the part `vrrp` has to bear busy cores, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    busy: u64,
     /// The data plane's object; built from the sources when it is not given
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
@@ -68,10 +72,11 @@ struct Document {
     veth: Option<Vec<veth::Throughput>>,
     apply: Option<Vec<apply::Order>>,
     checks: Option<Vec<checks::Probing>>,
+    vrrp: Option<vrrp::Times>,
 }
 
 /// The parts that are not rows.
-const PARTS: [&str; 3] = ["veth", "apply", "checks"];
+const PARTS: [&str; 4] = ["veth", "apply", "checks", "vrrp"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
@@ -87,7 +92,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
     let checks = wanted("checks").then(|| checks::run(progress)).transpose()?;
-    let document = Document { rows, veth, apply, checks };
+    let busy = std::time::Duration::from_secs(if arguments.quick { 10 } else { arguments.busy });
+    let vrrp = wanted("vrrp").then(|| vrrp::run(arguments.quick, busy, progress)).transpose()?;
+    let document = Document { rows, veth, apply, checks, vrrp };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
@@ -107,6 +114,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(rows) = &document.checks {
         println!();
         checks::print(rows);
+    }
+    if let Some(times) = &document.vrrp {
+        println!();
+        vrrp::print(times);
     }
     Ok(())
 }

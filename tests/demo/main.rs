@@ -4,6 +4,7 @@
 mod interrupt;
 mod scenes;
 mod table;
+mod takeover;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -86,7 +87,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     anstream::println!("\nWhat the agent says (lb-agent get services):\n");
     anstream::println!("{}", agent.cli(&["get", "services"]).expect_success().trim_end());
+    let lost = takeover::play()?;
     anstream::println!("\n{}", table.summary(start.elapsed()));
+    for line in lost {
+        anstream::println!("{line}");
+    }
     if arguments.keep {
         explain_how_to_play(&topology, &agent);
         while !interrupt::came() {

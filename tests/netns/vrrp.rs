@@ -99,6 +99,17 @@ spec:
     )
 }
 
+/// An example with this laboratory's addresses and paths in place of its own.
+pub fn example(name: &str, replace: &[(&str, &str)]) -> String {
+    let path = format!("{}/../deploy/examples/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    for (from, to) in replace {
+        assert!(text.contains(from), "{path} does not say `{from}`");
+        text = text.replace(from, to);
+    }
+    text
+}
+
 /// Two directors and a client on one switch.
 pub fn two_directors() -> Topology {
     Topology::builder().directors(2).servers(0).clients(1).build()

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod canary;
 pub mod content;
 pub mod http;
 pub mod keepalived;

@@ -69,6 +69,11 @@ impl Namespace {
         &self.name
     }
 
+    /// To enter it by `setns`, on a thread that outlives a call of [`Namespace::run`].
+    pub fn handle(&self) -> File {
+        self.handle.try_clone().expect("duplicate a namespace handle")
+    }
+
     /// What plays in it.
     pub fn role(&self) -> &str {
         &self.role

@@ -13,7 +13,7 @@ pub struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// Measure only these parts: rows whose name contains it, or veth, apply, checks
+    /// Measure only these parts: rows whose name contains it, or veth, apply, checks, vrrp
     #[arg(value_name = "PART")]
     parts: Vec<String>,
     /// Further arguments of the benchmark

@@ -30,6 +30,17 @@ impl Agent {
         views
     }
 
+    /// The sentence for `status` when not every check can be made in time.
+    pub(super) fn checks_are_late(&self) -> Option<String> {
+        let load = self.health.monitor.load();
+        (load.stretch > LATE).then(|| {
+            format!(
+                "{} health checks are more than can be made in time: every interval is {:.1} times as long",
+                load.checks, load.stretch
+            )
+        })
+    }
+
     /// The last verdict on a real server.
     pub(super) fn verdict(&self, service: &VirtualService, server: &RealServer) -> Option<&ServerVerdict> {
         let key = service.key_of(server);
@@ -94,6 +105,9 @@ impl Agent {
         }
     }
 }
+
+/// Intervals that are longer by so much are worth a sentence.
+const LATE: f64 = 1.05;
 
 /// How a standing is shown.
 pub fn state_of(standing: Standing) -> RealServerState {

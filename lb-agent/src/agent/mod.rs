@@ -226,7 +226,10 @@ impl Agent {
                 let result = self.operate(&order).await;
                 let _ = reply.send(result);
             }
-            Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Status { reply } => {
+                self.look_at_vrrp().await;
+                let _ = reply.send(self.status());
+            }
             Request::Vrrp { reply } => self.vrrp(reply),
             Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
@@ -335,6 +338,7 @@ impl Agent {
             Ok(_) => self.trouble(Trouble::Tables, Vec::new()),
             Err(Failed { step, error }) => self.trouble(Trouble::Tables, vec![format!("{step}: {error:#}")]),
         }
+        self.track_vrrp();
     }
 
     /// Runs what leads from what was done to what is wanted; returns the steps.

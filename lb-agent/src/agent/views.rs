@@ -97,9 +97,17 @@ impl Agent {
             real_servers_in: services.iter().map(|service| service.servers_in).sum(),
             active: flows.0,
             inactive: flows.1,
+            vrrp: self.vrrp_status(),
             connections_max: self.running.connections_max,
             restart_needed,
-            problems: self.problems.values().flatten().cloned().collect(),
+            problems: self
+                .problems
+                .values()
+                .flatten()
+                .cloned()
+                .chain(self.vrrp_problems())
+                .chain(self.checks_are_late())
+                .collect(),
         }
     }
 

@@ -11,10 +11,12 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Agent, Trouble};
+use crate::control::views::VrrpStatus;
 use crate::control::vrrp::{
     HandoverView, MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView,
 };
 use crate::control::{Refusal, Reply};
+use crate::dataplane::Action;
 use crate::dataplane::{VrrpRole, VrrpRoles, VrrpStanding};
 use crate::director::Standing as ServerStanding;
 use crate::manifest::Objects;
@@ -40,6 +42,8 @@ pub(super) struct Vrrp {
     /// What was last said of services and the data plane, so that only changes are.
     said: BTreeMap<(Name, String), Change>,
     ready: bool,
+    /// How everything stood when it was last asked for.
+    seen: VrrpOverview,
 }
 
 impl Vrrp {
@@ -58,6 +62,7 @@ impl Vrrp {
             numbers: BTreeMap::new(),
             said: BTreeMap::new(),
             ready: false,
+            seen: VrrpOverview::default(),
         };
         let mut problems = Vec::new();
         vrrp.set(objects, &mut problems);
@@ -102,7 +107,6 @@ impl Agent {
     pub(super) fn set_vrrp(&mut self) {
         let objects = self.director.objects().clone();
         let mut problems = Vec::new();
-        let before = self.vrrp.numbers.clone();
         if !self.running.interfaces.is_empty() {
             let mut numbers = BTreeMap::new();
             for (instance, _) in objects.vrrp_instances() {
@@ -117,11 +121,6 @@ impl Agent {
             self.vrrp.numbers = numbers;
         }
         self.vrrp.set(&objects, &mut problems);
-        for (name, _) in before.iter().filter(|(name, _)| !self.vrrp.numbers.contains_key(*name)) {
-            if let Err(error) = self.applier.remove_vrrp(name) {
-                problems.push(format!("VrrpInstance/{name}: {error:#}"));
-            }
-        }
         self.trouble(Trouble::Vrrp, problems);
         self.track_vrrp();
     }
@@ -135,13 +134,15 @@ impl Agent {
 
     /// What only the agent knows of what is tracked, and whether this director could serve.
     pub(super) fn track_vrrp(&mut self) {
-        let ready = self.recovered && !self.unfinished && self.director.all_answered();
+        let known = self.director.all_answered() && self.health.roster.all_known();
+        let ready = self.recovered && !self.unfinished && known;
         if ready && !self.vrrp.ready {
             self.vrrp.ready = true;
             self.vrrp.driver.order(Command::Ready(true));
         }
         let objects = self.director.objects().clone();
-        let forwarding = self.forwarding();
+        let tracked = |instance: &VrrpInstance| effective_track(&objects, instance).data_plane.is_some();
+        let forwarding = objects.vrrp_instances().any(|(instance, _)| tracked(instance)) && self.forwarding();
         for (instance, _) in objects.vrrp_instances() {
             let track = effective_track(&objects, instance);
             for tracked in &track.services {
@@ -157,24 +158,96 @@ impl Agent {
     }
 
     /// The weights of a service's real servers that take connections.
-    fn usable_weight(&self, service: &Name) -> u32 {
+    fn usable_weight(&self, name: &Name) -> u32 {
         let services = self.director.objects().services();
-        let found = services.map(|(found, _)| found).find(|found| found.name == *service);
+        let found = services.map(|(found, _)| found).find(|found| found.name == *name);
         let Some(service) = found else { return 0 };
-        let usable = service.real_servers.iter().filter(|server| {
+        // Both in the order of the manifest. A service without a judgement has no checks yet.
+        let judgement = self.health.roster.judgement(name);
+        let usable = service.real_servers.iter().enumerate().filter(|(nth, server)| {
+            let healthy = judgement
+                .and_then(|judgement| judgement.servers.get(*nth))
+                .is_none_or(|verdict| verdict.standing.takes_new());
             let standing = self.director.standing(server.address, service.forwarding_of(server));
-            matches!(standing, ServerStanding::In { .. })
+            healthy && matches!(standing, ServerStanding::In { .. })
         });
-        usable.map(|server| u32::from(server.weight)).sum()
+        usable.map(|(_, server)| u32::from(server.weight)).sum()
     }
 
-    /// The program is on every interface that it should be on.
+    /// The program is on every interface that it should be on, and runs: a frame of nobody's comes back as it must.
     fn forwarding(&self) -> bool {
         let attached = self.dataplane.attached();
         let wanted = &self.running.interfaces;
         !wanted.is_empty()
             && !self.problems.contains_key(&Trouble::Interfaces)
             && wanted.iter().all(|wanted| attached.iter().any(|attached| attached.name == wanted.name))
+            && self.dataplane.test_run(&PROBE).is_ok_and(|outcome| outcome.action == Action::Pass)
+    }
+
+    /// Asks the driver how everything stands; it answers at once.
+    pub(super) async fn look_at_vrrp(&mut self) {
+        if self.director.objects().vrrp_instances().next().is_none() {
+            self.vrrp.seen = VrrpOverview::default();
+        } else if let Ok(Some(look)) = tokio::time::timeout(LOOK_WAIT, self.vrrp.driver.look()).await {
+            self.vrrp.seen = overview(look);
+        }
+    }
+
+    /// A line for each instance.
+    pub(super) fn vrrp_status(&self) -> Vec<VrrpStatus> {
+        let line = |view: &VrrpView| VrrpStatus {
+            name: view.name.clone(),
+            role: view.role.clone(),
+            reason: view.reason.clone(),
+            for_seconds: view.for_seconds,
+        };
+        self.vrrp.seen.instances.iter().map(line).collect()
+    }
+
+    /// What is not as it should be: faults, peers that differ, and whatever makes a dead agent dangerous.
+    pub(super) fn vrrp_problems(&self) -> Vec<String> {
+        let VrrpOverview { instances, scheduling } = &self.vrrp.seen;
+        let mut problems = Vec::new();
+        for view in instances {
+            let of_it = view.complaints();
+            problems
+                .extend(of_it.into_iter().map(|problem| format!("VrrpInstance/{}: {problem}", view.name)));
+            let covered = self.running.interfaces.iter().any(|interface| interface.name == view.interface);
+            if !self.running.interfaces.is_empty() && !covered && !self.lies_on_ours(&view.interface) {
+                problems.push(format!(
+                    "VrrpInstance/{}: {} is none of the Director's interfaces: a dead agent's kernel would answer there",
+                    view.name, view.interface
+                ));
+            }
+        }
+        if !instances.is_empty() {
+            if self.running.interfaces.is_empty() {
+                problems.push(
+                    "VRRP has no lease, for want of interfaces: an agent that dies keeps its addresses"
+                        .into(),
+                );
+            }
+            if !scheduling.real_time {
+                problems.push(format!("VRRP runs without real-time priority: {}", scheduling.reason));
+            }
+        }
+        problems
+    }
+
+    /// Whether an interface is a VLAN on one with the program.
+    fn lies_on_ours(&self, name: &str) -> bool {
+        let mut link = self.links.iter().find(|link| link.name == name);
+        // A stack of VLANs is as deep as two; one that went in a circle would be no stack.
+        for _ in 0..4 {
+            let Some(parent) = link.and_then(|link| link.vlan).and_then(|vlan| vlan.parent) else {
+                return false;
+            };
+            if self.dataplane.attached().iter().any(|attached| attached.ifindex == parent) {
+                return true;
+            }
+            link = self.links.iter().find(|link| link.index == parent);
+        }
+        false
     }
 
     /// A report of the driver.
@@ -424,6 +497,13 @@ impl Words for DataplaneWords {
     }
 }
 
+/// An Ethernet frame of IEEE 802's local experimental EtherType 1, from nobody to nobody.
+const PROBE: [u8; 60] = {
+    let mut frame = [0; 60];
+    (frame[0], frame[6], frame[12], frame[13]) = (0x02, 0x02, 0x88, 0xb5);
+    frame
+};
 /// In the runtime directory.
 const MEMORY: &str = "vrrp";
+const LOOK_WAIT: Duration = Duration::from_millis(500);
 const STOP_WAIT: Duration = Duration::from_secs(5);

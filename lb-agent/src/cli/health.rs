@@ -195,3 +195,6 @@ pub fn parse_server(text: &str) -> Result<ServerName, String> {
     let both = text.parse::<SocketAddr>().map_err(|_| "a real server is an address, or address:port")?;
     Ok(ServerName { address: both.ip(), port: Some(both.port()) })
 }
+
+#[cfg(test)]
+mod tests;

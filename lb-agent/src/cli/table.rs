@@ -12,7 +12,7 @@ use super::health;
 use super::units::{clock, duration, short};
 use crate::control::views::{
     ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, RealServerState,
-    RealServerView, ServiceState, ServiceView, StatusView,
+    RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
 };
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
@@ -218,6 +218,11 @@ pub fn status(view: &StatusView, look: Look) -> String {
         let reason =
             if interface.reason.is_empty() { String::new() } else { format!(": {}", interface.reason) };
         lines.add(name, &format!("{} (xdp {}){reason}", interface.name, interface.mode));
+    }
+    for (index, instance) in view.vrrp.iter().enumerate() {
+        let VrrpStatus { name, role, reason, for_seconds } = instance;
+        let name_of_line = if index == 0 { "vrrp" } else { "" };
+        lines.add(name_of_line, &format!("{name} is {role} for {} ({reason})", duration(*for_seconds)));
     }
     lines.add("services", &count(view.services.into()));
     lines.add("real servers", &format!("{} of {} in", view.real_servers_in, view.real_servers));

@@ -313,6 +313,12 @@ fn the_status_names_what_is_not_as_it_should_be() {
         real_servers_in: 3,
         active: 1234,
         inactive: 56,
+        vrrp: vec![VrrpStatus {
+            name: "edge".into(),
+            role: "master".into(),
+            reason: "no advert for 3.6 s".into(),
+            for_seconds: 125,
+        }],
         connections_max: 1_000_000,
         restart_needed: vec!["spec.connections.max".into()],
         problems: vec!["real server 10.0.0.12 of api is out".into()],
@@ -326,6 +332,7 @@ director:     director-a
 agent:        lb-agent 0.1.0, pid 42, up 2h 5m
 kernel:       6.1.0
 interfaces:   eth0 (xdp native)
+vrrp:         edge is master for 2m 5s (no advert for 3.6 s)
 services:     2
 real servers: 3 of 4 in
 connections:  1234 active, 56 inactive, room for 1.00M
@@ -411,5 +418,68 @@ fn any_other_error_is_one_line_with_its_causes() {
     assert_eq!(
         explain(&error, Format::Wide, true, false),
         "error: VirtualService/web belongs to the file web.yaml: edit that file, or remove the object from it\n"
+    );
+}
+
+#[test]
+fn a_vrrp_instance_at_length_says_who_is_master_and_what_is_wrong() {
+    use crate::control::vrrp::{MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView};
+    let view = VrrpView {
+        name: "edge".into(),
+        role: "backup".into(),
+        reason: "10.0.0.2 is master with priority 200".into(),
+        since: "2026-01-31T12:00:00.000Z".into(),
+        for_seconds: 7,
+        interface: "eth0".into(),
+        vrid: 51,
+        version: 3,
+        priority: 80,
+        base_priority: 100,
+        weights: [("script nginx".to_owned(), -20)].into(),
+        ready: true,
+        source: Some("10.0.0.1".parse().unwrap()),
+        master: Some("10.0.0.2".parse().unwrap()),
+        master_priority: Some(200),
+        interval_ms: 300,
+        configured_interval_ms: 1000,
+        timer: Some(TimerView { what: "takes over".into(), in_ms: 812 }),
+        addresses: vec!["203.0.113.10/24".into(), "203.0.113.11/24".into()],
+        peers: vec![PeerView { address: "10.0.0.2".parse().unwrap(), heard_ms: 88, priority: Some(200) }],
+        mismatches: vec![MismatchView {
+            peer: "10.0.0.2".parse().unwrap(),
+            field: "advertisementInterval".into(),
+            ours: "1s".into(),
+            theirs: "300ms".into(),
+            refused: false,
+        }],
+        counters: [("received".to_owned(), 1234)].into(),
+        lease: "backup".into(),
+        ..VrrpView::default()
+    };
+    let scheduling =
+        SchedulingView { real_time: true, last_lag_us: 61, most_lag_us: 1250, ..SchedulingView::default() };
+    let text = super::vrrp::instance(&view, &scheduling);
+    fits(&text);
+    for line in [
+        "role:         backup (10.0.0.2 is master with priority 200)\n",
+        "priority:     80 (base 100, -20 script nginx)\n",
+        "master:       10.0.0.2, priority 200\n",
+        "interval:     300 ms (configured 1000 ms), takes over in 812 ms\n",
+        "timer lag:    last 0.061 ms, recently 0.000 ms, most 1.250 ms\n",
+        "peer:         10.0.0.2, priority 200, heard 88 ms ago\n",
+        "!:            peer 10.0.0.2 differs in advertisementInterval: 300ms, ours is 1s\n",
+        "\nreceived                      1234\n",
+    ] {
+        assert!(text.contains(line), "{line}in\n{text}");
+    }
+    let overview = VrrpOverview { instances: vec![view], scheduling };
+    let table = super::vrrp::instances(&overview, Look::default());
+    fits(&table);
+    assert_eq!(
+        table.lines().take(2).collect::<Vec<_>>(),
+        [
+            "NAME  ROLE    PRIO  VRID  IFACE  MASTER    ADDRESSES",
+            "edge  backup    80    51  eth0   10.0.0.2  203.0.113.10/24 +1",
+        ]
     );
 }

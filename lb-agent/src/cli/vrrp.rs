@@ -157,23 +157,11 @@ pub fn instances(overview: &VrrpOverview, look: Look) -> String {
     }
     let mut text = grid.finish();
     for view in &overview.instances {
-        for problem in problems(view) {
+        for problem in view.complaints() {
             let _ = writeln!(text, "\n{}: {problem}", view.name);
         }
     }
     text
-}
-
-/// What is not as it should be, a sentence each.
-pub fn problems(view: &VrrpView) -> Vec<String> {
-    let mut problems = view.problems.clone();
-    problems.extend(view.faults.iter().map(|fault| format!("fault: {fault}")));
-    problems.extend(view.mismatches.iter().map(|mismatch| {
-        let refused = if mismatch.refused { "; its advertisements are refused" } else { "" };
-        let crate::control::vrrp::MismatchView { peer, field, ours, theirs, .. } = mismatch;
-        format!("peer {peer} differs in {field}: {theirs}, ours is {ours}{refused}")
-    }));
-    problems
 }
 
 /// One instance at length.
@@ -224,7 +212,7 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
         let priority = peer.priority.map_or(String::new(), |priority| format!(", priority {priority}"));
         lines.add("peer", &format!("{}{priority}, heard {} ms ago", peer.address, peer.heard_ms));
     }
-    for problem in problems(view) {
+    for problem in view.complaints() {
         lines.add("!", &problem);
     }
     let mut text = lines.finish();

@@ -272,6 +272,9 @@ pub struct StatusView {
     /// Flows by IPVS's measure: established ones, and all the others.
     pub active: u64,
     pub inactive: u64,
+    /// VRRP instances, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vrrp: Vec<VrrpStatus>,
     /// For how many connections the table is made.
     pub connections_max: u32,
     /// Fields of the Director that differ from what runs until the agent is started again.
@@ -292,4 +295,16 @@ pub struct InterfaceView {
     /// Why the program is not attached, or not in the way wanted; empty otherwise.
     #[serde(default)]
     pub reason: String,
+}
+
+/// A VRRP instance in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VrrpStatus {
+    pub name: String,
+    /// `initialize`, `backup`, `master` or `fault`.
+    pub role: String,
+    /// Why, and since how many seconds.
+    pub reason: String,
+    pub for_seconds: u64,
 }

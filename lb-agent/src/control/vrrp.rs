@@ -62,6 +62,20 @@ pub struct VrrpView {
     pub problems: Vec<String>,
 }
 
+impl VrrpView {
+    /// What is not as it should be, a sentence each.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut complaints = self.problems.clone();
+        complaints.extend(self.faults.iter().map(|fault| format!("fault: {fault}")));
+        complaints.extend(self.mismatches.iter().map(|mismatch| {
+            let refused = if mismatch.refused { "; its advertisements are refused" } else { "" };
+            let MismatchView { peer, field, ours, theirs, .. } = mismatch;
+            format!("peer {peer} differs in {field}: {theirs}, ours is {ours}{refused}")
+        }));
+        complaints
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimerView {

@@ -336,6 +336,7 @@ impl Director {
         self.objects.pools().map(|(object, _)| (object.name.clone(), pool(object))).collect()
     }
 
+    /// What the agent puts on interfaces whatever its role; what follows a VRRP instance is not among it.
     fn placed(&self) -> BTreeSet<(String, IpAddr)> {
         let mut placed = BTreeSet::new();
         for (service, _) in self.objects.services() {
@@ -343,7 +344,7 @@ impl Director {
                 placed.extend(service.addresses().map(|address| (interface.clone(), address)));
             }
         }
-        for (pool, _) in self.objects.pools() {
+        for (pool, _) in self.objects.pools().filter(|(pool, _)| pool.vrrp.is_none()) {
             if let Some(interface) = &pool.address_interface {
                 placed.extend(pool.addresses().map(|address| (interface.clone(), address)));
             }

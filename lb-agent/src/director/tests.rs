@@ -289,3 +289,85 @@ fn a_files_object_takes_the_place_of_the_apis() {
     assert_eq!((taken, next.api.len()), (vec![id("web")], 0));
     assert_eq!(next.origin(&id("web")), Origin::File("test.yaml".into()));
 }
+
+/// What the roster makes of these states of the servers, in their order: passes or fails.
+fn judged(director: &mut Director, states: &[bool]) {
+    use crate::health::{Outcome, Report, Roster};
+    let now = std::time::Instant::now();
+    let mut roster = Roster::default();
+    roster.set(now, director.objects().services().map(|(service, _)| service));
+    let service = director.objects().services().next().expect("a service").0.clone();
+    for (server, passed) in service.real_servers.iter().zip(states) {
+        let id = roster.checks_of(&service, server)[0].assignment.id;
+        let outcome =
+            Outcome { passed: *passed, words: "said".into(), latency: None, weight: None, order: None };
+        roster.take(Report { id, outcome, at: now, next: now }).expect("it is asked for");
+    }
+    let judged = roster.judge(now);
+    director.handle(Event::Judged(judged));
+}
+
+const CHECKED: &str = "healthCheck: {tcp: {}, rise: 1, fall: 1}";
+
+#[test]
+fn a_server_that_fails_leaves_the_slots_and_one_table_and_one_destination_change() {
+    let more = format!("forwarding: dr, scheduler: rr, {CHECKED}, onServerDown: reset");
+    let mut director = director(&service(&more, &TWO));
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        resolved(&mut director, address, way(address));
+    }
+    assert_eq!(in_slots(&web(&mut director)), [""; 0], "nobody is in before the first check");
+    judged(&mut director, &[true, true]);
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1", "10.0.0.2"]);
+    let before = director.layout().clone();
+
+    judged(&mut director, &[true, false]);
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    let steps = crate::plan::diff(&before, director.layout());
+    let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert_eq!(said[0], "service web: 1 slots of 1 real servers", "new flows go elsewhere first");
+    assert!(said[1].contains("10.0.0.2 (dr)") && said[1].ends_with("connections are reset"), "{said:?}");
+
+    // The same judgement again costs nothing.
+    let before = director.layout().clone();
+    judged(&mut director, &[true, false]);
+    assert!(crate::plan::diff(&before, director.layout()).is_empty());
+}
+
+#[test]
+fn the_sorry_server_has_all_slots_while_the_quorum_is_lost() {
+    let more =
+        format!("forwarding: nat, scheduler: mh, {CHECKED}, quorum: 2, sorryServer: {{address: 10.0.0.9}}");
+    let mut director = director(&service(&more, &TWO));
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.9"] {
+        resolved(&mut director, address, way(address));
+    }
+    judged(&mut director, &[true, true]);
+    let well = web(&mut director);
+    assert_eq!(in_slots(&well), ["10.0.0.1", "10.0.0.2"]);
+    assert!(well.destinations.keys().any(|binding| binding.address == ip("10.0.0.9")), "it is ready");
+    assert!(well.roles.contains(&(Role::NatSource, ip("10.0.0.9"))));
+    judged(&mut director, &[true, false]);
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.9"]);
+    judged(&mut director, &[true, true]);
+    assert_eq!(web(&mut director), well, "everything is as it was");
+}
+
+#[test]
+fn a_server_of_a_maglev_table_that_fails_moves_no_other_servers_clients() {
+    let servers =
+        ["{address: 10.0.0.1}", "{address: 10.0.0.2}", "{address: 10.0.0.3}", "{address: 10.0.0.4}"];
+    let mut director = director(&service(&format!("forwarding: dr, scheduler: mh, {CHECKED}"), &servers));
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"] {
+        resolved(&mut director, address, way(address));
+    }
+    judged(&mut director, &[true; 4]);
+    let before = web(&mut director).slots;
+    judged(&mut director, &[true, false, true, true]);
+    let after = web(&mut director).slots;
+    assert_eq!(before.slots.len(), after.slots.len());
+    let moved = before.slots.iter().zip(after.slots.iter()).filter(|(before, after)| before != after);
+    assert!(moved.clone().all(|(before, _)| *before == 1), "only those of the one that failed");
+    assert!(moved.count() > 0);
+}

@@ -4,18 +4,7 @@ use std::net::IpAddr;
 
 use lb_tests::{Agent, Nginx, http, wait};
 
-use super::{TAKEOVER, instance, kinds, owns, two_directors, until_only, until_role};
-
-/// An example with this laboratory's addresses and paths in place of its own.
-fn example(name: &str, replace: &[(&str, &str)]) -> String {
-    let path = format!("{}/../deploy/examples/{name}", env!("CARGO_MANIFEST_DIR"));
-    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    for (from, to) in replace {
-        assert!(text.contains(from), "{path} does not say `{from}`");
-        text = text.replace(from, to);
-    }
-    text
-}
+use super::{TAKEOVER, example, instance, kinds, owns, two_directors, until_only, until_role};
 
 /// Two nginx proxies share a VIP: nginx dies on the master, and the VIP moves; it comes back, and so does the VIP.
 #[test]

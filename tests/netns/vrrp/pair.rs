@@ -5,31 +5,20 @@ use std::time::{Duration, Instant};
 
 use lb_tests::{Agent, Host, Nginx, Topology, http, wait};
 
-use super::{TAKEOVER, director, instance, kinds, owns, until_only, until_role};
+use super::{TAKEOVER, director, example, instance, kinds, owns, until_only, until_role};
 
-/// One web service by this forwarding method behind the VIP.
-fn service(topology: &Topology, forwarding: &str, port: u16) -> String {
-    let vip = topology.vip_v4(0);
-    let translated = if forwarding == "nat" { ", port: 8080" } else { "" };
-    let servers: String = topology
-        .servers
-        .iter()
-        .map(|server| format!("    - {{address: {}{translated}}}\n", server.v4()))
-        .collect();
-    format!(
-        "---
-apiVersion: lb/v1
-kind: VirtualService
-metadata: {{name: {forwarding}}}
-spec:
-  address: {vip}
-  ports: [{port}]
-  protocol: tcp
-  forwarding: {forwarding}
-  scheduler: rr
-  realServers:
-{servers}"
-    )
+/// A director of the pair in `deploy/examples`, with this laboratory's addresses and a priority.
+fn of_example(topology: &Topology, pair: &str, priority: u8) -> String {
+    let vip = topology.vip_v4(0).to_string();
+    let servers: Vec<String> = topology.servers.iter().map(|server| server.v4().to_string()).collect();
+    let mut text = example(
+        &format!("{pair}/a.yaml"),
+        &[("203.0.113.10", &vip), ("priority: 150", &format!("priority: {priority}"))],
+    );
+    for (n, server) in servers.iter().enumerate() {
+        text = text.replace(&format!("10.0.0.{}", 11 + n), server);
+    }
+    text.replace("10.0.0.254", &topology.vip_v4(1).to_string())
 }
 
 /// Who answers at the VIP, seen by the client: the MAC address in its neighbour table.
@@ -52,7 +41,7 @@ fn until_served(topology: &Topology, by: &Host, port: u16, story: impl Fn() -> S
     assert!(served, "{url} is not served by {} ({last})\n{}", by.namespace.role(), story());
 }
 
-/// The life of a pair with LVS-DR and LVS-NAT behind it: the master is killed, comes back, loses its cable, is
+/// The life of a pair with LVS-DR behind it: the master is killed, comes back, loses its cable, is
 /// handed over, loses its priority.
 #[test]
 fn a_pair_of_directors_loses_its_master_in_every_way_and_serves_on() {
@@ -62,18 +51,10 @@ fn a_pair_of_directors_loses_its_master_in_every_way_and_serves_on() {
     let _nginx: Vec<Nginx> = topology
         .servers
         .iter()
-        .map(|server| Nginx::start(&server.namespace, server.namespace.role(), &[80, 8080]))
+        .map(|server| Nginx::start(&server.namespace, server.namespace.role(), &[80]))
         .collect();
     let [a, b] = &topology.directors[..] else { panic!("two directors") };
-    let config = |priority| {
-        let instance = director(
-            "[{name: eth0}]",
-            priority,
-            &format!("{vip}/24"),
-            "  advertisementInterval: 300ms\n  preemptDelay: 1s\n",
-        );
-        instance + &service(&topology, "dr", 80)
-    };
+    let config = |priority| of_example(&topology, "lvs-dr-pair", priority);
     let mut first = Agent::start(&a.namespace, &config(150));
     until_role(&first, "edge", "master");
     let second = Agent::start(&b.namespace, &config(100));
@@ -164,4 +145,33 @@ fn a_master_that_is_restarted_stays_master_and_the_backup_never_promotes() {
     }
     let resumed = first.log().matches("it was master before the restart").count();
     assert!(resumed >= 1, "{}", first.log());
+}
+
+/// LVS-NAT: the real servers' gateway moves together with the VIP, so replies pass whoever is master.
+#[test]
+fn a_nat_pair_moves_the_gateway_of_its_real_servers_with_the_vip() {
+    let topology = Topology::builder().directors(2).servers(3).clients(1).build();
+    let gateway = topology.vip_v4(1);
+    for server in &topology.servers {
+        // The client is in the servers' own subnet: replies must not take the short way.
+        server.namespace.output("ip", &["rule", "add", "from", &server.v4().to_string(), "lookup", "100"]);
+        server.namespace.ip(&format!("route replace default via {gateway} table 100"));
+    }
+    let _nginx: Vec<Nginx> = topology
+        .servers
+        .iter()
+        .map(|server| Nginx::start(&server.namespace, server.namespace.role(), &[8080]))
+        .collect();
+    let [a, b] = &topology.directors[..] else { panic!("two directors") };
+    let mut first = Agent::start(&a.namespace, &of_example(&topology, "lvs-nat-pair", 150));
+    until_role(&first, "edge", "master");
+    let second = Agent::start(&b.namespace, &of_example(&topology, "lvs-nat-pair", 100));
+    until_role(&second, "edge", "backup");
+    let story = || format!("second wrote:\n{}", second.log());
+    until_served(&topology, a, 80, story);
+    assert!(owns(a, gateway.into()) && !owns(b, gateway.into()));
+    first.kill9();
+    until_role(&second, "edge", "master");
+    assert!(owns(b, gateway.into()));
+    until_served(&topology, b, 80, story);
 }
