@@ -122,21 +122,18 @@ extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32) -> u64 {
     let mut free = PORTS as u64;
     let mut old = 0;
     for i in 0..TRIES as u64 {
-        let mut at = start + i;
-        if at >= PORTS as u64 {
-            at -= PORTS as u64;
-        }
-        let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) else { continue };
-        let word = atomic::load(line);
-        if port::is_free(word, now) {
-            if free == PORTS as u64 {
-                free = at;
-                old = word;
+        let at = opaque(if start + i < PORTS as u64 { start + i } else { start + i - PORTS as u64 });
+        if let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) {
+            let word = atomic::load(line);
+            let is_free = port::is_free(word, now);
+            if !is_free && word & port::WHO == who & port::WHO {
+                // Whoever loses this race has written the same connection's word.
+                atomic::exchange(line, word, new);
+                return FIRST_PORT as u64 + at;
             }
-        } else if word & port::WHO == who & port::WHO {
-            // Whoever loses this race has written the same connection's word.
-            atomic::exchange(line, word, new);
-            return FIRST_PORT as u64 + at;
+            let first = is_free && free == PORTS as u64;
+            // One way: split in two loops, the second is entered in its middle, which Linux 6.1 takes for endless.
+            (free, old) = if first { (opaque(at), opaque(word)) } else { (opaque(free), opaque(old)) };
         }
     }
     let Some(line) = PROBE_PORTS.get_ptr_mut(free as u32) else { return 0 };

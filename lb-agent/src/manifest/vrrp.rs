@@ -12,9 +12,9 @@ use super::vrrp_auth::{self, encode_authentication};
 use super::vrrp_track::{self, command, encode_track};
 use super::word;
 use crate::model::{
-    DEFAULT_PRIORITY, Gratuitous, Name, Notify, OWNER_PRIORITY, Preempt, Unicast, VirtualAddress,
-    VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum, VrrpInstance, VrrpShutdown, VrrpSyncGroup,
-    VrrpVersion,
+    DEFAULT_PRIORITY, Gratuitous, Name, Notify, OWNER_PRIORITY, Preempt, TrackEffect, Unicast,
+    VirtualAddress, VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum, VrrpInstance, VrrpShutdown,
+    VrrpSyncGroup, VrrpVersion,
 };
 use crate::vrrp::timers::{granularity, intervals};
 
@@ -40,8 +40,14 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
     let checksum = spec.get("checksum").and_then(|field| checksum(&field, version, ipv4, faults));
     let gratuitous = spec.get("gratuitous").and_then(|field| gratuitous(&field, faults));
     let vmac = spec.get("vmac").and_then(|field| vmac(&field, faults));
-    let accept = spec.get("accept").and_then(|field| boolean(&field, faults));
     let track = spec.get("track").and_then(|field| vrrp_track::decode(&field, faults));
+    for (index, tracked) in track.iter().flat_map(|track| &track.interfaces).enumerate() {
+        if Some(&tracked.name) == interface.as_ref() && tracked.effect != TrackEffect::Fault {
+            let message = format!("`{}` is the instance's own interface", tracked.name);
+            let fault = faults.add(format!("{}[{index}]", spec.path_of("track.interfaces")), message);
+            fault.help("without it nothing can be advertised: it is always a fault when it is down");
+        }
+    }
     let notify = spec.get("notify").and_then(|field| notify(&field, faults));
     let routes = spec.get("routes").map(|field| routes(&field, faults));
     let rules = spec.get("rules").map(|field| rules(&field, faults));
@@ -65,7 +71,6 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
         checksum_strict,
         gratuitous: gratuitous.unwrap_or_default(),
         vmac: vmac.unwrap_or_default(),
-        accept: accept.unwrap_or(true),
         track: track.unwrap_or_default(),
         notify: notify.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
@@ -469,7 +474,6 @@ pub fn encode(instance: &VrrpInstance) -> Raw {
         ("checksum", two_forms.then_some(checksum)),
         ("gratuitous", Some(gratuitous)),
         ("vmac", Some(vmac)),
-        ("accept", Some(Raw::Bool(instance.accept))),
         ("track", Some(encode_track(&instance.track))),
         ("notify", Some(encode_notify(&instance.notify))),
         ("routes", Some(Raw::List(instance.routes.iter().map(encode_route).collect()))),

@@ -49,7 +49,7 @@ fn what_is_left_out_is_as_the_rfc_and_keepalived_have_it() {
     assert_eq!((instance.checksum, instance.checksum_strict), (VrrpChecksum::PseudoHeader, false));
     assert_eq!(instance.gratuitous.count, 5);
     assert_eq!(instance.vmac, Vmac::Off);
-    assert!(instance.accept && instance.is_ipv4() && !instance.is_owner());
+    assert!(instance.is_ipv4() && !instance.is_owner());
     assert!(instance.has_address("203.0.113.10".parse().unwrap()));
     assert_eq!(instance.addresses[0].address.prefix_len(), 24);
 }
@@ -63,7 +63,7 @@ fn everything_can_be_said() {
          unicastPeers: [203.0.113.2, 203.0.113.3], unicastMinTtl: 254, sourceAddress: 203.0.113.1, \
          authentication: {{type: hmac, keys: [{{id: 1, key: {KEY}}}, {{id: 2, file: /etc/lb/k}}], activeKey: 2, \
          mode: permissive, window: off}}, checksum: {{form: message-only, strict: true}}, \
-         gratuitous: {{count: 3, delay: 1s, repeat: 2, refresh: off}}, vmac: {{interface: v0}}, accept: false, \
+         gratuitous: {{count: 3, delay: 1s, repeat: 2, refresh: off}}, vmac: {{interface: v0}}, \
          track: {{interfaces: [eth1, {{name: eth2, weight: -10}}], \
            scripts: [{{name: nginx, command: [/bin/true, -q], interval: 2s, fall: 2}}], \
            processes: [{{name: nginx, quorum: 2, delay: 1s}}], files: [{{path: /run/m, weight: -1}}], \
@@ -224,6 +224,10 @@ fn mistakes_have_a_place_and_a_reason() {
             instance("a", "track: {interfaces: [eth1, eth1]}"),
             "spec.track.interfaces[1]: `eth1` is tracked twice",
         ),
+        (
+            instance("a", "track: {interfaces: [{name: eth0, weight: -9}]}"),
+            "spec.track.interfaces[0]: `eth0` is the instance's own interface",
+        ),
         (instance("a", "track: {interfaces: [{name: eth1, weight: 0}]}"), "0 would change nothing"),
         (instance("a", "track: {interfaces: [{name: eth1, weight: 254}]}"), "weight: 254 is above 253"),
         (instance("a", "track: {processes: [{name: a-very-long-process}]}"), "has not 1 to 15 bytes"),
@@ -360,7 +364,7 @@ fn commands() -> impl Strategy<Value = Vec<String>> {
 
 prop_compose! {
     fn tracks()(
-        interfaces in prop::collection::btree_map("[a-z][a-z0-9]{0,9}", effects(), 0..3),
+        interfaces in prop::collection::btree_map("[a-z][a-z]{0,9}", effects(), 0..3),
         scripts in prop::collection::btree_map(names(), (commands(), effects(), 1u32..9, 1u32..9), 0..3),
         processes in prop::collection::btree_map("[a-z]{1,15}", (effects(), 1u32..9, 0u64..60), 0..3),
         files in prop::collection::btree_map("/[a-z]{1,12}", prop::option::of(1i16..253), 0..3),
@@ -396,7 +400,7 @@ prop_compose! {
         preempt in prop_oneof![Just(Preempt::Never), (0u64..1000).prop_map(|s| Preempt::After(Duration::from_secs(s)))],
         peers in prop::option::of((1usize..4, 1u8..=255)),
         hmac in prop::option::of((prop::collection::vec(any::<u8>(), 32..=64), any::<u8>(), prop::option::of(1u64..=300))),
-        (message_only, strict, accept, release, refresh) in any::<(bool, bool, bool, bool, bool)>(),
+        (message_only, strict, release, refresh) in any::<(bool, bool, bool, bool)>(),
         vmac in prop_oneof![
             Just(Vmac::Off),
             prop::option::of("[a-z]{1,9}").prop_map(|interface| Vmac::On { interface }),
@@ -437,7 +441,6 @@ prop_compose! {
             checksum_strict: two_forms && strict,
             gratuitous: Gratuitous { refresh: refresh.then_some(Duration::from_secs(90)), ..Gratuitous::default() },
             vmac,
-            accept,
             track,
             notify: Notify { master: notify.0, command: notify.1, ..Notify::default() },
             routes: vec![VirtualRoute {

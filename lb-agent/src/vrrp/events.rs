@@ -73,6 +73,8 @@ pub enum Input {
 pub enum Order {
     /// Every member may be master: be it.
     Promote,
+    /// Another member hands over: do so too.
+    HandOver,
     /// Another member no longer is master: no longer be it.
     Demote,
     /// Another member is (or no longer is) in fault.
@@ -106,8 +108,9 @@ pub enum Action {
     Count(&'static str),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Role {
+    #[default]
     Initialize,
     Backup,
     Master,

@@ -2,6 +2,7 @@
 //! router or firewall must hold the other. Pure: give it what became of a member, it returns orders for others.
 //!
 //! * A member becomes master only when every member is master or wants to be.
+//! * One that hands over makes the others do so too: the other side takes all or none.
 //! * One that stops being master pulls the others with it.
 //! * A fault of one is a fault of all.
 
@@ -14,11 +15,13 @@ pub struct Group {
 }
 
 /// What a group has to know of a member ([`super::instance::Instance::member`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Member {
     pub role: Role,
     /// A backup that would be master, were it alone.
     pub wants_master: bool,
+    /// A master that said goodbye and serves until another does.
+    pub leaving: bool,
     /// It has a fault of its own, not the group's.
     pub fault: bool,
 }
@@ -26,7 +29,7 @@ pub struct Member {
 impl Group {
     /// A group of so many members, none of which has started.
     pub fn new(members: usize) -> Group {
-        Group { members: vec![Member { role: Role::Initialize, wants_master: false, fault: false }; members] }
+        Group { members: vec![Member::default(); members] }
     }
 
     pub fn members(&self) -> &[Member] {
@@ -59,6 +62,10 @@ impl Group {
         }
         if was.role == Role::Master && member.role != Role::Master {
             orders.extend(others(|member| member.role == Role::Master).map(|other| (other, Order::Demote)));
+        }
+        if member.leaving && !was.leaving {
+            let serving = others(|member| member.role == Role::Master && !member.leaving);
+            orders.extend(serving.map(|other| (other, Order::HandOver)));
         }
         let all_may = |member: &Member| member.role == Role::Master || member.wants_master;
         if self.members.iter().all(all_may) {

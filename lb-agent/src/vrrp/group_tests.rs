@@ -3,14 +3,14 @@
 use super::*;
 
 fn member(role: Role) -> Member {
-    Member { role, wants_master: false, fault: role == Role::Fault }
+    Member { role, fault: role == Role::Fault, ..Member::default() }
 }
 
 const BACKUP: Role = Role::Backup;
 const MASTER: Role = Role::Master;
 
 fn wanting() -> Member {
-    Member { role: BACKUP, wants_master: true, fault: false }
+    Member { role: BACKUP, wants_master: true, ..Member::default() }
 }
 
 /// A group whose members are so.
@@ -23,6 +23,7 @@ fn group(members: &[Member]) -> Group {
 #[test]
 fn a_group_gives_orders_to_the_others() {
     let (b, m, f) = (member(BACKUP), member(MASTER), member(Role::Fault));
+    let leaving = Member { leaving: true, ..m };
     // In fault by the group's order, not by its own.
     let follows = Member { fault: false, ..f };
     for (what, before, index, now, orders) in [
@@ -38,6 +39,10 @@ fn a_group_gives_orders_to_the_others() {
         ("the second is promoted", [m, wanting()], 1, m, vec![]),
         ("a new member wants, the other is master", [m, b], 1, wanting(), vec![(1, Order::Promote)]),
         ("one no longer wants", [wanting(), b], 0, b, vec![]),
+        ("one hands over", [m, m], 0, leaving, vec![(1, Order::HandOver)]),
+        ("the other hands over too", [leaving, m], 1, leaving, vec![]),
+        ("the first is relieved", [leaving, leaving], 0, b, vec![(1, Order::Demote)]),
+        ("nobody took the first", [leaving, leaving], 0, m, vec![]),
         ("one master is outranked", [m, m], 0, b, vec![(1, Order::Demote)]),
         ("the other follows", [b, m], 1, b, vec![]),
         ("one master stops", [m, m], 1, member(Role::Initialize), vec![(0, Order::Demote)]),

@@ -189,6 +189,7 @@ impl Instance {
         Member {
             role: self.role(),
             wants_master: matches!(&self.state, State::Backup(backup) if backup.wants_master),
+            leaving: matches!(self.state, State::Master(Master { leaving: Some(_), .. })),
             fault: self.tracking.faults().any(|fault| fault != GROUP_FAULT),
         }
     }

@@ -240,28 +240,28 @@ impl Runner {
 
     /// The next message that has arrived, checked.
     pub fn receive(&mut self) -> Option<Input> {
-        let sockets = self.sockets.as_mut()?;
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let input = match sockets.receive() {
-            Ok(Received::Nothing) => return None,
-            Ok(Received::Message { message, context }) => match self.wire.receive(message, &context, clock) {
-                Ok(heard) => Some(Input::Advert(heard)),
-                Err(refused) => Some(Input::Refused(refused)),
-            },
-            Ok(Received::Unreadable) => None,
-            Err(error) => {
-                tracing::debug!("VRRP instance {}: receive: {error}", self.name());
-                self.count("receive_failed");
-                return None;
-            }
-        };
-        match input {
-            Some(Input::Advert(_)) => self.count("received"),
-            None => self.count("unreadable"),
-            _ => {}
-        }
         // An unreadable one is passed over; there may be more behind it.
-        input.or_else(|| self.receive())
+        loop {
+            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            match self.sockets.as_mut()?.receive() {
+                Ok(Received::Nothing) => return None,
+                Ok(Received::Message { message, context }) => {
+                    return Some(match self.wire.receive(message, &context, clock) {
+                        Ok(heard) => {
+                            self.count("received");
+                            Input::Advert(heard)
+                        }
+                        Err(refused) => Input::Refused(refused),
+                    });
+                }
+                Ok(Received::Unreadable) => self.count("unreadable"),
+                Err(error) => {
+                    tracing::debug!("VRRP instance {}: receive: {error}", self.name());
+                    self.count("receive_failed");
+                    return None;
+                }
+            }
+        }
     }
 
     /// Does one thing, or says who has to.

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{Gratuitous, Preempt, VrrpVersion};
 use crate::vrrp::events::Config;
+use crate::vrrp::group::Group;
 use crate::vrrp::timers::{master_down, skew};
+use crate::vrrp::tracking::Change;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -54,6 +56,11 @@ struct Segment {
     /// At most; reorders, if it is longer than what lies between two advertisements.
     delay: Duration,
     cut: bool,
+    /// Two hosts on two segments, each with a sync group: instances 0 and 1 are on the first segment, 2 and 3 on
+    /// the second; 0 and 2 are the first host's.
+    groups: Option<[Group; 2]>,
+    /// Of the two segments, this one is cut.
+    cut_one: Option<usize>,
     /// For how long at least two, and for how long nobody served without a break.
     double: Watch,
     nobody: Watch,
@@ -115,6 +122,8 @@ impl Segment {
             loss: 0,
             delay: Duration::from_micros(200),
             cut: false,
+            groups: None,
+            cut_one: None,
             double: Watch::default(),
             nobody: Watch::default(),
         }
@@ -169,13 +178,20 @@ impl Segment {
                 _ => {}
             }
         }
+        let member = self.directors[n].instance.member();
+        if let Some(groups) = &mut self.groups {
+            for (of_group, order) in groups[n % 2].update(n / 2, member) {
+                self.give(of_group * 2 + n % 2, Input::Group(order));
+            }
+        }
     }
 
     fn send(&mut self, from: usize, priority: u8, interval: Duration) {
         for to in 0..self.directors.len() {
             let lost = self.roll(1000) < self.loss;
             let delay = self.roll(self.delay.as_nanos() as u64 + 1);
-            if to != from && !lost && !self.cut {
+            let apart = self.groups.is_some() && (to / 2 != from / 2 || self.cut_one == Some(to / 2));
+            if to != from && !lost && !self.cut && !apart {
                 self.sent += 1;
                 let at = self.now + Duration::from_nanos(delay);
                 self.flying.push(Reverse((at, self.sent, to, priority, ip(from), interval)));
@@ -467,6 +483,59 @@ fn a_director_that_is_not_ready_lets_the_others_go_first() {
     segment.give(1, Input::Ready(false));
     segment.run(interval * 20);
     assert_eq!(segment.master(), Some(1));
+}
+
+/// Two hosts on two segments with a sync group each, the second host (150) master of both.
+fn two_groups(interval: Duration) -> Segment {
+    let grouped = |priority| Config { grouped: true, ..config(priority, interval) };
+    let mut segment = Segment::new([100, 150, 100, 150].map(grouped).to_vec(), 5);
+    segment.groups = Some([Group::new(2), Group::new(2)]);
+    (0..4).for_each(|n| segment.start(n));
+    segment.run(interval * 10);
+    assert_eq!(masters(&segment), [1, 3]);
+    segment
+}
+
+fn masters(segment: &Segment) -> Vec<usize> {
+    (0..segment.directors.len()).filter(|&n| segment.directors[n].serves(segment.now)).collect()
+}
+
+#[test]
+fn the_members_of_a_group_move_together() {
+    let interval = ms(100);
+    let fault = |present| Input::Track(Change::Fault { what: "interface eth1".into(), present });
+    let mut segment = two_groups(interval);
+    segment.give(3, fault(true));
+    assert_eq!(masters(&segment), Vec::<usize>::new(), "a fault of one side is a fault of both, at once");
+    segment.run(interval * 10);
+    assert_eq!(masters(&segment), [0, 2]);
+    segment.give(3, fault(false));
+    segment.run(interval * 20);
+    assert_eq!(masters(&segment), [1, 3], "and back");
+
+    segment.give(1, Input::Handover);
+    segment.run(interval * 40);
+    assert_eq!(masters(&segment), [0, 2], "one handed over takes the other along");
+
+    let mut segment = two_groups(interval);
+    segment.kill(1);
+    segment.kill(3);
+    segment.run(interval * 8);
+    assert_eq!(masters(&segment), [0, 2], "a dead host is replaced on both sides");
+}
+
+#[test]
+fn a_group_does_not_move_while_one_side_hears_its_master() {
+    let interval = ms(100);
+    let mut segment = two_groups(interval);
+    segment.cut_one = Some(0);
+    segment.run(interval * 50);
+    assert_eq!(masters(&segment), [1, 3]);
+    assert!(segment.directors[0].instance.member().wants_master);
+    segment.cut_one = None;
+    segment.run(interval * 5);
+    assert!(!segment.directors[0].instance.member().wants_master);
+    assert_eq!(masters(&segment), [1, 3]);
 }
 
 /// What may happen to a director.

@@ -623,7 +623,7 @@ fn a_new_primary_address_is_shown() {
 fn a_member_asks_before_it_is_master() {
     let mut case = Case::backup(Config { grouped: true, ..config(100) });
     assert_eq!(case.fire(), []);
-    assert_eq!(case.instance.member(), Member { role: B, wants_master: true, fault: false });
+    assert_eq!(case.instance.member(), Member { role: B, wants_master: true, ..Member::default() });
     assert_eq!(case.fire(), [], "and goes on wanting");
     assert!(case.instance.member().wants_master);
     case.hear(9, 200);
@@ -689,7 +689,7 @@ fn a_mismatch_is_said_once_and_ends_when_it_does() {
 
 #[test]
 fn inputs_that_mean_nothing_in_a_state_do_nothing_there() {
-    for order in [Order::Promote, Order::Demote] {
+    for order in [Order::Promote, Order::HandOver, Order::Demote] {
         let mut case = Case::new(config(100));
         assert_eq!(case.give(Input::Group(order)), []);
         case.give(Input::Start { lease: None });

@@ -406,6 +406,7 @@ impl Instance {
         match (order, &mut self.state) {
             (Order::Promote, State::Backup(_)) => self.promote(now, Why::Group),
             (Order::Promote, _) => Vec::new(),
+            (Order::HandOver, _) => self.hand_over(now, false),
             (Order::Demote, State::Backup(backup)) => {
                 backup.wants_master = false;
                 Vec::new()
