@@ -58,6 +58,73 @@ pub fn connections(
     Ok(())
 }
 
+/// A persistence template: which real server a client has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Template {
+    /// The client, or its network; None for a SIP call, of which only a hash is kept.
+    pub client: Option<IpAddr>,
+    /// Leading bits of the client that count.
+    pub prefix: u8,
+    pub real_server: IpAddr,
+    pub expires_in: Duration,
+    /// Index of the service, the endpoint at which the client came first.
+    pub service: u32,
+    /// Index of the destination.
+    pub destination: u32,
+}
+
+/// Calls `each` with every live template until it says false.
+pub fn templates(views: &Views, clock: &Clock, mut each: impl FnMut(Template) -> bool) -> Result<(), Error> {
+    let now = clock.tick()?;
+    for bucket in 0..views.connections.len() {
+        for way in 0..WAYS as u32 {
+            let Some(entry) = stable(views, bucket, way) else { continue };
+            let value = Value(entry.value);
+            if value.kind() != Kind::Template || value.is_expired(now) {
+                continue;
+            }
+            if let Some(template) = template(views, clock, now, bucket, way, entry)
+                && !each(template)
+            {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn template(views: &Views, clock: &Clock, now: u16, bucket: u32, way: u32, entry: Entry) -> Option<Template> {
+    let value = Value(entry.value);
+    let index = value.destination();
+    if index >= views.destinations.len() {
+        return None;
+    }
+    let destination = views.destinations.get(index);
+    let flags = Destination::flags_of(destination.word);
+    if flags & flags::VALID == 0 || destination.service >= views.services.len() {
+        return None;
+    }
+    let v6 = flags & flags::VIP_V6 != 0;
+    let service = views.services.get(destination.service);
+    let slot = bucket * WAYS as u32 + way;
+    let client = if value.flags() & FLAG_HASHED != 0 {
+        None
+    } else if v6 {
+        (slot < views.cold_tuples.len()).then(|| views.cold_tuples.get(slot).source.to_ip(true))
+    } else {
+        let (client, _group) = views.secrets.client_of_template_v4(entry.identity);
+        Some(IpAddr::from(client.to_ne_bytes()))
+    };
+    Some(Template {
+        client,
+        prefix: if v6 { service.persist_v6 } else { service.persist_v4 },
+        real_server: destination.address.to_ip(flags & flags::REAL_V6 != 0),
+        expires_in: Duration::from_millis(clock.milliseconds(value.deadline().wrapping_sub(now))),
+        service: destination.service,
+        destination: index,
+    })
+}
+
 /// Ends every live flow that is `doomed`: its entry expires now, and the next packet belongs to no known flow.
 /// Returns how many.
 pub fn end(views: &Views, clock: &Clock, mut doomed: impl FnMut(&Connection) -> bool) -> Result<u64, Error> {
