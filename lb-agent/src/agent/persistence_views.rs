@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Agent;
 use crate::control::Refusal;
 use crate::control::views::PersistenceView;
-use crate::dataplane::dump::{self, Template};
+use crate::dataplane::dump::{self, StickyClient, Template};
 use crate::model::Kind;
 
 impl Agent {
@@ -37,9 +37,10 @@ impl Agent {
         tokio::task::spawn_blocking(move || {
             let mut found = Vec::new();
             let result = dump::templates(&views, &clock, |template| {
-                let name = names.get(&template.service).cloned().unwrap_or_default();
+                let name = names.get(&template.group).cloned().unwrap_or_default();
                 if service.as_ref().is_none_or(|service| *service == name) {
-                    found.push(view(&template, name));
+                    let record = views.services.get(template.group);
+                    found.push(view(&template, name, (record.persist_v4, record.persist_v6)));
                 }
                 found.len() < limit
             });
@@ -52,10 +53,17 @@ impl Agent {
     }
 }
 
-fn view(template: &Template, service: String) -> PersistenceView {
+fn view(template: &Template, service: String, prefixes: (u8, u8)) -> PersistenceView {
+    let client = match template.client {
+        StickyClient::Prefix(client) => {
+            let prefix = if client.is_ipv4() { prefixes.0 } else { prefixes.1 };
+            format!("{client}/{prefix}")
+        }
+        StickyClient::Call => String::new(),
+    };
     PersistenceView {
         service,
-        client: template.client.map_or(String::new(), |client| format!("{client}/{}", template.prefix)),
+        client,
         real_server: template.real_server,
         expires_in: template.expires_in.as_secs(),
     }
