@@ -430,6 +430,7 @@ fn table_role(role: Role) -> TableRole {
     match role {
         Role::Vip => TableRole::Vip,
         Role::NatSource => TableRole::NatSource,
+        Role::Probed => TableRole::Probed,
     }
 }
 

@@ -11,6 +11,7 @@ mod health_views;
 pub(crate) mod host;
 mod orders;
 mod persistence_views;
+mod real_path;
 mod start;
 mod views;
 mod vrrp;
@@ -82,6 +83,7 @@ struct Agent {
     state: StateDirectory,
     director: Director,
     health: health::Health,
+    real_paths: real_path::RealPaths,
     desired: Desired,
     drains: Drains,
     events: Events,
@@ -110,6 +112,7 @@ enum Trouble {
     Tables,
     Interfaces,
     Health,
+    RealPath,
     Host,
     Vrrp,
 }
@@ -368,6 +371,7 @@ impl Agent {
                 .map_err(|error| Failed { step: "remove what an earlier run left".into(), error })?;
             self.recovered = true;
         }
+        self.follow_real_path().await;
         Ok(steps)
     }
 
@@ -416,6 +420,9 @@ impl Agent {
     async fn shut_down(mut self) -> Result<()> {
         self.tell(&[NotifyState::Stopping]);
         self.save_health();
+        if let Err(error) = self.close_real_path().await {
+            tracing::warn!("{error:#}");
+        }
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
         self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;

@@ -66,6 +66,7 @@ pub async fn start(
         state,
         director,
         health,
+        real_paths: Default::default(),
         desired,
         drains: Drains::default(),
         events,
