@@ -9,6 +9,7 @@ mod health;
 mod health_views;
 pub(crate) mod host;
 mod orders;
+mod persistence_views;
 mod start;
 mod views;
 mod vrrp;
@@ -217,6 +218,7 @@ impl Agent {
                 drop(reply.send(self.real_servers(service.as_deref())))
             }
             Request::Connections { limit, filter, reply } => self.connections(limit, filter, reply),
+            Request::Persistence { limit, service, reply } => self.persistence(limit, service, reply),
             Request::Counters { reply } => drop(reply.send(self.counters())),
             Request::Health { service, reply } => drop(reply.send(self.health_views(service.as_deref()))),
             Request::Operate { order, reply } => {
