@@ -1,6 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+mod arp;
 pub(crate) mod check_files;
 mod deny;
 mod drain;
@@ -88,6 +89,8 @@ struct Agent {
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
+    /// Whether the kernel's ARP settings are those for VRRP; not looked at yet.
+    arp_settled: Option<bool>,
     /// The Director that the program was loaded for.
     running: model::Director,
     links: Vec<net::Link>,
@@ -350,12 +353,17 @@ impl Agent {
         let steps = plan::diff(self.applier.done(), wanted);
         let denied = deny::newly_denied(&steps, self.applier.done());
         // What the kernel sends from an address must be seen before the address can be a backup's.
-        let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
+        let vrrp = !wanted.vrrp.is_empty();
+        let egress = self.dataplane.set_egress(vrrp);
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
         self.end_denied(denied);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
+        // Without an interface there is no lease that another interface's answers would break.
+        let leased = vrrp && !self.running.interfaces.is_empty();
+        self.settle_arp(leased)
+            .map_err(|error| Failed { step: "set which interface answers ARP".into(), error })?;
         if !self.recovered {
             self.applier
                 .finish_recovery()
@@ -425,6 +433,7 @@ impl Agent {
                 tracing::info!("addresses taken away; {:?} until the program goes", shutdown.wait);
                 tokio::time::sleep(shutdown.wait).await;
                 self.dataplane.detach_all()?;
+                self.settle_arp(false)?;
                 withdrawn?;
                 tracing::info!("stopped; the program is detached");
             }
