@@ -8,7 +8,7 @@ use crate::{
     maps::{DESTINATIONS, LOADS, SERVERS, SERVICES, SLOTS},
     packet::{Frame, opaque},
     persistence::{lb_keep, lb_template},
-    tail,
+    quic, sip, tail,
 };
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
@@ -30,7 +30,7 @@ pub fn handle(ctx: *mut xdp_md) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     scratch.choices = scratch.choices.wrapping_add(1);
     scratch.chosen = 0;
-    match choose(scratch, connection::now()) {
+    match choose(ctx, scratch, connection::now()) {
         Ok(chosen) => scratch.chosen = chosen,
         Err(reason) => scratch.refused = reason as u32,
     }
@@ -40,7 +40,7 @@ pub fn handle(ctx: *mut xdp_md) -> Result<u32, Reason> {
 /// The server of a new flow: its destination plus one. Limits and persistence are asked at the first try only, not
 /// when the first server could not take the flow.
 #[inline(always)]
-fn choose(scratch: &mut Scratch, now: u16) -> Result<u32, Reason> {
+fn choose(ctx: *mut xdp_md, scratch: &mut Scratch, now: u16) -> Result<u32, Reason> {
     let (index, avoid, now) = (scratch.service, scratch.avoid, now as u32);
     let service = SERVICES.get_ptr(index).ok_or(Reason::Internal)?;
     // SAFETY: a map value.
@@ -62,6 +62,19 @@ fn choose(scratch: &mut Scratch, now: u16) -> Result<u32, Reason> {
         }
         if features & features::RATE != 0 && lb_new_flow_fits(leader, limit) == 0 {
             return Err(Reason::NewFlowsLimited);
+        }
+        let payload = (scratch.l4 as usize & 0x7ff) + 8;
+        if features & features::QUIC != 0 {
+            let named = quic::server(&Frame::new(ctx), payload, index);
+            if named != 0 && lb_is_open(named) != 0 {
+                return Ok(named);
+            }
+        }
+        if features & features::SIP != 0 {
+            scratch.call = sip::call(&Frame::new(ctx), payload, &mut scratch.walk.draws);
+            if scratch.call == 0 {
+                return Err(Reason::NoCallId);
+            }
         }
         if features & features::PERSISTENT != 0 {
             let kept = lb_template(index, now) as u32;

@@ -29,8 +29,10 @@ mod nexthop;
 mod packet;
 mod persistence;
 mod probe;
+mod quic;
 mod reset;
 mod schedule;
+mod sip;
 mod tail;
 
 use aya_ebpf::{

@@ -380,3 +380,102 @@ fn one_packet_scheduling_remembers_nothing() {
         assert!(flow.world.entries().is_empty(), "{}", flow.name());
     }
 }
+
+/// A datagram with this payload.
+fn datagram(source: (u8, u16), port: u16, payload: &[u8]) -> Packet {
+    Packet::udp((client(false, source.0), source.1), (vip(false), port))
+        .with(|p| p.payload = payload.to_vec())
+}
+
+fn udp_service(world: &mut World, port: u16, rules: Rules) -> Vec<u32> {
+    let mut spec = world.spec("udp", vip(false), UDP, &[Ports::One(port)]);
+    spec.rules = rules;
+    world.service(&spec);
+    let all: Vec<_> = (0..5).map(|n| world.server(&spec, server(false, 11 + n), 0, Forwarding::Dr)).collect();
+    world.slots("udp", &all);
+    all
+}
+
+#[test]
+fn a_quic_packet_of_no_flow_goes_to_the_server_in_its_connection_id() {
+    for (offset, len) in [(0u8, 1u8), (1, 2), (1, 8), (12, 8), (3, 4)] {
+        let mut world = World::new();
+        let rules =
+            Rules { quic: Some(lb_agent::dataplane::tables::Quic { offset, len }), ..Rules::default() };
+        let all = udp_service(&mut world, 443, rules);
+        let id = |n: usize| (0..len).map(|i| 0x10 + n as u8 * 16 + i).collect::<Vec<u8>>();
+        let ids: Vec<_> = all.iter().enumerate().map(|(n, d)| (id(n), *d)).collect();
+        world.tables.set_quic_ids("udp", &ids).unwrap();
+        let short = |n: usize| {
+            let mut bytes = vec![0x40];
+            bytes.extend(vec![0xee; offset.into()]);
+            bytes.extend(id(n));
+            bytes.extend([0x77; 24]);
+            bytes
+        };
+        for (n, destination) in all.iter().enumerate() {
+            for source in [(7, 1000 + n as u16), (8, 50 + n as u16), (9, 1)] {
+                world.forget_all();
+                let packet = datagram(source, 443, &short(n));
+                assert_eq!(world.goes_to("an address never seen", &packet), *destination);
+                let other = datagram(source, 443, &short((n + 1) % 5));
+                assert_eq!(world.goes_to("a known flow", &other), *destination);
+            }
+        }
+        // A long header, an id of nobody, and too short a packet go by the scheduler: rr passes them round.
+        let mut long = short(0);
+        long[0] |= 0x80;
+        let mut strange = short(0);
+        strange[1 + usize::from(offset)] = 0xff;
+        for (n, payload) in [long, strange, vec![0x40], vec![]].iter().enumerate() {
+            let mut got = std::collections::BTreeSet::new();
+            for source in 0..5 {
+                let from = (20 + n as u8, 100 + source);
+                got.insert(world.goes_to("by the scheduler", &datagram(from, 443, payload)));
+            }
+            assert_eq!(got.len(), 5, "case {n}");
+        }
+    }
+}
+
+#[test]
+fn messages_of_a_sip_call_go_to_one_server_whoever_sends_them() {
+    let mut world = World::new();
+    let persistence = Some(Persistence { sip: true, ..sticky(&world, 32, 128) });
+    let all = udp_service(&mut world, 5060, Rules { persistence, ..Rules::default() });
+    let message = |header: &str| {
+        format!(
+            "INVITE sip:bob@example.com SIP/2.0\r\nVia: SIP/2.0/UDP host;branch=z9\r\n{header}\r\nCSeq: 1 INVITE\r\n\r\n"
+        )
+    };
+    let mut source = 1;
+    let mut go = |world: &mut World, header: &str| {
+        source += 1;
+        world.goes_to(header, &datagram((7 + (source % 9) as u8, source), 5060, message(header).as_bytes()))
+    };
+    let first = go(&mut world, "Call-ID: abc123@host");
+    for header in [
+        "Call-ID: abc123@host",
+        "call-id:abc123@host",
+        "CALL-ID :\tabc123@host",
+        "i: abc123@host",
+        "I:abc123@host",
+    ] {
+        assert_eq!(go(&mut world, header), first, "{header}");
+    }
+    let others: std::collections::BTreeSet<_> =
+        (0..20).map(|n| go(&mut world, &format!("Call-ID: other{n}"))).collect();
+    assert_eq!(others.len(), all.len());
+    let none = [
+        message("X-Call-ID: abc123@host"),
+        message("Subject: Call-ID: abc123@host"),
+        message("Call-ID:"),
+        "\r\n\r\n".into(),
+        String::new(),
+        message("\r\nCall-ID: in the body"),
+    ];
+    for (n, text) in (0..).zip(none) {
+        world.ends(&text, &datagram((99, 2000 + n), 5060, text.as_bytes()), Reason::NoCallId);
+    }
+    assert_eq!(world.connections().len(), 26);
+}

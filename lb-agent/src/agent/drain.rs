@@ -121,7 +121,8 @@ impl Agent {
 
     /// How far a drain is.
     pub(super) fn drain_view(&self, service: &Name, key: ServerKey, remaining: u64) -> Option<DrainView> {
-        self.drains.get(service, key).map(|drain| drain_view(drain, remaining))
+        let drain = self.drains.get(service, key)?;
+        Some(drain_view(drain, remaining, self.director.resets(service, key)))
     }
 
     fn save_drains(&self) -> Result<(), Refusal> {
@@ -154,7 +155,7 @@ impl Agent {
 }
 
 /// A drain in the words of the API.
-pub(super) fn drain_view(drain: &Drain, remaining: u64) -> DrainView {
+pub(super) fn drain_view(drain: &Drain, remaining: u64, resetting: bool) -> DrainView {
     let now = now();
     DrainView {
         since: now.saturating_sub(drain.since),
@@ -165,6 +166,7 @@ pub(super) fn drain_view(drain: &Drain, remaining: u64) -> DrainView {
         }
         .into(),
         remaining,
+        resetting,
     }
 }
 

@@ -326,6 +326,7 @@ impl Agent {
                 };
                 limits.overloaded = load.overloaded != 0;
             }
+            limits.persistent += counts.persistent(index);
         }
         (active, inactive, traffic, limits)
     }
@@ -365,7 +366,8 @@ impl Agent {
     fn leaving_servers(&self, service: &VirtualService, counts: &Counts<'_>) -> Vec<RealServerView> {
         let view = |drain: &Drain| {
             let mut view = self.real_server(service, &drain.server, counts);
-            let shown = drain_view(drain, view.active + view.inactive);
+            let resets = self.director.resets(&service.name, service.key_of(&drain.server));
+            let shown = drain_view(drain, view.active + view.inactive, resets);
             view.weight = 0;
             view.state = RealServerState::Removed;
             view.reason = format!("no longer in the manifest; {}", drain_reason(Some(&shown)));
@@ -436,6 +438,12 @@ impl<'a> Counts<'a> {
         // A counter that cannot be read is shown as 0; `get counters` says why.
         let traffic = self.agent.counters.destination(destination).unwrap_or_default();
         (count.active.into(), count.inactive.into(), traffic)
+    }
+
+    /// Clients that keep the server.
+    fn persistent(&self, destination: u32) -> u64 {
+        let templates = self.scan.as_ref().and_then(|scan| scan.templates.get(destination as usize));
+        templates.copied().unwrap_or_default().into()
     }
 
     fn all(&self) -> (u64, u64) {

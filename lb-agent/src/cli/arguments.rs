@@ -282,6 +282,17 @@ pub enum What {
         #[command(flatten)]
         show: Show,
     },
+    /// Clients that keep their real servers for a time
+    Persistence {
+        /// Only those of this virtual service
+        #[arg(value_parser = parse_name)]
+        service: Option<Name>,
+        /// How many at most
+        #[arg(long, default_value_t = CONNECTIONS_LIMIT, value_name = "N")]
+        limit: usize,
+        #[command(flatten)]
+        show: Show,
+    },
     /// Where every frame went
     Counters {
         #[command(flatten)]
@@ -314,6 +325,7 @@ impl What {
             | What::RealServers { show, .. }
             | What::Health { show, .. }
             | What::Connections { show, .. }
+            | What::Persistence { show, .. }
             | What::Counters { show }
             | What::Objects { show }
             | What::Vrrp { show, .. }

@@ -140,6 +140,10 @@ async fn answer(client: &Client, what: &What) -> Result<String> {
             let view = client.connections(*limit, &filter).await?;
             render(&view, format, |view| table::connections(view, look))
         }
+        What::Persistence { service, limit, .. } => {
+            let views = client.persistence(*limit, service.as_deref()).await?;
+            render(&views, format, |views| table::persistence(views, look))
+        }
         What::Counters { .. } => {
             render(&client.counters().await?, format, |view| table::counters(view, look))
         }

@@ -11,8 +11,8 @@ use super::grid::{Grid, Pairs, or_dash, paint};
 use super::health;
 use super::units::{clock, duration, short};
 use crate::control::views::{
-    ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, RealServerState,
-    RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
+    ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, PersistenceView,
+    RealServerState, RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
 };
 
 pub fn services(services: &[ServiceView], look: Look) -> String {
@@ -140,6 +140,25 @@ pub fn connections(view: &ConnectionsView, look: Look) -> String {
         let _ = writeln!(text, "\nonly the first {}; --limit shows more", view.connections.len());
     }
     text
+}
+
+pub fn persistence(views: &[PersistenceView], look: Look) -> String {
+    if views.is_empty() {
+        return "no persistent clients\n".into();
+    }
+    let mut grid = Grid::new(look);
+    grid.columns(["SERVICE", "CLIENT", "SERVER"]);
+    grid.numbers(["EXPIRE"]);
+    for view in views {
+        let client = if view.client.is_empty() { "(a SIP call)" } else { &view.client };
+        grid.row(vec![
+            Cell::new(or_dash(&view.service)),
+            Cell::new(client),
+            Cell::new(view.real_server),
+            Cell::new(clock(view.expires_in)),
+        ]);
+    }
+    grid.finish()
 }
 
 pub fn counters(view: &CountersView, look: Look) -> String {

@@ -210,7 +210,13 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
         persistent: 12,
         packets_per_second: 0,
     };
-    let drain = DrainView { since: 60, deadline_in: Some(552), on_deadline: "reset".into(), remaining: 429 };
+    let drain = DrainView {
+        since: 60,
+        deadline_in: Some(552),
+        on_deadline: "reset".into(),
+        remaining: 429,
+        resetting: false,
+    };
     let leaving =
         RealServerView { limits, drain: Some(drain), ..server("10.0.0.11", None, RealServerState::Draining) };
     let text = table::real_servers(&[leaving], Look { wide: true, colour: false });
@@ -220,6 +226,27 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
     {
         assert!(head.contains(column) && row.contains(value), "{text}");
     }
+}
+
+#[test]
+fn persistent_clients_are_listed_with_what_is_left_of_their_time() {
+    let view = |client: &str, expires_in| PersistenceView {
+        service: "web".into(),
+        client: client.into(),
+        real_server: "10.0.0.11".parse().unwrap(),
+        expires_in,
+    };
+    let text = table::persistence(&[view("198.51.100.0/24", 272), view("", 9)], Look::default());
+    fits(&text);
+    assert_eq!(
+        text,
+        "\
+SERVICE  CLIENT           SERVER     EXPIRE
+web      198.51.100.0/24  10.0.0.11   04:32
+web      (a SIP call)     10.0.0.11   00:09
+"
+    );
+    assert_eq!(table::persistence(&[], Look::default()), "no persistent clients\n");
 }
 
 #[test]

@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::health::{HealthView, ServerOrder};
-use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::views::{
+    ConnectionsView, CountersView, ObjectView, PersistenceView, RealServerView, ServiceView, StatusView,
+};
 use super::vrrp::{HandoverView, VrrpOverview};
 use super::{ConnectionFilter, ErrorBody, OrderBody, Outcome, Refusal, SourceBody, socket_path};
 use crate::events::Event;
@@ -61,6 +63,19 @@ impl Client {
     pub async fn apply(&self, sources: &[Source], prune: bool, dry_run: bool) -> Result<Outcome, Error> {
         let body = OrderBody { sources: sources.iter().map(source_body).collect(), ids: Vec::new() };
         self.order(&format!("/v1/apply?prune={prune}&dryRun={dry_run}"), &body).await
+    }
+
+    /// Clients that keep their real servers, at most `limit`.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn persistence(
+        &self,
+        limit: usize,
+        service: Option<&str>,
+    ) -> Result<Vec<PersistenceView>, Error> {
+        let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
+        self.get(&format!("/v1/persistence?limit={limit}{service}")).await
     }
 
     /// Gives a real server no new connections, and the others until a deadline.

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::health::{HealthView, ServerOrder};
-use super::views::{ConnectionsView, CountersView, ObjectView, RealServerView, ServiceView, StatusView};
+use super::views::{
+    ConnectionsView, CountersView, ObjectView, PersistenceView, RealServerView, ServiceView, StatusView,
+};
 use super::vrrp::{HandoverView, VrrpOverview};
 use crate::events::Event;
 use crate::manifest::{Report, Source};
@@ -56,6 +58,8 @@ pub enum Request {
     RealServers { service: Option<String>, reply: Reply<Vec<RealServerView>> },
     /// Live flows that pass the filter, at most `limit` of them.
     Connections { limit: usize, filter: ConnectionFilter, reply: Reply<Result<ConnectionsView, Refusal>> },
+    /// Clients that keep their real servers, of one service or of all, at most `limit` of them.
+    Persistence { limit: usize, service: Option<String>, reply: Reply<Result<Vec<PersistenceView>, Refusal>> },
     /// Frames by reason and by what was forwarded.
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.

@@ -113,6 +113,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/real-servers", get(real_servers).post(operate))
         .route("/v1/health", get(health))
         .route("/v1/connections", get(connections))
+        .route("/v1/persistence", get(persistence))
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
@@ -306,6 +307,22 @@ async fn connections(
     let limit = limit.unwrap_or(CONNECTIONS_LIMIT).min(CONNECTIONS_LIMIT_MAX);
     let filter = ConnectionFilter { service, client, real_server, state };
     json(agent.ask(|reply| Request::Connections { limit, filter, reply }).await??)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PersistenceQuery {
+    limit: Option<usize>,
+    service: Option<String>,
+}
+
+async fn persistence(
+    State(agent): State<Agent>,
+    query: Result<Query<PersistenceQuery>, QueryRejection>,
+) -> Answer {
+    let Query(PersistenceQuery { limit, service }) = query?;
+    let limit = limit.unwrap_or(CONNECTIONS_LIMIT).min(CONNECTIONS_LIMIT_MAX);
+    json(agent.ask(|reply| Request::Persistence { limit, service, reply }).await??)
 }
 
 async fn counters(State(agent): State<Agent>) -> Answer {

@@ -168,6 +168,9 @@ pub struct DrainView {
     pub on_deadline: String,
     /// Connections that are left.
     pub remaining: u64,
+    /// They are reset with their next packet.
+    #[serde(default)]
+    pub resetting: bool,
 }
 
 /// How a real server stands.
@@ -222,6 +225,19 @@ pub struct ConnectionView {
     /// As `ipvsadm -Lc` names it.
     pub state: String,
     /// Seconds until the entry expires unless another packet comes.
+    pub expires_in: u64,
+}
+
+/// A client that keeps its real server for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PersistenceView {
+    /// The virtual service's name; empty when it is no more.
+    pub service: String,
+    /// `198.51.100.7/32` or a network; empty for a SIP call, of which only a hash is kept.
+    pub client: String,
+    pub real_server: IpAddr,
+    /// Seconds until it ends, whatever comes.
     pub expires_in: u64,
 }
 

@@ -3,7 +3,7 @@
 
 use super::{Clock, Error, Views};
 use lb_common::{
-    connection::{Entry, Kind, Value, WAYS},
+    connection::{Entry, FLAG_HASHED, Kind, Value, WAYS},
     destination::{Destination, Forwarding, flags},
     hash::{ports_of_word, tuple_of_identity_v4},
     lease::PoolAddress,
@@ -87,6 +87,86 @@ pub fn end(views: &Views, clock: &Clock, mut doomed: impl FnMut(&Connection) -> 
         }
     }
     Ok(ended)
+}
+
+/// The client of a persistence template.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StickyClient {
+    /// The client's address, cut to the service's prefix.
+    Prefix(IpAddr),
+    /// A SIP call; only the hash of its Call-ID is kept.
+    Call,
+}
+
+/// A persistence template: where the new flows of a client go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Template {
+    pub client: StickyClient,
+    /// Index of the service that leads the group.
+    pub group: u32,
+    pub real_server: IpAddr,
+    /// Index of the destination that it names: its service may be another endpoint of the group.
+    pub destination: u32,
+    pub expires_in: Duration,
+}
+
+/// Calls `each` with every live persistence template until it says false.
+pub fn templates(views: &Views, clock: &Clock, mut each: impl FnMut(Template) -> bool) -> Result<(), Error> {
+    let now = clock.tick()?;
+    for bucket in 0..views.connections.len() {
+        for way in 0..WAYS as u32 {
+            let Some(entry) = stable(views, bucket, way) else { continue };
+            let value = Value(entry.value);
+            if value.kind() != Kind::Template || value.is_expired(now) {
+                continue;
+            }
+            if let Some(template) = read_template(views, clock, now, bucket, way, entry)
+                && !each(template)
+            {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_template(
+    views: &Views,
+    clock: &Clock,
+    now: u16,
+    bucket: u32,
+    way: u32,
+    entry: Entry,
+) -> Option<Template> {
+    let value = Value(entry.value);
+    let index = value.destination();
+    if index >= views.destinations.len() {
+        return None;
+    }
+    let destination = views.destinations.get(index);
+    let flags = Destination::flags_of(destination.word);
+    if flags & flags::VALID == 0 || destination.service >= views.services.len() {
+        return None;
+    }
+    let client = if value.flags() & FLAG_HASHED != 0 {
+        StickyClient::Call
+    } else if flags & flags::VIP_V6 != 0 {
+        let slot = bucket * WAYS as u32 + way;
+        if slot >= views.cold_tuples.len() {
+            return None;
+        }
+        StickyClient::Prefix(views.cold_tuples.get(slot).source.to_ip(true))
+    } else {
+        let (prefix, _) = views.secrets.client_of_template_v4(entry.identity);
+        StickyClient::Prefix(IpAddr::from(prefix.to_ne_bytes()))
+    };
+    Some(Template {
+        client,
+        group: views.services.get(destination.service).leader,
+        real_server: destination.address.to_ip(flags & flags::REAL_V6 != 0),
+        destination: index,
+        expires_in: Duration::from_millis(clock.milliseconds(value.deadline().wrapping_sub(now))),
+    })
 }
 
 /// An entry whose identity did not change while its value was read.
@@ -249,6 +329,33 @@ mod tests {
         assert_eq!(found[0].real_server.to_string(), "10.0.0.11:8080");
         assert_eq!((found[0].forwarding, found[0].service, found[0].local), (Forwarding::Nat, 3, None));
         assert_eq!(found[0].expires_in, Duration::from_millis(10 * 128 * 4));
+    }
+
+    #[test]
+    fn templates_show_their_client_and_are_no_flows() {
+        let views = views();
+        destination(&views, 2, "203.0.113.10", "10.0.0.11", 0, 0);
+        views.services.update(3, &lb_common::service::Service { leader: 1, ..Default::default() }, 0);
+        let prefix = Address::from(ip("198.51.100.0")).words()[0];
+        for (way, identity, flags) in [
+            (0, views.secrets.template_v4(prefix, 1), 0),
+            (1, views.secrets.template_of_call(77, 1), FLAG_HASHED),
+        ] {
+            let first = views.secrets.first(identity);
+            let value = Value::flow(Kind::Template, 2, first, State::Unconfirmed, 10).with_flags(flags);
+            views.identity(0, way).store(identity, Relaxed);
+            views.value(0, way).store(value.0, Relaxed);
+        }
+        assert_eq!(all(&views, &[]), []);
+        let mut found = Vec::new();
+        templates(&views, &Clock::fixed(0, 250), |template| {
+            found.push(template);
+            true
+        })
+        .unwrap();
+        assert_eq!(found[0].client, StickyClient::Prefix(ip("198.51.100.0")));
+        assert_eq!((found[0].group, found[0].destination, found[0].real_server), (1, 2, ip("10.0.0.11")));
+        assert_eq!(found[1].client, StickyClient::Call);
     }
 
     #[test]

@@ -268,6 +268,11 @@ impl Director {
         self.set_users();
     }
 
+    /// Whether the connections of a server that leaves are reset.
+    pub fn resets(&self, service: &Name, key: ServerKey) -> bool {
+        self.leaving_of(service).and_then(|all| all.get(&key)).is_some_and(|leaver| leaver.reset)
+    }
+
     /// Notes who leaves; returns whether that is new.
     pub fn set_leaving(&mut self, leaving: Leaving) -> bool {
         if self.leaving == leaving {

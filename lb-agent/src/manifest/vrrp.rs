@@ -40,7 +40,6 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
     let checksum = spec.get("checksum").and_then(|field| checksum(&field, version, ipv4, faults));
     let gratuitous = spec.get("gratuitous").and_then(|field| gratuitous(&field, faults));
     let vmac = spec.get("vmac").and_then(|field| vmac(&field, faults));
-    let accept = spec.get("accept").and_then(|field| boolean(&field, faults));
     let track = spec.get("track").and_then(|field| vrrp_track::decode(&field, faults));
     for (index, tracked) in track.iter().flat_map(|track| &track.interfaces).enumerate() {
         if Some(&tracked.name) == interface.as_ref() && tracked.effect != TrackEffect::Fault {
@@ -72,7 +71,6 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
         checksum_strict,
         gratuitous: gratuitous.unwrap_or_default(),
         vmac: vmac.unwrap_or_default(),
-        accept: accept.unwrap_or(true),
         track: track.unwrap_or_default(),
         notify: notify.unwrap_or_default(),
         routes: routes.unwrap_or_default(),
@@ -476,7 +474,6 @@ pub fn encode(instance: &VrrpInstance) -> Raw {
         ("checksum", two_forms.then_some(checksum)),
         ("gratuitous", Some(gratuitous)),
         ("vmac", Some(vmac)),
-        ("accept", Some(Raw::Bool(instance.accept))),
         ("track", Some(encode_track(&instance.track))),
         ("notify", Some(encode_notify(&instance.notify))),
         ("routes", Some(Raw::List(instance.routes.iter().map(encode_route).collect()))),

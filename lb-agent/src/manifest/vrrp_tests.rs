@@ -49,7 +49,7 @@ fn what_is_left_out_is_as_the_rfc_and_keepalived_have_it() {
     assert_eq!((instance.checksum, instance.checksum_strict), (VrrpChecksum::PseudoHeader, false));
     assert_eq!(instance.gratuitous.count, 5);
     assert_eq!(instance.vmac, Vmac::Off);
-    assert!(instance.accept && instance.is_ipv4() && !instance.is_owner());
+    assert!(instance.is_ipv4() && !instance.is_owner());
     assert!(instance.has_address("203.0.113.10".parse().unwrap()));
     assert_eq!(instance.addresses[0].address.prefix_len(), 24);
 }
@@ -63,7 +63,7 @@ fn everything_can_be_said() {
          unicastPeers: [203.0.113.2, 203.0.113.3], unicastMinTtl: 254, sourceAddress: 203.0.113.1, \
          authentication: {{type: hmac, keys: [{{id: 1, key: {KEY}}}, {{id: 2, file: /etc/lb/k}}], activeKey: 2, \
          mode: permissive, window: off}}, checksum: {{form: message-only, strict: true}}, \
-         gratuitous: {{count: 3, delay: 1s, repeat: 2, refresh: off}}, vmac: {{interface: v0}}, accept: false, \
+         gratuitous: {{count: 3, delay: 1s, repeat: 2, refresh: off}}, vmac: {{interface: v0}}, \
          track: {{interfaces: [eth1, {{name: eth2, weight: -10}}], \
            scripts: [{{name: nginx, command: [/bin/true, -q], interval: 2s, fall: 2}}], \
            processes: [{{name: nginx, quorum: 2, delay: 1s}}], files: [{{path: /run/m, weight: -1}}], \
@@ -309,6 +309,7 @@ fn the_host_has_the_interface_and_a_network_for_every_advertised_address() {
             name: "eth0".into(),
             addresses: Vec::new(),
             networks: networks.iter().map(|net| net.parse::<IpNet>().unwrap()).collect(),
+            vlan_of: None,
         }],
     };
     for (fields, networks, expected) in [
@@ -400,7 +401,7 @@ prop_compose! {
         preempt in prop_oneof![Just(Preempt::Never), (0u64..1000).prop_map(|s| Preempt::After(Duration::from_secs(s)))],
         peers in prop::option::of((1usize..4, 1u8..=255)),
         hmac in prop::option::of((prop::collection::vec(any::<u8>(), 32..=64), any::<u8>(), prop::option::of(1u64..=300))),
-        (message_only, strict, accept, release, refresh) in any::<(bool, bool, bool, bool, bool)>(),
+        (message_only, strict, release, refresh) in any::<(bool, bool, bool, bool)>(),
         vmac in prop_oneof![
             Just(Vmac::Off),
             prop::option::of("[a-z]{1,9}").prop_map(|interface| Vmac::On { interface }),
@@ -441,7 +442,6 @@ prop_compose! {
             checksum_strict: two_forms && strict,
             gratuitous: Gratuitous { refresh: refresh.then_some(Duration::from_secs(90)), ..Gratuitous::default() },
             vmac,
-            accept,
             track,
             notify: Notify { master: notify.0, command: notify.1, ..Notify::default() },
             routes: vec![VirtualRoute {

@@ -36,9 +36,6 @@ pub struct VrrpInstance {
     pub checksum_strict: bool,
     pub gratuitous: Gratuitous,
     pub vmac: Vmac,
-    /// Whether the kernel may take packets to the virtual addresses while this director is master and not
-    /// their owner (RFC 9568 section 6.1, Accept_Mode).
-    pub accept: bool,
     pub track: Track,
     pub notify: Notify,
     /// Exist while this director is master.

@@ -635,6 +635,28 @@ fn a_member_asks_before_it_is_master() {
 }
 
 #[test]
+fn a_member_whose_preempt_delay_is_over_goes_on_wanting() {
+    let mut case = Case::backup(Config { grouped: true, preempt: Preempt::After(ms(2000)), ..config(150) });
+    case.hear(9, 100);
+    case.wait(SECOND).hear(9, 100);
+    assert_eq!(case.fire(), []);
+    assert!(case.instance.member().wants_master);
+    case.hear(9, 100);
+    assert!(case.instance.member().wants_master, "the lower master still speaks");
+    case.hear(9, 200);
+    assert!(!case.instance.member().wants_master, "a higher one is another matter");
+}
+
+#[test]
+fn a_late_timer_listens_again_though_a_preempt_delay_is_over() {
+    let mut case = Case::backup(Config { preempt: Preempt::After(ms(2000)), ..config(150) });
+    case.hear(9, 100);
+    case.wait(ms(60_000));
+    assert_eq!(case.give(Input::Timer), [Action::Count("late_timer")]);
+    assert!(case.due_in() > SECOND);
+}
+
+#[test]
 fn a_member_goes_with_its_group() {
     let mut case = Case::master(config(100));
     let actions = case.give(Input::Group(Order::Demote));
@@ -708,5 +730,110 @@ fn inputs_that_mean_nothing_in_a_state_do_nothing_there() {
         assert_eq!(case.give(input.clone()), [], "{input:?}");
         assert_eq!(case.hear(9, 200), []);
         assert_eq!(case.instance.role(), I);
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn configs() -> impl Strategy<Value = Config> {
+        let preempt =
+            prop_oneof![Just(Preempt::Never), (0u64..20_000).prop_map(|delay| Preempt::After(ms(delay))),];
+        let gratuitous = (0u64..9_000, proptest::option::of(1u64..90)).prop_map(|(delay, refresh)| {
+            Gratuitous { count: 5, delay: ms(delay), repeat: 1, refresh: refresh.map(Duration::from_secs) }
+        });
+        (any::<bool>(), 1u8..=255, 1u64..=255, preempt, gratuitous, any::<bool>()).prop_map(
+            |(v2, priority, step, preempt, gratuitous, grouped)| Config {
+                version: if v2 { VrrpVersion::V2 } else { VrrpVersion::V3 },
+                interval: if v2 { Duration::from_secs(step) } else { ms(step * 10) },
+                priority,
+                preempt,
+                gratuitous,
+                grouped,
+                ..config(100)
+            },
+        )
+    }
+
+    fn inputs() -> impl Strategy<Value = Input> {
+        let heard = (1u8..9, any::<u8>(), 1u64..4095).prop_map(|(from, priority, centiseconds)| {
+            let interval = ms(centiseconds * 10);
+            Input::Advert(Heard { source: ip(from), priority, interval, differences: vec![] })
+        });
+        prop_oneof![
+            4 => Just(Input::Timer),
+            4 => heard,
+            1 => Just(Input::Start { lease: None }),
+            1 => Just(Input::Stop),
+            1 => (0u64..200_000).prop_map(|pause| Input::Suspend { pause: ms(pause) }),
+            1 => any::<bool>().prop_map(|up| Input::Track(Change::of("x", TrackEffect::Fault, up))),
+            1 => any::<bool>().prop_map(|up| Input::Track(Change::of("y", TrackEffect::Weight(-60), up))),
+            1 => any::<bool>().prop_map(Input::Ready),
+            1 => configs().prop_map(Input::Configure),
+            1 => Just(Input::Handover),
+            1 => proptest::sample::select(vec![
+                Order::Promote, Order::HandOver, Order::Demote, Order::Fault(true), Order::Fault(false),
+            ]).prop_map(Input::Group),
+            1 => proptest::option::of(1u8..9).prop_map(|last| Input::PrimaryAddress(last.map(ip))),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: roles change from what they were, only masters have addresses and
+        /// a lease, a lease never ends later than a backup's patience with what was said, only what ranks as
+        /// master speaks, and the timer never asks for itself at once.
+        #[test]
+        fn what_an_instance_does_hangs_together(
+            config in configs(),
+            script in proptest::collection::vec((inputs(), prop_oneof![Just(0u64), 0u64..5_000, 0u64..100_000]), 0..80),
+        ) {
+            let mut case = Case::new(config);
+            let (mut role, mut holds, mut said) = (Role::Initialize, false, None);
+            for (input, wait) in script {
+                case.wait(ms(wait));
+                let timer = input == Input::Timer;
+                let before = case.instance.role();
+                for action in case.give(input.clone()) {
+                    match action {
+                        Action::RoleChanged { from, to, .. } => {
+                            prop_assert_eq!(from, role);
+                            role = to;
+                        }
+                        Action::TakeAddresses => holds = true,
+                        Action::ReleaseAddresses => holds = false,
+                        Action::SendAdvert(outgoing) => {
+                            let speaks = before == Role::Master || case.instance.role() == Role::Master;
+                            prop_assert!(speaks, "{input:?} in {before}");
+                            said = Some((case.now, outgoing.interval));
+                        }
+                        Action::SetLease { role: Role::Master, until } => {
+                            let (at, interval) = said.expect("something was said first");
+                            let renewed = matches!(
+                                case.instance.state(),
+                                State::Master(Master { leaving: Some(_), .. })
+                            );
+                            let from = if renewed { case.now } else { at };
+                            let interval = if renewed { case.instance.config().interval } else { interval };
+                            prop_assert!(until.is_some_and(|until| until <= from + interval * 3));
+                        }
+                        Action::SetLease { role, until } => prop_assert!(role != Role::Master && until.is_none()),
+                        _ => {}
+                    }
+                }
+                let now = case.instance.role();
+                // A pause keeps what the master had, for the one who comes back.
+                let paused = matches!(input, Input::Suspend { .. }) && before == Role::Master;
+                if paused && now == Role::Initialize {
+                    (role, holds) = (Role::Initialize, false);
+                }
+                prop_assert_eq!(role, now);
+                prop_assert_eq!(holds, now == Role::Master);
+                if timer && let Some(deadline) = case.instance.next_deadline() {
+                    prop_assert!(deadline > case.now, "{:?} is due at once", case.instance.state());
+                }
+            }
+        }
     }
 }

@@ -80,6 +80,10 @@ impl Instance {
             return Vec::new();
         }
         let was = backup.master.replace(heard.clone());
+        if preempts && backup.wants_master {
+            // Its delay is over; it waits for its group only.
+            return Vec::new();
+        }
         if preempts && delay.is_zero() {
             // Discarded: the timer runs on (RFC 9568, 6.4.2 (435)). A master that lowers its priority below ours
             // means us to take over, so there is no need to wait for the end of its patience.
@@ -183,6 +187,7 @@ impl Instance {
         if now.duration_since(backup.down_at) > backup.interval && !backup.listened_again {
             // We were away, not the master: whoever is master is heard within an interval.
             backup.listened_again = true;
+            backup.preempt_at = None;
             backup.down_at = now + backup.interval + skew(self.config.version, own, backup.interval);
             return vec![Action::Count("late_timer")];
         }
