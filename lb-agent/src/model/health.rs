@@ -78,8 +78,6 @@ pub enum OnServerDown {
     Keep,
     /// They are reset at their next packet.
     Reset,
-    /// Their next packet is scheduled anew. For servers that share their connections' state.
-    Reschedule,
 }
 
 /// What becomes of the flows of a server that takes no new ones.
