@@ -17,7 +17,7 @@ use lb_common::service as service_record;
 use crate::dataplane::tables::{
     ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
 };
-use crate::dataplane::{Ports as TablePorts, Tables};
+use crate::dataplane::{Ports as TablePorts, Tables, self_probe};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
 use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Pool, Role, Service, Slots, Step, Via};
@@ -120,6 +120,16 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    /// Puts into the tables what [`Dataplane::prove_forwarding`] needs.
+    ///
+    /// # Errors
+    /// A table that has no room.
+    ///
+    /// [`Dataplane::prove_forwarding`]: crate::dataplane::Dataplane::prove_forwarding
+    pub fn install_self_probe(&mut self) -> Result<()> {
+        Ok(self_probe::install(&mut self.tables)?)
     }
 
     /// Makes these addresses follow a VRRP instance in the tables, as the plan's step does, and returns its number
@@ -420,6 +430,7 @@ fn table_role(role: Role) -> TableRole {
     match role {
         Role::Vip => TableRole::Vip,
         Role::NatSource => TableRole::NatSource,
+        Role::Probed => TableRole::Probed,
     }
 }
 

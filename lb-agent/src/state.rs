@@ -3,6 +3,7 @@
 //! (`files.json`), for a start at which they are not, and the states of health checks (`health.json`). Every file is
 //! replaced as a whole: written beside, synced, renamed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -139,6 +140,27 @@ impl StateDirectory {
         }
     }
 
+    /// Keeps the former values of kernel settings that the agent has changed, by their path below /proc/sys.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn save_kernel_settings(&self, former: &BTreeMap<String, String>) -> Result<()> {
+        self.replace(KERNEL_SETTINGS, &serde_json::to_string_pretty(former)?)
+    }
+
+    /// What [`StateDirectory::save_kernel_settings`] kept; nothing before the first time.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn load_kernel_settings(&self) -> Result<BTreeMap<String, String>> {
+        let path = self.path.join(KERNEL_SETTINGS);
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("read {}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
     /// Keeps the drains.
     ///
     /// # Errors
@@ -185,6 +207,7 @@ const OBJECTS: &str = "objects.yaml";
 const REJECTED: &str = "rejected.yaml";
 const FILES: &str = "files.json";
 const HEALTH: &str = "health.json";
+const KERNEL_SETTINGS: &str = "kernel-settings.json";
 const DRAINS: &str = "drains.json";
 const LOCK: &str = "lock";
 

@@ -119,25 +119,34 @@ extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32) -> u64 {
     let now = now as u16;
     let new = port::until(who, now.wrapping_add(lasts as u16));
     let start = ((keys().first(who & port::WHO) >> 32) * PORTS as u64) >> 32;
-    let mut free = PORTS as u64;
-    let mut old = 0;
     for i in 0..TRIES as u64 {
-        let at = opaque(if start + i < PORTS as u64 { start + i } else { start + i - PORTS as u64 });
-        if let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) {
-            let word = atomic::load(line);
-            let is_free = port::is_free(word, now);
-            if !is_free && word & port::WHO == who & port::WHO {
-                // Whoever loses this race has written the same connection's word.
-                atomic::exchange(line, word, new);
-                return FIRST_PORT as u64 + at;
-            }
-            let first = is_free && free == PORTS as u64;
-            // One way: split in two loops, the second is entered in its middle, which Linux 6.1 takes for endless.
-            (free, old) = if first { (opaque(at), opaque(word)) } else { (opaque(free), opaque(old)) };
+        let at = nth(start, i);
+        let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) else { return 0 };
+        let word = atomic::load(line);
+        if !port::is_free(word, now) && word & port::WHO == who & port::WHO {
+            // Whoever loses this race has written the same connection's word.
+            atomic::exchange(line, word, new);
+            return FIRST_PORT as u64 + at;
         }
     }
-    let Some(line) = PROBE_PORTS.get_ptr_mut(free as u32) else { return 0 };
-    if atomic::exchange(line, old, new) { FIRST_PORT as u64 + free } else { 0 }
+    // A walk of its own, so that nothing is carried from slot to slot, which the verifier would follow through all
+    // of them.
+    for i in 0..TRIES as u64 {
+        let at = nth(start, i);
+        let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) else { return 0 };
+        let word = atomic::load(line);
+        if port::is_free(word, now) && atomic::exchange(line, word, new) {
+            return FIRST_PORT as u64 + at;
+        }
+    }
+    0
+}
+
+/// The slot that is looked at `i` steps after the first.
+#[inline(always)]
+fn nth(start: u64, i: u64) -> u64 {
+    let at = start + i;
+    opaque(if at < PORTS as u64 { at } else { at - PORTS as u64 })
 }
 
 /// Hands a packet from a VIP that is probed to the tail.

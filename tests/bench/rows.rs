@@ -9,7 +9,7 @@ use lb_common::{
 };
 
 use crate::frames::{Packet, feed};
-use crate::scene::Plan;
+use crate::scene::{Plan, SERVERS};
 
 /// What a row's program is.
 #[derive(Clone, Debug)]
@@ -91,6 +91,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
                 v6,
                 pick: Pick::HashAddress,
                 on_unknown_flow: OnUnknownFlow::Drop,
+                servers: SERVERS,
                 flows: MANY,
                 connections: CONNECTIONS,
             };
@@ -134,6 +135,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
                 v6,
                 pick,
                 on_unknown_flow: OnUnknownFlow::Adopt,
+                servers: SERVERS,
                 flows: 0,
                 connections: CONNECTIONS,
             };
@@ -151,7 +153,53 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             add(&mut rows, &mut plans, plan, vec![row], only);
         }
     }
+    for (name, pick) in [
+        ("rr", Pick::Cursor),
+        ("sh", Pick::HashAddress),
+        ("lc", Pick::Lc),
+        ("wlc", Pick::Wlc),
+        ("sed", Pick::Sed),
+        ("nq", Pick::Nq),
+        ("fo", Pick::Fo),
+        ("ovf", Pick::Ovf),
+        ("twos", Pick::Twos),
+        ("lblc", Pick::Lblc),
+        ("lblcr", Pick::Lblcr),
+    ] {
+        for servers in [16, 128, 1000] {
+            scheduled(&mut rows, &mut plans, name, pick, servers, only);
+        }
+    }
     (rows, plans)
+}
+
+/// New flows of a DR service by a scheduler over so many real servers.
+fn scheduled(
+    rows: &mut Vec<Row>,
+    plans: &mut Vec<Plan>,
+    name: &str,
+    pick: Pick,
+    servers: u16,
+    only: &[String],
+) {
+    let plan = Plan {
+        forwarding: Forwarding::Dr,
+        v6: false,
+        pick,
+        on_unknown_flow: OnUnknownFlow::Drop,
+        servers,
+        flows: 0,
+        connections: CONNECTIONS,
+    };
+    let row = Row {
+        name: format!("sched {name} x{servers}"),
+        program: Program::Scene(plans.len()),
+        feed: feed(Packet::ToVip(SYN), false, MANY as u64, 0),
+        path: Path::Event(Reason::FlowNew),
+        fresh: true,
+        goal: None,
+    };
+    add(rows, plans, plan, vec![row], only);
 }
 
 fn add(rows: &mut Vec<Row>, plans: &mut Vec<Plan>, mut plan: Plan, of_scene: Vec<Row>, only: &[String]) {

@@ -32,7 +32,9 @@ use crate::kernel::{Meter, set_tail};
 /// What BPF_PROG_TEST_RUN says frames came in by: the loopback of this namespace. A next hop there is XDP_TX.
 const IFINDEX: u32 = 1;
 /// Real servers of a DR or TUN service. NAT and FULLNAT have one, so that the source of replies is constant.
-const SERVERS: u16 = 64;
+pub const SERVERS: u16 = 64;
+/// Weight of each: more than the flows that any run leaves there.
+const WEIGHT: u32 = 1 << 20;
 /// Local addresses of FULLNAT: two million ports, so that a million flows find one in few probes.
 const LOCAL_ADDRESSES: u32 = 32;
 
@@ -115,6 +117,8 @@ pub struct Plan {
     pub v6: bool,
     pub pick: Pick,
     pub on_unknown_flow: OnUnknownFlow,
+    /// Real servers of a DR or TUN service.
+    pub servers: u16,
     /// Flows to make; a power of two, or 0.
     pub flows: u32,
     /// Flows that the table is sized for.
@@ -338,10 +342,10 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         rules: Rules::default(),
     })?;
     let mut slots = Vec::new();
-    for number in 0..if translates { 1 } else { SERVERS } {
+    for number in 0..if translates { 1 } else { plan.servers } {
         let address = server(v6, number);
         let key = NextHopKey { neighbour: address, ifindex: IFINDEX, vlans: [0; 2], for_clients: false };
-        let next_hop = tables.set_next_hop(&key, &hop(number as u8 + 1, 1500))?;
+        let next_hop = tables.set_next_hop(&key, &hop((number % 250) as u8 + 1, 1500))?;
         let overhead = if let Forwarding::Tun = plan.forwarding { tunnel_overhead(v6) } else { 0 };
         let (port, vip_port) = if translates { (SERVER_PORT, VIP_PORT) } else { (0, 0) };
         let spec = DestinationSpec {
@@ -349,7 +353,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             mtu: 1500 - overhead,
             timeout: timeouts[State::Established as usize],
             vip_port,
-            standing: Standing::DEFAULT,
+            standing: Standing { weight: WEIGHT, ordinal: number, ..Standing::DEFAULT },
         };
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);
         slots.push(Some(tables.ensure_destination(&key, &spec)?));
@@ -358,6 +362,9 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         }
     }
     tables.set_slots(NAME, &slots)?;
+    if plan.pick.walks() {
+        tables.set_servers(NAME, &slots)?;
+    }
     let gateway = NextHopKey {
         neighbour: frames::first_client(v6),
         ifindex: IFINDEX,

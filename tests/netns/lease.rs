@@ -169,10 +169,26 @@ fn a_dead_agents_address_is_silent_when_its_lease_has_ended() {
         });
         assert!(pair.answers(vip) && pair.answers(vip6));
 
-        pair.agent(|dataplane, _, _| dataplane.detach_all().expect("detach"));
+        pair.agent(|dataplane, _, _| {
+            let mut tables = dataplane.tables().expect("tables");
+            lb_agent::dataplane::self_probe::install(&mut tables).expect("the self-probe");
+            assert_eq!(dataplane.prove_forwarding(), Ok(()));
+            dataplane.detach_all().expect("detach");
+            assert_eq!(dataplane.prove_forwarding().unwrap_err(), "the program is on no interface");
+        });
         let filters = pair.director.output("tc", &["filter", "show", "dev", "eth0", "egress"]);
         let link = pair.director.output("ip", &["link", "show", "dev", "eth0"]);
         assert!(!filters.contains("lb_egress") && !link.contains("xdp"), "{filters}{link}");
         assert_eq!(std::fs::read_dir(pair.pins.path()).expect("the pins' directory").count(), 0);
+
+        pair.agent(|dataplane, _, _| {
+            pair.director.ip("link del eth0");
+            let mut why = String::new();
+            wait::until("the loss of the interface is noticed", PATIENCE, || {
+                why = dataplane.prove_forwarding().err().unwrap_or_default();
+                !why.is_empty()
+            });
+            assert_eq!(why, "eth0 is gone, and its XDP program with it");
+        });
     }
 }

@@ -10,6 +10,7 @@ mod manifests;
 mod neighbours;
 mod net;
 mod probes;
+mod real_path;
 mod real_server;
 mod scheduling;
 mod site;

@@ -524,6 +524,11 @@ impl World {
         self.before = self.snapshot();
     }
 
+    /// So many frames were sent by others than this case.
+    pub fn sent_apart(&mut self, frames: u64) {
+        self.sent += frames;
+    }
+
     /// Frames of this case by reason.
     pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
         let pairs = self.start.reasons.iter().zip(&self.before.reasons);

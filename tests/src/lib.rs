@@ -9,6 +9,7 @@ pub mod content;
 pub mod http;
 pub mod keepalived;
 pub mod link;
+pub mod mariadb;
 pub mod namespace;
 pub mod nginx;
 pub mod process;

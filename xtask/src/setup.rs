@@ -60,6 +60,7 @@ pub const TESTS: &[Part] = &[
     program("sysctl", "procps", "sets ARP and routing of the namespaces"),
     program("ping", "iputils-ping", "proves that what is not ours passes"),
     program("keepalived", "keepalived", "the other director of VRRP tests"),
+    program("mariadbd", "mariadb-server", "the databases that share an address in VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
     program("dnsmasq", "dnsmasq-base", "the DNS server that health checks probe"),

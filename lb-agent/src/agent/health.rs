@@ -75,9 +75,9 @@ impl Agent {
         let now = Instant::now();
         let health = &mut self.health;
         if health.roster.set(now, objects.services().map(|(service, _)| service)) {
-            health.monitor.set(health.roster.assignments());
             health.changed = true;
             health.settles = Some(now + SETTLE);
+            self.health.monitor.set(self.probed());
         }
         self.judge(now);
     }

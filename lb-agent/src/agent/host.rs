@@ -21,6 +21,10 @@ pub fn facts(facts: &net::HostFacts) -> manifest::HostFacts {
             name: link.name.clone(),
             addresses: own.iter().map(IpNet::addr).collect(),
             networks: own,
+            vlan_of: link.vlan.and_then(|vlan| {
+                let below = facts.links.iter().find(|other| Some(other.index) == vlan.parent);
+                below.map(|below| below.name.clone())
+            }),
         }
     };
     manifest::HostFacts { interfaces: facts.links.iter().map(interface).collect() }

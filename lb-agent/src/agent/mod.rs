@@ -1,6 +1,7 @@
 //! The running agent: the one place where the edges meet. One task owns the director and the tables; everything
 //! that happens comes to it as a message, and nothing it does takes long.
 
+mod arp;
 pub(crate) mod check_files;
 mod deny;
 mod drain;
@@ -10,6 +11,7 @@ mod health_views;
 pub(crate) mod host;
 mod orders;
 mod persistence_views;
+mod real_path;
 mod start;
 mod views;
 mod vrrp;
@@ -81,11 +83,14 @@ struct Agent {
     state: StateDirectory,
     director: Director,
     health: health::Health,
+    real_paths: real_path::RealPaths,
     desired: Desired,
     drains: Drains,
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
+    /// Whether the kernel's ARP settings are those for VRRP; not looked at yet.
+    arp_settled: Option<bool>,
     /// The Director that the program was loaded for.
     running: model::Director,
     links: Vec<net::Link>,
@@ -107,6 +112,7 @@ enum Trouble {
     Tables,
     Interfaces,
     Health,
+    RealPath,
     Host,
     Vrrp,
 }
@@ -347,12 +353,17 @@ impl Agent {
         let steps = plan::diff(self.applier.done(), wanted);
         let denied = deny::newly_denied(&steps, self.applier.done());
         // What the kernel sends from an address must be seen before the address can be a backup's.
-        let egress = self.dataplane.set_egress(!wanted.vrrp.is_empty());
+        let vrrp = !wanted.vrrp.is_empty();
+        let egress = self.dataplane.set_egress(vrrp);
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
         self.unfinished = result.is_err();
         result?;
         self.end_denied(denied);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
+        // Without an interface there is no lease that another interface's answers would break.
+        let leased = vrrp && !self.running.interfaces.is_empty();
+        self.settle_arp(leased)
+            .map_err(|error| Failed { step: "set which interface answers ARP".into(), error })?;
         if !self.recovered {
             self.applier
                 .finish_recovery()
@@ -360,6 +371,7 @@ impl Agent {
                 .map_err(|error| Failed { step: "remove what an earlier run left".into(), error })?;
             self.recovered = true;
         }
+        self.follow_real_path().await;
         Ok(steps)
     }
 
@@ -408,6 +420,9 @@ impl Agent {
     async fn shut_down(mut self) -> Result<()> {
         self.tell(&[NotifyState::Stopping]);
         self.save_health();
+        if let Err(error) = self.close_real_path().await {
+            tracing::warn!("{error:#}");
+        }
         let shutdown =
             self.director.objects().director().map_or(self.running.shutdown, |director| director.shutdown);
         self.stop_vrrp(shutdown.traffic == OnShutdown::Release).await;
@@ -418,6 +433,7 @@ impl Agent {
                 tracing::info!("addresses taken away; {:?} until the program goes", shutdown.wait);
                 tokio::time::sleep(shutdown.wait).await;
                 self.dataplane.detach_all()?;
+                self.settle_arp(false)?;
                 withdrawn?;
                 tracing::info!("stopped; the program is detached");
             }

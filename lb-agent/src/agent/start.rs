@@ -66,11 +66,13 @@ pub async fn start(
         state,
         director,
         health,
+        real_paths: Default::default(),
         desired,
         drains: Drains::default(),
         events,
         sinks,
         vrrp,
+        arp_settled: None,
         running,
         links: facts.links,
         recovered: false,
@@ -297,7 +299,8 @@ pub fn sizes(director: &model::Director) -> Sizes {
     Sizes {
         connections: director.connections_max,
         connections_v6: director.connections_max / 4,
-        services: director.capacity.services,
+        // One is the self-probe's.
+        services: director.capacity.services.saturating_add(1),
         port_ranges: director.capacity.services.max(1024),
         // Removed ones keep their index until their last flow has ended.
         destinations: real_servers

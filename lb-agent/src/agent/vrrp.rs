@@ -16,7 +16,6 @@ use crate::control::vrrp::{
     HandoverView, MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView,
 };
 use crate::control::{Refusal, Reply};
-use crate::dataplane::Action;
 use crate::dataplane::{VrrpRole, VrrpRoles, VrrpStanding};
 use crate::director::Standing as ServerStanding;
 use crate::manifest::Objects;
@@ -119,6 +118,13 @@ impl Agent {
                 }
             }
             self.vrrp.numbers = numbers;
+            let tracked =
+                |(instance, _): (&VrrpInstance, _)| effective_track(&objects, instance).data_plane.is_some();
+            if objects.vrrp_instances().any(tracked)
+                && let Err(error) = self.applier.install_self_probe()
+            {
+                problems.push(format!("self-probe of the data plane: {error:#}"));
+            }
         }
         self.vrrp.set(&objects, &mut problems);
         self.trouble(Trouble::Vrrp, problems);
@@ -174,14 +180,18 @@ impl Agent {
         usable.map(|(_, server)| u32::from(server.weight)).sum()
     }
 
-    /// The program is on every interface that it should be on, and runs: a frame of nobody's comes back as it must.
+    /// The program is on every interface that it should be on, and forwards: by proof.
     fn forwarding(&self) -> bool {
         let attached = self.dataplane.attached();
         let wanted = &self.running.interfaces;
         !wanted.is_empty()
             && !self.problems.contains_key(&Trouble::Interfaces)
             && wanted.iter().all(|wanted| attached.iter().any(|attached| attached.name == wanted.name))
-            && self.dataplane.test_run(&PROBE).is_ok_and(|outcome| outcome.action == Action::Pass)
+            && self
+                .dataplane
+                .prove_forwarding()
+                .inspect_err(|why| tracing::warn!("data plane: {why}"))
+                .is_ok()
     }
 
     /// Asks the driver how everything stands; it answers at once.
@@ -497,12 +507,6 @@ impl Words for DataplaneWords {
     }
 }
 
-/// An Ethernet frame of IEEE 802's local experimental EtherType 1, from nobody to nobody.
-const PROBE: [u8; 60] = {
-    let mut frame = [0; 60];
-    (frame[0], frame[6], frame[12], frame[13]) = (0x02, 0x02, 0x88, 0xb5);
-    frame
-};
 /// In the runtime directory.
 const MEMORY: &str = "vrrp";
 const LOOK_WAIT: Duration = Duration::from_millis(500);

@@ -93,6 +93,11 @@ fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
     Ok(pins)
 }
 
+/// Where a link is pinned.
+pub fn path(dir: &Path, ifindex: u32, mode: Mode) -> PathBuf {
+    dir.join(format!("link-{ifindex}-{}", mode.name()))
+}
+
 fn parse_pin(name: &str) -> Option<(u32, Mode)> {
     let (ifindex, mode) = name.strip_prefix("link-")?.split_once('-')?;
     let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.name() == mode)?;
@@ -144,7 +149,7 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
             Err(native) => (create(Mode::Generic)?, Mode::Generic, Some(native.to_string())),
         },
     };
-    let path = dir.join(format!("link-{}-{}", interface.ifindex, mode.name()));
+    let path = path(dir, interface.ifindex, mode);
     bpf::pin(link.as_fd(), &path).map_err(Error::os(format!("pin {}", path.display())))?;
     Ok(Attached { name: interface.name.clone(), ifindex: interface.ifindex, mode, replaced: false, refused })
 }

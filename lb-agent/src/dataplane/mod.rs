@@ -18,6 +18,7 @@ mod mapped;
 mod ports;
 mod ranges;
 mod real_path;
+pub mod self_probe;
 mod store;
 pub mod sweeper;
 pub mod tables;

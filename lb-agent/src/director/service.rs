@@ -9,7 +9,7 @@ use lb_common::destination::tunnel_overhead;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
 use super::{Director, health, rules};
-use crate::model::health::Flows;
+use crate::model::health::{Check, Flows, Path};
 use crate::model::{
     FlowHash, Forwarding, MssClamp, NextHop, Object, ObjectId, Protocol, RealServer, Scheduler, Timeouts,
     VirtualService,
@@ -48,6 +48,10 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
         destinations.insert(binding, Destination { standing, flows: verdict.flows, ..destination });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
+        }
+        let on_real_path = |check: &Arc<Check>| check.path_of(binding.forwarding) == Path::Real;
+        if service.health.checks_of(server).iter().any(on_real_path) {
+            roles.insert((Role::Probed, service.address));
         }
         servers.push(binding);
     }

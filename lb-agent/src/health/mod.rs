@@ -4,7 +4,7 @@
 //!
 //! The monitor's interface, as the agent uses it:
 //!
-//! ```ignore
+//! ```text
 //! let (monitor, mut reports) = Monitor::start()?;      // reports: mpsc::Receiver<Vec<Report>>, in batches
 //! monitor.set(checks);                                 // Vec<Assignment>: all that should be probed from now on
 //! monitor.pace(id, Pace::Fast);                        // which of the two intervals a check has

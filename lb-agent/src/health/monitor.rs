@@ -6,6 +6,8 @@ mod connects;
 mod engine;
 mod schedule;
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,6 +17,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
+use crate::model::health::Target;
+
 use super::{Assignment, CheckId, Pace, Report};
 use engine::{Command, Engine};
 
@@ -23,6 +27,9 @@ pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// For targets on the real path, the address in the prober's veth pair that stands for each.
+pub type Ways = HashMap<Target, Result<IpAddr, String>>;
 
 /// How the monitor fares.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,6 +90,11 @@ impl Monitor {
     /// All that is probed from now on. What is among it already goes on at its pace and at its place in time.
     pub fn set(&self, assignments: Vec<Assignment>) {
         self.command(Command::Set(assignments));
+    }
+
+    /// Where targets on the real path are connected to from now on, or why they cannot be.
+    pub fn set_ways(&self, ways: Ways) {
+        self.command(Command::Ways(ways));
     }
 
     /// Which of its intervals a check has.

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::check_vrrp;
 use super::diagnostic::{Diagnostic, Report};
 use super::objects::{Entry, Objects};
 use super::pool::net_text;
+use super::{check_lease, check_vrrp};
 use crate::model::{
     Forwarding, Kind, LocalAddressPool, ObjectId, POOL_ADDRESSES_MAX, PORT_RANGES_MAX, PortRange, Ports,
     Protocol, VirtualService,
@@ -280,6 +280,8 @@ pub struct HostInterface {
     pub addresses: Vec<IpAddr>,
     /// The networks that these addresses are in, each with the host's own address.
     pub networks: Vec<IpNet>,
+    /// For a VLAN device, the name of the one below it.
+    pub vlan_of: Option<String>,
 }
 
 /// Checks a set of objects against the host it is meant for.
@@ -325,5 +327,6 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts) -> Report {
         }
     }
     check_vrrp::check_against_host(objects, host, &mut found);
+    check_lease::check_against_host(objects, host, &mut found);
     sorted(found)
 }

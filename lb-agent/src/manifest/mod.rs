@@ -6,6 +6,7 @@
 //! come from a second walk over the same text (`marks`).
 
 mod check;
+mod check_lease;
 mod check_vrrp;
 mod diagnostic;
 mod director;

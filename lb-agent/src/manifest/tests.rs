@@ -367,11 +367,12 @@ fn the_host_is_asked_for_interfaces_and_their_addresses() {
     let objects = load_text("m.yaml", &text).unwrap();
     let host = |addresses: &[&str]| HostFacts {
         interfaces: vec![
-            HostInterface { name: "lo".into(), addresses: vec![], networks: vec![] },
+            HostInterface { name: "lo".into(), addresses: vec![], networks: vec![], vlan_of: None },
             HostInterface {
                 name: "eth0".into(),
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
                 networks: Vec::new(),
+                vlan_of: None,
             },
         ],
     };

@@ -309,6 +309,7 @@ fn the_host_has_the_interface_and_a_network_for_every_advertised_address() {
             name: "eth0".into(),
             addresses: Vec::new(),
             networks: networks.iter().map(|net| net.parse::<IpNet>().unwrap()).collect(),
+            vlan_of: None,
         }],
     };
     for (fields, networks, expected) in [

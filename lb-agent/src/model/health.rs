@@ -78,8 +78,6 @@ pub enum OnServerDown {
     Keep,
     /// They are reset at their next packet.
     Reset,
-    /// Their next packet is scheduled anew. For servers that share their connections' state.
-    Reschedule,
 }
 
 /// What becomes of the flows of a server that takes no new ones.
@@ -522,7 +520,7 @@ impl Check {
 }
 
 /// Whether a check that does not say goes through the real path where it can.
-const REAL_PATH_IS_DEFAULT: bool = false;
+const REAL_PATH_IS_DEFAULT: bool = true;
 
 impl Probe {
     /// Whether it goes to a TCP or UDP port, as opposed to echo, script and file.

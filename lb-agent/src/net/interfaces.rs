@@ -69,6 +69,16 @@ pub fn xdp_facts(name: &str) -> Result<XdpFacts> {
     })
 }
 
+/// Has the kernel itself write the checksums of what leaves by an interface, and so cut what is longer than a frame.
+///
+/// # Errors
+/// A driver that cannot be told.
+pub fn checksum_in_software(name: &str) -> Result<()> {
+    let what = || format!("switch off transmit checksums of {name} (ethtool -K {name} tx off)");
+    let socket = control_socket().with_context(what)?;
+    ask(&socket, name, Value { command: ETHTOOL_STXCSUM, data: 0 }).with_context(what).map(drop)
+}
+
 fn interface(found: NetworkInterface) -> Interface {
     let address = |addr: &network_interface::Addr| {
         let ip = addr.ip();
@@ -115,6 +125,7 @@ fn control_socket() -> io::Result<OwnedFd> {
 }
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;

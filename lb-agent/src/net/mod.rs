@@ -6,6 +6,7 @@ pub mod announce;
 pub mod interfaces;
 mod links;
 mod messages;
+pub mod prober;
 mod requests;
 mod resolver;
 mod routes;

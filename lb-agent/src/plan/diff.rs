@@ -156,6 +156,7 @@ fn set_service(
     }
     // Replies must be known as such before the first packet goes to the server that sends them.
     bind(name, before, after, Role::NatSource, steps);
+    bind(name, before, after, Role::Probed, steps);
     if before.map_or(&Vec::new(), |before| &before.servers) != &*after.servers {
         steps.push(Step::SetServers { service: name.clone(), servers: after.servers.clone() });
     }
@@ -236,5 +237,6 @@ fn remove_service(name: &Name, service: &ServiceLayout, steps: &mut Vec<Step>) {
         steps.push(Step::SetSlots { service: name.clone(), slots: Slots::default() });
     }
     unbind(Role::NatSource, steps);
+    unbind(Role::Probed, steps);
     steps.push(Step::RemoveService { name: name.clone() });
 }

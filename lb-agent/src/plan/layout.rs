@@ -203,6 +203,8 @@ pub enum Role {
     Vip,
     /// A real server whose replies pass here.
     NatSource,
+    /// A VIP whose answers may be a health probe's, on the real path.
+    Probed,
 }
 
 impl Layout {

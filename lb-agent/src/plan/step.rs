@@ -181,6 +181,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::Vip => "to",
             Role::NatSource => "from",
+            Role::Probed => "probes of",
         })
     }
 }

@@ -5,6 +5,7 @@ use crate::dataplane::{indices::Indices, ports::Ports};
 use lb_common::service::{OnUnknownFlow, Pick, SERVICE_VALID, Service, features};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::IpAddr,
     sync::atomic::Ordering::{Relaxed, Release},
     time::Instant,
@@ -177,6 +178,9 @@ impl Tables {
             ports: BTreeSet::new(),
         };
         self.services.by_index.insert(index, state);
+        // Many services, or many directors, should not all begin their rounds at one server.
+        let start = if spec.rules.rotate { RandomState::new().build_hasher().finish() >> 32 } else { 0 };
+        self.views.services.word(index, std::mem::offset_of!(Service, cursor)).store(start, Relaxed);
         Ok(index)
     }
 

@@ -735,3 +735,24 @@ fn solicitations_of_an_instances_address_come_to_its_solicited_node_cell() {
     tables.remove_vrrp("edge").unwrap();
     assert_eq!(cell(group), 0);
 }
+
+#[test]
+fn rounds_begin_at_a_random_place_where_asked_and_a_restart_does_not_begin_them_anew() {
+    let cursor = |kernel: &Kernel, index: u32| kernel.views.services.get(index).cursor;
+    let rotating = ServiceSpec { rules: Rules { rotate: true, ..Rules::default() }, ..spec("web", &[]) };
+    let starts: std::collections::BTreeSet<u64> = (0..8)
+        .map(|_| {
+            let kernel = Kernel::new();
+            let index = kernel.tables().ensure_service(&rotating).unwrap();
+            cursor(&kernel, index)
+        })
+        .collect();
+    assert!(starts.len() > 1, "{starts:?}");
+
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    let index = tables.ensure_service(&spec("web", &[])).unwrap();
+    assert_eq!(cursor(&kernel, index), 0);
+    tables.ensure_service(&rotating).unwrap();
+    assert_eq!(cursor(&kernel, index), 0, "a service that is there goes on");
+}

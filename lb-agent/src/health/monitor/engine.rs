@@ -12,16 +12,17 @@ use tokio::sync::mpsc;
 
 use super::connects::{Connects, Ended};
 use super::schedule::{Schedule, Ticket};
-use super::{Load, Shared};
-use crate::health::probe::connect::refused;
-use crate::health::probe::words::{Failure, brief};
+use super::{Load, Shared, Ways};
+use crate::health::probe::connect::silent;
+use crate::health::probe::words::Failure;
 use crate::health::probe::{CONNECTED, Prober, tls::Roots};
 use crate::health::{Assignment, CheckId, Outcome, Pace, Report};
-use crate::model::health::{Check, Probe, Target};
+use crate::model::health::{Probe, Target};
 
 /// What the agent, or a probe that has ended, tells the thread.
 pub enum Command {
     Set(Vec<Assignment>),
+    Ways(Ways),
     Pace(CheckId, Pace),
     ProbeNow(CheckId),
     Ended(Ticket, Outcome, Option<Arc<Prober>>),
@@ -41,6 +42,8 @@ pub struct Engine {
     tickets: HashMap<CheckId, Ticket>,
     /// By the ticket's slot.
     checks: Vec<Option<Checked>>,
+    /// Where targets on the real path are connected to.
+    ways: Ways,
     /// Probes that may be under way at a time.
     room: u32,
     probes: u64,
@@ -76,6 +79,7 @@ impl Engine {
             roots: Arc::default(),
             tickets: HashMap::new(),
             checks: Vec::new(),
+            ways: Ways::new(),
             room: room(descriptors),
             probes: 0,
             connected: CONNECTED.into(),
@@ -129,6 +133,7 @@ impl Engine {
             let now = Instant::now();
             match command {
                 Command::Set(assignments) => self.set(assignments, now),
+                Command::Ways(ways) => self.ways = ways,
                 Command::Pace(id, pace) => self.set_pace(id, pace, now),
                 Command::ProbeNow(id) => {
                     if let Some(ticket) = self.tickets.get(&id) {
@@ -205,11 +210,11 @@ impl Engine {
     }
 
     fn start(&mut self, ticket: Ticket, now: Instant) {
-        let Some(checked) = self.checks.get_mut(ticket.slot as usize).and_then(Option::as_mut) else {
+        let Some(checked) = self.checks.get(ticket.slot as usize).and_then(Option::as_ref) else {
             return;
         };
         let target = checked.assignment.target;
-        let address = match address(&target) {
+        let address = match self.address(&target) {
             Ok(address) => address,
             Err(failure) => return self.conclude(ticket, Err(failure).into(), now),
         };
@@ -242,8 +247,8 @@ impl Engine {
                 let outcome = Outcome { passed: true, words, latency: Some(took), weight: None, order: None };
                 return self.conclude(ticket, outcome, now);
             }
-            Ended::Refused(error) => refused(&doing(), target, &error),
-            Ended::TimedOut => too_late(&doing(), target, check),
+            Ended::Refused(error) => Failure::io(doing(), &error),
+            Ended::TimedOut => silent(&doing(), target, check),
             Ended::Failed(failure) => failure,
         };
         self.conclude(ticket, Err(failure).into(), now);
@@ -279,6 +284,18 @@ impl Engine {
         *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
+    /// What a socket of this target connects to.
+    fn address(&self, target: &Target) -> Result<SocketAddr, Failure> {
+        match *target {
+            Target::Direct { address, port } => Ok(SocketAddr::new(address, port)),
+            Target::Real { port, .. } => match self.ways.get(target) {
+                Some(Ok(address)) => Ok(SocketAddr::new(*address, port)),
+                Some(Err(words)) => Err(Failure::new(words.as_str())),
+                None => Err(Failure::new(format!("connect to {target}: no way there is known"))),
+            },
+        }
+    }
+
     fn checked(&mut self, ticket: Ticket) -> Option<&mut Checked> {
         self.schedule.knows(ticket).then(|| self.checks.get_mut(ticket.slot as usize)?.as_mut()).flatten()
     }
@@ -292,19 +309,6 @@ impl Checked {
             Pace::Fast => timing.fast_interval,
         }
     }
-}
-
-/// What a socket of this target connects to.
-fn address(target: &Target) -> Result<SocketAddr, Failure> {
-    match *target {
-        Target::Direct { address, port } => Ok(SocketAddr::new(address, port)),
-        Target::Real { .. } => Err(Failure::new("this director has no way to probe through the VIP")),
-    }
-}
-
-fn too_late(doing: &str, target: &Target, check: &Check) -> Failure {
-    let hint = crate::health::probe::connect::hint(target);
-    Failure::new(format!("{doing}: no answer within {}{hint}", brief(check.timing.timeout)))
 }
 
 /// Threads of the runtime: cryptography is all that takes their time, and most of the machine is the data plane's.

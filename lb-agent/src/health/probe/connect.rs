@@ -1,7 +1,6 @@
 //! Connections of probes: with the source address, interface and mark that the check asks for, and closed so
 //! that nothing stays behind.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,7 +9,8 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::Instant;
 
 use super::Attempt;
-use super::words::Failure;
+use super::words::{Failure, brief};
+use crate::model::Forwarding;
 use crate::model::health::{Check, Target};
 
 /// A TCP connection, and how long it took.
@@ -22,8 +22,9 @@ pub async fn tcp(attempt: &Attempt<'_>) -> Result<(TcpStream, Duration), Failure
     let _ = socket.set_tcp_nodelay(true);
     let began = Instant::now();
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(attempt.address);
-    let stream =
-        attempt.within(&doing, connecting).await?.map_err(|error| refused(&doing, attempt.target, &error))?;
+    let connected = tokio::time::timeout_at(attempt.deadline, connecting).await;
+    let connected = connected.map_err(|_| silent(&doing, attempt.target, attempt.check))?;
+    let stream = connected.map_err(|error| Failure::io(&doing, &error))?;
     Ok((stream, began.elapsed()))
 }
 
@@ -35,19 +36,19 @@ pub fn udp(attempt: &Attempt<'_>) -> Result<UdpSocket, Failure> {
     connected.map_err(|error| Failure::io(format!("send to {}", attempt.target), &error))
 }
 
-/// The failure of a connection, with the likely reason where the target is the VIP on a real server.
-pub fn refused(doing: &str, target: &Target, error: &io::Error) -> Failure {
-    let failure = Failure::io(doing, error);
-    match target {
-        Target::Direct { .. } => failure,
-        Target::Real { .. } => Failure::new(format!("{failure}{}", hint(target))),
-    }
+/// Nothing came within the timeout. With what the operator looks at first where the target is the VIP on a real
+/// server: the server answers nothing for an address that it does not have.
+pub fn silent(doing: &str, target: &Target, check: &Check) -> Failure {
+    let time = brief(check.timing.timeout);
+    Failure::new(format!("{doing}: no answer within {time}{}", hint(target)))
 }
 
-/// What the operator looks at first when the VIP on a real server is silent.
-pub fn hint(target: &Target) -> String {
+fn hint(target: &Target) -> String {
     match target {
         Target::Direct { .. } => String::new(),
+        Target::Real { vip, server, method: Forwarding::Tun, .. } => {
+            format!(" (is {vip} on lo of {server}, and does it decapsulate?)")
+        }
         Target::Real { vip, server, .. } => format!(" (is {vip} on lo of {server}?)"),
     }
 }

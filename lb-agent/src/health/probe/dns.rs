@@ -57,8 +57,9 @@ impl Prober {
         socket.send(query).await.map_err(wrong)?;
         let mut reply = vec![0; u16::MAX.into()];
         loop {
-            let doing = format!("{}{}", self.doing, connect::hint(attempt.target));
-            let length = attempt.within(&doing, socket.recv(&mut reply)).await?.map_err(wrong)?;
+            let received = tokio::time::timeout_at(attempt.deadline, socket.recv(&mut reply)).await;
+            let silent = |_| connect::silent(&self.doing, attempt.target, attempt.check);
+            let length = received.map_err(silent)?.map_err(wrong)?;
             let answer = self.parse(&reply[..length])?;
             // Late answers to an earlier question cannot come, this socket is new; forged ones may.
             if self.answers(&answer, id) {

@@ -40,8 +40,8 @@ impl Prober {
             (Ok(Some(_)), None) => Ok(Success::new("answered", took)),
             (Ok(None), None) => Ok(Success::new("no error came back", took)),
             (Ok(None), Some(_)) => {
-                let hint = connect::hint(attempt.target);
-                Err(Failure::new(format!("{}{hint}", attempt.too_late(&format!("ask {}", attempt.target)))))
+                let doing = format!("ask {}", attempt.target);
+                Err(connect::silent(&doing, attempt.target, attempt.check))
             }
             (Err(failure), _) => Err(failure),
         }

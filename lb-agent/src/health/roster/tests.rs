@@ -5,6 +5,7 @@ use super::super::state::tests::outcome;
 use super::*;
 use crate::health::Standing;
 use crate::manifest::{Objects, load_text};
+use crate::model::health::Target;
 
 fn objects(services: &[(&str, &str)]) -> Objects {
     let document = |(name, fields): &(&str, &str)| {
@@ -33,6 +34,17 @@ fn say(roster: &mut Roster, now: Instant, id: CheckId, passed: bool) {
     roster.judge(now);
 }
 
+/// The check of the first real server, however it is gone to.
+fn of_first(roster: &Roster) -> CheckId {
+    let server = |target: Target| match target {
+        Target::Direct { address, .. } => address,
+        Target::Real { server, .. } => server,
+    };
+    let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
+    let assignments = roster.assignments();
+    assignments.iter().find(|check| server(check.target) == address).expect("it has a check").id
+}
+
 fn standings(roster: &Roster, service: &str) -> Vec<Standing> {
     let judgement = roster.judgement(&Name::new(service).unwrap()).expect("a service");
     judgement.servers.iter().map(|server| server.standing).collect()
@@ -44,7 +56,7 @@ fn services_that_name_the_same_target_and_parameters_share_one_probe() {
     let mut roster = Roster::default();
     assert!(set(&mut roster, now, &objects(&[("a", CHECKED), ("b", CHECKED)])));
     assert_eq!(roster.assignments().len(), 2);
-    let id = roster.assignments()[0].id;
+    let id = of_first(&roster);
     say(&mut roster, now, id, true);
     for service in ["a", "b"] {
         assert_eq!(standings(&roster, service), [Standing::In, Standing::Waiting]);
@@ -63,7 +75,7 @@ fn a_check_that_is_added_takes_no_server_out_until_it_fails() {
     assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
     set(&mut roster, now, &objects(&[("a", CHECKED)]));
     assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
-    let id = roster.assignments()[0].id;
+    let id = of_first(&roster);
     say(&mut roster, now, id, false);
     assert_eq!(standings(&roster, "a"), [Standing::In, Standing::In]);
     say(&mut roster, now, id, false);
@@ -126,7 +138,7 @@ fn a_judgement_is_told_once() {
     roster.set(now, services.services().map(|(service, _)| service));
     assert_eq!(roster.judge(now).len(), 2);
     assert!(roster.judge(now).is_empty());
-    let id = roster.assignments()[0].id;
+    let id = of_first(&roster);
     roster.take(Report { id, outcome: outcome(true), at: now, next: now });
     let judged = roster.judge(now);
     assert_eq!(judged.iter().map(|judged| judged.service.as_str()).collect::<Vec<_>>(), ["a"]);

@@ -1,0 +1,129 @@
+//! The veth pair of probes on the real path (`dataplane::real_path`): made when the first check needs it, gone with
+//! the last. Each (VIP, real server) has an address in it, so that probes are ordinary connections of this host.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::{Net, interfaces, sysctl};
+
+/// The pair, as it is in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProberLinks {
+    /// Interface indices.
+    pub near: u32,
+    pub far: u32,
+    pub near_mac: [u8; 6],
+    pub far_mac: [u8; 6],
+    /// Why probes of IPv6 VIPs cannot go there.
+    pub without_v6: Option<String>,
+}
+
+/// Names of the ends.
+pub const NEAR: &str = "lb-probe";
+pub const FAR: &str = "lb-probe-far";
+
+/// Targets' addresses: of the range for benchmarks (RFC 2544, C.2.2), which no network routes. A host that uses
+/// this part of it has checks with `path: direct`.
+pub const TARGETS_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 18);
+pub const PROBER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 64, 1);
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 64, 2);
+/// The same of a unique local prefix (RFC 4193): fd6c:6270:726f:6265, "lbprobe".
+pub const TARGETS_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd6c, 0x6270, 0x726f, 0x6265, 0, 0, 0, 0), 114);
+pub const PROBER_V6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6270, 0x726f, 0x6265, 0, 0, 1, 1);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+impl Net {
+    /// Makes the pair; one that an earlier run left goes first.
+    ///
+    /// # Errors
+    /// The kernel's refusal of a step.
+    pub async fn make_prober_links(&self) -> Result<ProberLinks> {
+        self.remove_prober_links().await?;
+        let message = LinkVeth::new(NEAR, FAR).build();
+        self.handle.link().add(message).execute().await.with_context(|| format!("make veth pair {NEAR}"))?;
+        let made = self.configure_prober_links().await;
+        if made.is_err() {
+            let _ = self.remove_prober_links().await;
+        }
+        made
+    }
+
+    /// Removes the pair, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn remove_prober_links(&self) -> Result<()> {
+        let links = self.links().await?;
+        if let Some(near) = links.iter().find(|link| link.name == NEAR) {
+            let removed = self.handle.link().del(near.index).execute().await;
+            removed.with_context(|| format!("remove veth pair {NEAR}"))?;
+        }
+        Ok(())
+    }
+
+    async fn configure_prober_links(&self) -> Result<ProberLinks> {
+        let links = self.links().await?;
+        let end = |name: &str| {
+            let link = links.iter().find(|link| link.name == name)?;
+            Some((link.index, link.mac?))
+        };
+        let (near, near_mac) = end(NEAR).with_context(|| format!("{NEAR} is not there"))?;
+        let (far, far_mac) = end(FAR).with_context(|| format!("{FAR} is not there"))?;
+        // A redirected frame is finished by nobody: its checksum must be whole when it is sent.
+        interfaces::checksum_in_software(NEAR)?;
+        // Nobody is to speak there but probes. A kernel without IPv6 has none of these settings.
+        let _ = sysctl::write(&format!("net/ipv6/conf/{FAR}/disable_ipv6"), "1");
+        for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")] {
+            let _ = sysctl::write(&format!("net/ipv6/conf/{NEAR}/{setting}"), value);
+        }
+        for index in [far, near] {
+            let message = LinkUnspec::new_with_index(index).up().build();
+            self.handle.link().set(message).execute().await.context("set the prober's veth pair up")?;
+        }
+        let v4 = self.route_probes(near, far_mac, PROBER_V4.into(), GATEWAY_V4.into()).await;
+        v4.context("route probes of IPv4 VIPs")?;
+        let v6 = self.route_probes(near, far_mac, PROBER_V6.into(), GATEWAY_V6.into()).await;
+        let without_v6 = v6.err().map(|error| format!("{error:#}"));
+        Ok(ProberLinks { near, far, near_mac, far_mac, without_v6 })
+    }
+
+    /// The prober's address at the near end, and the route to the targets through it.
+    async fn route_probes(&self, near: u32, far_mac: [u8; 6], prober: IpAddr, gateway: IpAddr) -> Result<()> {
+        let handle: &Handle = &self.handle;
+        let mut address = handle.address().add(near, prober, if prober.is_ipv6() { 128 } else { 32 });
+        if prober.is_ipv6() {
+            address.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        address.execute().await.with_context(|| format!("add {prober}"))?;
+        let neighbour = handle.neighbours().add(near, gateway).link_layer_address(&far_mac);
+        neighbour.state(NeighbourState::Permanent).execute().await.context("add a neighbour")?;
+        let mut route = match (prober, gateway) {
+            (IpAddr::V4(prober), IpAddr::V4(gateway)) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(TARGETS_V4.0, TARGETS_V4.1)
+                .gateway(gateway)
+                .pref_source(prober)
+                .onlink()
+                .output_interface(near)
+                .build(),
+            (IpAddr::V6(prober), IpAddr::V6(gateway)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(TARGETS_V6.0, TARGETS_V6.1)
+                .gateway(gateway)
+                .pref_source(prober)
+                .onlink()
+                .output_interface(near)
+                .build(),
+            _ => anyhow::bail!("{prober} and {gateway} are of different families"),
+        };
+        // Room for a tunnel's header. Of the route, not of the pair: answers may be as long as the network's.
+        route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(MTU)]));
+        handle.route().add(route).execute().await.context("add a route")
+    }
+}
+
+/// What of an Ethernet frame is left by an IPv6 header, and as much again for who has tunnels of their own below.
+const MTU: u32 = 1400;
