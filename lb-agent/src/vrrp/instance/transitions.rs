@@ -266,6 +266,8 @@ impl Instance {
         master.leaving = None;
         let mut actions = self.advertise(now, self.config.interval);
         actions.push(Action::Stayed { after: now.duration_since(leaving.since) });
+        // Announcements that fell due meanwhile.
+        actions.extend(self.timer_as_master(now));
         actions
     }
 
@@ -485,6 +487,7 @@ impl Instance {
         let own = self.priority();
         if let State::Backup(backup) = &mut self.state {
             backup.wants_master = true;
+            backup.preempt_at = None;
             backup.listened_again = true;
             backup.down_at = now + master_down(self.config.version, own, backup.interval);
         }
