@@ -471,7 +471,7 @@ extern "C" fn lb_locality(index: u32, sets: u32, avoid: u32) -> u64 {
     // SAFETY: reads one word.
     let jiffies = unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() };
     let hz = crate::maps::config!(hz) as u64;
-    let seconds = (if hz == 0 { jiffies } else { jiffies / hz }) & 0xffff_ffff;
+    let seconds = jiffies.checked_div(hz).unwrap_or(jiffies) & 0xffff_ffff;
     let mut chosen = known as u32;
     if sets != 0 {
         chosen = lb_walk(index, Pick::Wlc as u32 | MEMBERS, avoid) as u32;

@@ -28,7 +28,7 @@ fn fits(word: *mut u64, limit: u32) -> bool {
     // SAFETY: reads one word.
     let jiffies = unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() };
     let hz = config!(hz) as u64;
-    let second = (if hz == 0 { jiffies } else { jiffies / hz }) & 0xffff_ffff;
+    let second = jiffies.checked_div(hz).unwrap_or(jiffies) & 0xffff_ffff;
     let old = atomic::load(word);
     if old >> 32 != second {
         // Who loses counts into the second that another CPU began.
