@@ -1,6 +1,7 @@
 //! The demo: one director, three real nginx and a client in network namespaces, and real HTTP through the XDP
 //! program by every forwarding method. It removes everything when it ends, also on Ctrl-C.
 
+mod health;
 mod interrupt;
 mod scenes;
 mod table;
@@ -87,7 +88,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     anstream::println!("\nWhat the agent says (lb-agent get services):\n");
     anstream::println!("{}", agent.cli(&["get", "services"]).expect_success().trim_end());
-    let lost = takeover::play()?;
+    let mut lost = takeover::play()?;
+    lost.extend(health::play()?);
     anstream::println!("\n{}", table.summary(start.elapsed()));
     for line in lost {
         anstream::println!("{line}");

@@ -230,11 +230,11 @@ fn the_sorry_server_takes_over_when_the_quorum_is_lost_and_gives_back() {
 }
 
 #[test]
-fn connections_to_a_server_that_fails_go_on() {
+fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     const LENGTH: usize = 4 << 20;
     let topology = Topology::builder().servers(1).build();
     topology.replies_through_director();
-    let nginx = nginx_everywhere(&topology, &[80, 82]);
+    let nginx = nginx_everywhere(&topology, &[80, 81, 82]);
     nginx[0].offer(LENGTH);
     let agent = Agent::start(&topology.director().namespace, &director(&["eth0"]));
     // The check is a file on the director, so that the server itself stays as it is.
@@ -244,6 +244,7 @@ fn connections_to_a_server_that_fails_go_on() {
         format!("healthCheck: {{file: {{path: {}}}, interval: 100ms, rise: 1, fall: 2}}", weight.display());
     let services = [
         service(&topology, "keep", 80).with(&check),
+        service(&topology, "reset", 81).with(&check).with("onServerDown: reset"),
         service(&topology, "quiesce", 82).with(&check).with("onFailure: quiesce"),
     ];
     agent.apply(&crate::site::documents(&services));
@@ -264,9 +265,11 @@ fn connections_to_a_server_that_fails_go_on() {
         assert!(down["reason"].as_str().unwrap().contains("weight"), "{down:#}");
         nobody_serves(client, &service.url("/"));
     }
-    let [keep, quiesce] = downloads;
+    let [keep, reset, quiesce] = downloads;
     let progress = keep.progress();
     wait::until("the connection goes on", SOON, || keep.progress() > progress + (64 << 10));
+    let error = reset.finish().expect_err("the connection is reset");
+    assert!(error.contains("reset"), "{error}");
     for goes_on in [keep, quiesce] {
         assert_eq!(goes_on.finish().expect("every byte comes").length, LENGTH as u64);
     }
