@@ -149,7 +149,11 @@ fn set_service(
         let old = before.and_then(|before| before.destinations.get(binding));
         if old != Some(destination) {
             let (binding, destination) = (*binding, *destination);
-            let closes = old.is_some_and(|old| old.flows == Flows::Stay) && destination.flows != Flows::Stay;
+            // Nor may a slot name one whose next hop was forgotten meanwhile.
+            let closes = old.is_some_and(|old| {
+                (old.flows == Flows::Stay && destination.flows != Flows::Stay)
+                    || (old.hop.is_some() && destination.hop.is_none())
+            });
             let step = Step::SetDestination { service: name.clone(), binding, destination };
             if closes { closed.push(step) } else { steps.push(step) }
         }
