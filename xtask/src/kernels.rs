@@ -146,9 +146,17 @@ impl Kernel {
             self.image.display(),
             script.display()
         );
-        let said = output(Command::new("script").args(["-qec", &boot, "/dev/null"]))?;
+        // vng calls programs that lie beside it.
+        let beside = vng.parent().unwrap_or(vng).to_owned();
+        let known = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(std::iter::once(beside).chain(std::env::split_paths(&known)))
+            .context("put virtme-ng on PATH")?;
+        let mut script = Command::new("script");
+        script.args(["-qec", &boot, "/dev/null"]).env("PATH", path).stdin(Stdio::null());
+        let ended = script.output().context("start script")?;
+        let said = String::from_utf8_lossy(&ended.stdout);
         let log = self.place.join(format!("{}.log", self.release));
-        fs::write(&log, &said).with_context(|| format!("write {}", log.display()))?;
+        fs::write(&log, said.as_bytes()).with_context(|| format!("write {}", log.display()))?;
         for line in said.lines().filter(|line| line.contains("test result") || line.contains("FAILED")) {
             eprintln!("    {}", line.trim());
         }

@@ -76,10 +76,15 @@ impl Drill {
 /// Holds canary connections, tries new ones, hands over meanwhile.
 async fn drill(client: &Client, name: &str, canaries: &[SocketAddr], flows: usize) -> Result<Drill> {
     let mut held = Vec::new();
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     for canary in canaries {
         for _ in 0..flows {
             let connected = tokio::time::timeout(ATTEMPT, TcpStream::connect(canary)).await;
-            held.push(connected.map_err(|_| anyhow::anyhow!("{canary}: no answer within {ATTEMPT:?}"))??);
+            let held_open =
+                connected.map_err(|_| anyhow::anyhow!("{canary}: no answer within {ATTEMPT:?}"))??;
+            // A silent connection learns nothing of what became of it: the kernel asks for us.
+            socket2::SockRef::from(&held_open).set_tcp_keepalive(&keepalive)?;
+            held.push(held_open);
         }
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -228,5 +233,8 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
 /// One attempt to connect.
 const ATTEMPT: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_millis(20);
+/// How often an open canary asks whether its connection is whole: the least that TCP_KEEPIDLE knows, and twice within
+/// [`AFTER`].
+const KEEPALIVE: Duration = Duration::from_secs(1);
 /// How long a drill looks on after the handover.
 const AFTER: Duration = Duration::from_secs(2);

@@ -1,9 +1,10 @@
 //! Two agents share a virtual router in front of the data plane.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use lb_tests::{Agent, Host, Nginx, Topology, http, wait};
+use lb_tests::{Agent, Host, Nginx, Topology, agent, http, wait};
+use serde_json::Value;
 
 use super::{TAKEOVER, director, example, instance, kinds, owns, until_only, until_role};
 
@@ -103,6 +104,19 @@ fn a_pair_of_directors_loses_its_master_in_every_way_and_serves_on() {
     until_role(&first, "edge", "master");
     until_only(a, b, vip, || format!("first wrote:\n{}\n{}", first.log(), story()));
     until_served(&topology, a, 80, story);
+
+    // And a rehearsal, from where clients are: what became of connections that were open, and of new ones.
+    let canary = SocketAddr::new(vip, 80).to_string();
+    let drill = ["vrrp", "drill", "edge", "--canary", &canary, "--flows", "4", "-o", "json"];
+    let mut command = agent::command(&topology.client().namespace, &drill);
+    let output = command.envs(first.environment()).output().expect("start lb-agent");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the drill's report");
+    assert_eq!(report["handover"]["to"], b.v4().to_string(), "{report}");
+    let number = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("no {name}: {report}"));
+    assert_eq!((number("flows"), number("survivors") + number("resets")), (4, 4), "{report}");
+    assert!(number("attempts") > 10 && number("failures") < number("attempts"), "{report}");
+    until_only(b, a, vip, story);
 }
 
 #[test]
