@@ -14,6 +14,7 @@ mod real_path;
 mod real_server;
 mod rules;
 mod scheduling;
+mod sctp;
 mod self_probe;
 mod size;
 mod translation;

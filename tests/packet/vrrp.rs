@@ -295,7 +295,7 @@ fn packets_to_an_address_without_a_service_are_the_kernels_until_the_lease_ends(
             ("UDP", Packet::udp(from, to)),
             ("ICMP", icmp),
             ("fragment", fragment),
-            ("SCTP", Packet::other(from.0, to.0, 132)),
+            ("DCCP", Packet::other(from.0, to.0, 33)),
         ] {
             world.ends(&format!("{is:?} v6={v6}: {what}"), &packet, reason);
             let tagged = packet.tagged(&[(0x8100, 5)]);
@@ -314,7 +314,7 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
         let to = |port| Packet::tcp((client(v6, 7), 40_000), (vip(v6), port), SYN);
         let icmp =
             Packet::other(client(v6, 7), vip(v6), if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
-        let sctp = Packet::other(client(v6, 7), vip(v6), 132);
+        let dccp = Packet::other(client(v6, 7), vip(v6), 33);
         let fragment = Packet::udp((client(v6, 7), 1), (vip(v6), 80)).with(|p| {
             p.fragment = 0x2000;
             if v6 {
@@ -327,7 +327,7 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
             (VRRP_MASTER | now & VRRP_UNTIL, [Reason::LeaseExpired; 4]),
         ] {
             set(&mut flow, word);
-            for (packet, reason) in [&to(81), &icmp, &sctp, &fragment].into_iter().zip(reasons) {
+            for (packet, reason) in [&to(81), &icmp, &dccp, &fragment].into_iter().zip(reasons) {
                 flow.world.ends(&format!("v6={v6} {word:x}"), packet, reason);
             }
             // Also with the address of a real server that answers through us as their source.

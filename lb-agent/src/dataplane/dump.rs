@@ -5,8 +5,9 @@ use super::{Clock, Error, Views};
 use lb_common::{
     connection::{Entry, FLAG_HASHED, Kind, Value, WAYS},
     destination::{Destination, Forwarding, flags},
-    hash::{ports_of_word, tuple_of_identity_v4},
+    hash::{ports_of_word, tuple_of_identity_v4, tuple_of_sctp_identity_v4},
     lease::PoolAddress,
+    sctp,
     state::State,
 };
 use std::{
@@ -15,16 +16,62 @@ use std::{
     time::Duration,
 };
 
+/// The transport protocol of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// The state of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowState {
+    /// Of TCP or UDP.
+    Common(State),
+    Sctp(sctp::State),
+}
+
+impl FlowState {
+    fn of(value: Value) -> Option<FlowState> {
+        if value.is_sctp() {
+            sctp::State::from_number(value.state()).map(FlowState::Sctp)
+        } else {
+            State::from_number(value.state()).map(FlowState::Common)
+        }
+    }
+
+    /// The name that `ipvsadm -Lc` gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FlowState::Common(state) => state.name(),
+            FlowState::Sctp(state) => state.name(),
+        }
+    }
+}
+
+impl PartialEq<State> for FlowState {
+    fn eq(&self, state: &State) -> bool {
+        *self == FlowState::Common(*state)
+    }
+}
+
+impl PartialEq<sctp::State> for FlowState {
+    fn eq(&self, state: &sctp::State) -> bool {
+        *self == FlowState::Sctp(*state)
+    }
+}
+
 /// One flow.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Connection {
-    pub udp: bool,
+    pub protocol: Protocol,
     pub client: SocketAddr,
     pub vip: SocketAddr,
     pub real_server: SocketAddr,
     /// FULLNAT: our address and port towards the real server.
     pub local: Option<SocketAddr>,
-    pub state: State,
+    pub state: FlowState,
     pub expires_in: Duration,
     pub forwarding: Forwarding,
     /// Index of the service.
@@ -207,7 +254,12 @@ fn read(
     if flags & flags::VALID == 0 {
         return None;
     }
-    let (udp, v6) = (flags & flags::UDP != 0, flags & flags::VIP_V6 != 0);
+    let v6 = flags & flags::VIP_V6 != 0;
+    let protocol = match flags & (flags::UDP | flags::SCTP) {
+        flags::UDP => Protocol::Udp,
+        flags::SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    };
     let (client, ports) = if v6 {
         let slot = bucket * WAYS as u32 + way;
         if slot >= views.cold_tuples.len() {
@@ -217,7 +269,11 @@ fn read(
         (tuple.source.to_ip(true), tuple.ports)
     } else {
         let key = views.secrets.key_v4(destination.vip.words()[0]);
-        let (source, ports) = tuple_of_identity_v4(&views.secrets, entry.identity, key, udp);
+        let (secrets, identity) = (&views.secrets, entry.identity);
+        let (source, ports) = match protocol {
+            Protocol::Sctp => tuple_of_sctp_identity_v4(secrets, identity, key),
+            other => tuple_of_identity_v4(secrets, identity, key, other == Protocol::Udp),
+        };
         (IpAddr::from(source.to_ne_bytes()), ports)
     };
     let (client_port, vip_port) = ports_of_word(ports);
@@ -230,12 +286,12 @@ fn read(
         Some(SocketAddr::new(address.address.to_ip(address.family == 6), lease as u16))
     });
     Some(Connection {
-        udp,
+        protocol,
         client: SocketAddr::new(client, client_port),
         vip: SocketAddr::new(destination.vip.to_ip(v6), vip_port),
         real_server: SocketAddr::new(destination.address.to_ip(flags & flags::REAL_V6 != 0), real_port),
         local,
-        state: State::from_number(value.state())?,
+        state: FlowState::of(value)?,
         expires_in: Duration::from_millis(clock.milliseconds(value.deadline().wrapping_sub(now))),
         forwarding: Destination::forwarding_of(flags),
         service: destination.service,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::destination::tunnel_overhead;
+use lb_common::sctp;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
 use super::{Director, health, rules};
@@ -100,7 +101,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             lookup: lookup(service),
             on_unknown_flow: service.on_unknown_flow,
             mss: mss(service, destinations.values()),
-            timeouts: timeouts(&service.timeouts),
+            timeouts: timeouts(service.protocol, &service.timeouts),
             pool: pool(director, service),
             rules: rules::rules(service),
         },
@@ -142,7 +143,7 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
         hop: way.map(|way| HopKey::of(way, false)),
         mtu: way.map_or(0, |way| mtu(service.forwarding_of(server), server.address, way)),
         timeout: match service.protocol {
-            Protocol::Tcp => service.timeouts.established,
+            Protocol::Tcp | Protocol::Sctp => service.timeouts.established,
             Protocol::Udp => service.timeouts.udp,
         },
         vip_port: translated.and(service.ports.single()).unwrap_or(0),
@@ -182,7 +183,10 @@ fn mss<'a>(service: &VirtualService, destinations: impl Iterator<Item = &'a Dest
 }
 
 /// By state number: what the manifest says, else IPVS's.
-fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
+fn timeouts(protocol: Protocol, timeouts: &Timeouts) -> [Duration; 16] {
+    if protocol == Protocol::Sctp {
+        return sctp_timeouts(timeouts);
+    }
     let mut all = DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
     for (state, timeout) in [
         (State::Established, timeouts.established),
@@ -199,6 +203,29 @@ fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
         (State::Unconfirmed, timeouts.unconfirmed),
     ] {
         all[state as usize] = timeout;
+    }
+    all
+}
+
+/// As [`timeouts`], by the numbers of SCTP's states.
+fn sctp_timeouts(timeouts: &Timeouts) -> [Duration; 16] {
+    use sctp::State;
+    let mut all = sctp::DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
+    for state in State::ALL {
+        all[state as usize] = match state {
+            State::Established => timeouts.established,
+            State::Init1 => timeouts.init1,
+            State::Init => timeouts.init,
+            State::CookieSent
+            | State::CookieReplied
+            | State::CookieWait
+            | State::Cookie
+            | State::CookieEchoed => timeouts.cookie,
+            State::ShutdownSent | State::ShutdownReceived | State::ShutdownAckSent => timeouts.shutdown,
+            State::Unconfirmed => timeouts.unconfirmed,
+            State::Rejected => timeouts.rejected,
+            State::Closed => timeouts.closed,
+        };
     }
     all
 }
