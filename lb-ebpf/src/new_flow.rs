@@ -187,8 +187,9 @@ enum Begun {
 #[inline(always)]
 fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result<Begun, Reason> {
     let (index, service) = service_of(packet).ok_or(Reason::NoService)?;
-    let syn = packet.begins();
-    if !packet.sctp && syn && packet.tcp_flags() & (state::RST | state::FIN) != 0 {
+    let flags = if packet.udp || packet.sctp { 0 } else { packet.tcp_flags() };
+    let syn = if packet.sctp { packet.begins() } else { flags & state::SYN != 0 };
+    if syn && flags & (state::RST | state::FIN) != 0 {
         return Err(Reason::BadFlags);
     }
     if !packet.sctp && syn {
@@ -211,7 +212,9 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
             return Err(Reason::UnknownFlowPassed);
         }
         // A RST or ABORT is never answered (RFC 9293, section 3.5.2; RFC 9260, section 8.4), and opens nothing.
-        if policy == OnUnknownFlow::Drop as u8 || packet.resets() {
+        if policy == OnUnknownFlow::Drop as u8
+            || if packet.sctp { packet.resets() } else { flags & state::RST != 0 }
+        {
             return Err(Reason::UnknownFlowDropped);
         }
         if policy == OnUnknownFlow::Reset as u8 {

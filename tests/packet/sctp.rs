@@ -541,7 +541,7 @@ fn every_scheduler_places_associations() {
             world.clients_behind(GATEWAY);
             let mut all = Vec::new();
             for n in 0..3u8 {
-                world.standing = Standing { ordinal: n.into(), ..Standing::DEFAULT };
+                world.standing = Standing { ordinal: n.into(), weight: 100, ..Standing::DEFAULT };
                 all.push(world.server(&spec, server(v6, 11 + n), 0, method));
             }
             world.slots("web", &all);
