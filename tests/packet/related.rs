@@ -179,7 +179,7 @@ fn options_extension_headers_and_tags_are_walked_outside_and_inside() {
                     if v6 {
                         about.extensions = extensions[inside].to_vec();
                     } else {
-                        about.options = options[inside].iter().copied().collect();
+                        about.options = options[inside].to_vec();
                         about.options.resize(options[inside].len().div_ceil(4) * 4, 0);
                     }
                     let packet = error(router(v6), vip(v6), said, &about, 8).tagged(tags);
