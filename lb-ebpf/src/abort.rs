@@ -4,9 +4,7 @@
 
 use crate::{
     answer, count, nexthop,
-    packet::{
-        Frame, destination, ip_len, load8, load16, load32, opaque, source, store16, store32,
-    },
+    packet::{Frame, destination, ip_len, load8, load16, load32, opaque, source, store16, store32},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};

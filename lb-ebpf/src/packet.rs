@@ -4,7 +4,9 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    checksum, crc32c, sctp,
+    checksum, crc32c,
+    header::protocol,
+    sctp,
     state::{RST, SYN},
 };
 
@@ -116,6 +118,20 @@ pub struct Protocol {
     pub udp: bool,
     /// A constant in each program: SCTP has programs of its own, so that the others hold none of it.
     pub sctp: bool,
+}
+
+impl Protocol {
+    /// IP's number.
+    #[inline(always)]
+    pub fn number(&self) -> u8 {
+        if self.sctp {
+            protocol::SCTP
+        } else if self.udp {
+            protocol::UDP
+        } else {
+            protocol::TCP
+        }
+    }
 }
 
 /// An IP packet with a transport header (SCTP: and its first chunk's), all inside the frame.

@@ -29,8 +29,7 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
     let Some(transport) = frame.at_dynamic(l4, HEADER + CHUNK).filter(|_| whole) else {
         return Err(tail::call_sctp(&frame, l3, l4, V6, programs::SCTP_NEW));
     };
-    let packet =
-        Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: true, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: true, bytes: frame.len() };
     let (key, start) = key_of::<V6>(destination::<V6>(ip));
     known(&packet, start, filter_cell(key))
 }

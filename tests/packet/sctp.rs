@@ -628,3 +628,64 @@ fn another_transport_is_not_taken_for_sctp() {
     let dccp = Packet::other(client(false, 7), vip(false), 33);
     flow.world.ends("DCCP", &dccp, Reason::OtherProtocol);
 }
+
+/// An ICMP error (IPv4, fragmentation needed) that quotes the ports and the verification tag of a packet.
+fn too_big(from: std::net::IpAddr, about: &Packet) -> Packet {
+    let mut body = vec![3, 4, 0, 0, 0, 0, 0x05, 0x00];
+    body.extend(&about.ip()[..28]);
+    let sum = crate::frame::checksum(&body);
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    Packet::other(from, about.source, 1).with(|p| p.payload = body)
+}
+
+/// Path MTU discovery: errors that quote an association go where its packets go.
+#[test]
+fn an_icmp_error_finds_the_association_that_it_quotes() {
+    for method in [Method::Dr, Method::Nat, Method::FullNat] {
+        let mut flow = flow(method, false, |_| ());
+        establish(&mut flow);
+        let case = flow.name();
+        let lease = if method == Method::FullNat { flow.lease() } else { 0 };
+        // Of the VIP's packet to the client: to the server.
+        let (from, to) = ((vip(false), VIP_PORT), (client(false, 7), CLIENT_PORT));
+        let about = Packet::sctp(from, to, OF_CLIENT, &[typical(kind::DATA)]);
+        let packet = too_big(client(false, 254), &about);
+        let seen = flow.world.send(&packet.bytes());
+        assert_eq!(
+            (seen.counted, &seen.events[..]),
+            (Counted::In(flow.destination), &[Reason::IcmpToServer][..])
+        );
+        let inner = &seen.frame[14 + 28..];
+        let expected = match method {
+            Method::Nat => (flow.real, (flow.server_port(), CLIENT_PORT)),
+            Method::FullNat => (flow.real, (flow.server_port(), lease)),
+            _ => (vip(false), (VIP_PORT, CLIENT_PORT)),
+        };
+        let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
+        let source = std::net::Ipv4Addr::from(<[u8; 4]>::try_from(&inner[12..16]).unwrap());
+        assert_eq!((source.into(), (port(20), port(22))), expected, "{case}");
+        assert_eq!(inner[24..28], OF_CLIENT.to_be_bytes(), "{case}: the tag is no matter of ours");
+        assert_eq!(crate::frame::checksum(&seen.frame[34..]), 0, "{case}: ICMP's checksum");
+        if !method.translates() {
+            continue;
+        }
+        // Of our packet to the server: to the client.
+        let from =
+            if method == Method::FullNat { (local(false), lease) } else { (client(false, 7), CLIENT_PORT) };
+        let about = Packet::sctp(from, (flow.real, flow.server_port()), OF_SERVER, &[typical(kind::DATA)]);
+        let packet = too_big(flow.real, &about).with(|p| p.from = mac_of(flow.real));
+        let seen = flow.world.send(&packet.bytes());
+        assert_eq!(
+            (seen.counted, &seen.events[..]),
+            (Counted::Out(flow.destination), &[Reason::IcmpToClient][..])
+        );
+        let inner = &seen.frame[14 + 28..];
+        let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
+        assert_eq!((port(20), port(22)), (CLIENT_PORT, VIP_PORT), "{case}");
+        assert_eq!(crate::frame::checksum(&seen.frame[34..]), 0, "{case}: ICMP's checksum");
+        // The same ports of TCP are nobody's.
+        let tcp = Packet::tcp((vip(false), VIP_PORT), (client(false, 7), CLIENT_PORT), ACK);
+        let packet = too_big(client(false, 254), &tcp);
+        flow.world.ends(&case, &packet, Reason::IcmpNoFlow);
+    }
+}

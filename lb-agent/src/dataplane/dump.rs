@@ -388,6 +388,26 @@ mod tests {
     }
 
     #[test]
+    fn an_sctp_flow_is_read_back_with_a_state_of_its_own() {
+        use lb_common::connection::FLAG_SCTP;
+        let views = views();
+        destination(&views, 2, "203.0.113.10", "10.0.0.11", 0, flags::SCTP);
+        let word = |text: &str| Address::from(ip(text)).words()[0];
+        let tuple = tuple_v4(word("198.51.100.7"), ports_word(40_000, 3868));
+        let identity = views.secrets.identity_v4_sctp(views.secrets.key_v4(word("203.0.113.10")), tuple);
+        let first = views.secrets.first(identity);
+        for state in sctp::State::ALL {
+            let value = Value::flow(Kind::Flow, 2, first, State::Established, 10).with(state as u8, 10);
+            views.identity(0, 1).store(identity, Relaxed);
+            views.value(0, 1).store(value.with_flags(FLAG_SCTP).0, Relaxed);
+            let found = all(&views, &[]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!((found[0].protocol, found[0].state.name()), (Protocol::Sctp, state.name()));
+            assert_eq!(found[0].client.to_string(), "198.51.100.7:40000");
+        }
+    }
+
+    #[test]
     fn templates_show_their_client_and_are_no_flows() {
         let views = views();
         destination(&views, 2, "203.0.113.10", "10.0.0.11", 0, 0);

@@ -240,3 +240,26 @@ fn pool(director: &Director, service: &VirtualService) -> Option<(crate::model::
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_sctp_service_has_the_timeouts_of_ipvs_in_the_places_of_its_states() {
+        let all = timeouts(Protocol::Sctp, &Timeouts::default());
+        for state in sctp::State::ALL {
+            let expected = match state {
+                // IPVS has no such state.
+                sctp::State::Unconfirmed => 30,
+                other => sctp::DEFAULT_TIMEOUTS[other as usize],
+            };
+            assert_eq!(all[state as usize], Duration::from_secs(expected.into()), "{}", state.name());
+        }
+        let own = Timeouts { shutdown: Duration::from_secs(7), ..Timeouts::default() };
+        let of = |state: sctp::State| timeouts(Protocol::Sctp, &own)[state as usize].as_secs();
+        assert_eq!((of(sctp::State::ShutdownReceived), of(sctp::State::Closed)), (7, 61));
+        let tcp = timeouts(Protocol::Tcp, &own);
+        assert_eq!(tcp[State::TimeWait as usize], Timeouts::default().time_wait);
+    }
+}

@@ -294,7 +294,7 @@ fn check_check(
             let message =
                 format!("is required: the service is sctp, and {word} needs a port that answers {answers}");
             let fault = faults.add(format!("{path}.port"), message);
-            fault.help("like `port: 8080`, or a check without a port: ping, script");
+            fault.help("like `port: 8080`; icmp, script and file need none");
         } else if udp && !check.probe.speaks_udp() {
             let fault = faults.add(
                 format!("{path}.port"),
