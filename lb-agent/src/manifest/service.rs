@@ -47,7 +47,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         local_addresses,
         on_unknown_flow: on_unknown_flow.unwrap_or(OnUnknownFlow::default_for(scheduler)),
         mss_clamp: MssClamp::Off,
-        timeouts: timeouts.unwrap_or_default(),
+        timeouts: Box::new(timeouts.unwrap_or_default()),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
         scheduling: Box::new(scheduling),
@@ -279,7 +279,7 @@ pub fn encode(service: &VirtualService) -> Raw {
         MssClamp::Auto => Raw::Bool(true),
         MssClamp::To(bytes) => Raw::integer(bytes),
     };
-    let mut timeouts = service.timeouts;
+    let mut timeouts = *service.timeouts;
     let timeouts = timeout_fields(&mut timeouts)
         .into_iter()
         .filter(|(_, of, _)| of.iter().any(|of| service.speaks(*of)))

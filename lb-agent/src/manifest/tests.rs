@@ -643,7 +643,7 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers, health: Default::default(),
+            timeouts: Box::new(timeouts), address_interface, real_servers, health: Default::default(),
             scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {

@@ -22,7 +22,7 @@ pub struct VirtualService {
     pub local_addresses: Option<Name>,
     pub on_unknown_flow: OnUnknownFlow,
     pub mss_clamp: MssClamp,
-    pub timeouts: Timeouts,
+    pub timeouts: Box<Timeouts>,
     /// The interface on which the agent puts the VIP (as /32 or /128). None: someone else does.
     pub address_interface: Option<String>,
     /// In the order of the manifest, which is the order of addition for rr and wrr. May be empty: the service
