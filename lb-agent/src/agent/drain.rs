@@ -302,9 +302,12 @@ mod tests {
 
     #[test]
     fn a_connection_is_at_least_as_old_as_the_drain() {
-        for (seconds, at_least, shown) in
-            [(250, false, (250, false)), (250, true, (250, true)), (40, true, (100, true)), (40, false, (100, true))]
-        {
+        for (seconds, at_least, shown) in [
+            (250, false, (250, false)),
+            (250, true, (250, true)),
+            (40, true, (100, true)),
+            (40, false, (100, true)),
+        ] {
             let view = view(&drain(None, OnDeadline::Reset), left(3, seconds, at_least), 1100, None, false);
             assert_eq!((view.oldest.unwrap(), view.oldest_at_least), shown, "{seconds} {at_least}");
         }
@@ -323,7 +326,13 @@ mod tests {
                 false,
                 "drains: 429 connections are left (the oldest 2h 1m old), to be reset in 9m 12s; likely gone in 2m 0s",
             ),
-            (None, left(1, 300, true), None, false, "drains: 1 connection is left (at least 5m 0s old), until they end"),
+            (
+                None,
+                left(1, 300, true),
+                None,
+                false,
+                "drains: 1 connection is left (at least 5m 0s old), until they end",
+            ),
             (
                 Some(1000),
                 left(2, 300, false),

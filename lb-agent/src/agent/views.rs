@@ -12,8 +12,8 @@ use super::drain::drain_reason;
 use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, EndpointView, InterfaceView, LimitsView, ObjectView, Origin,
-    RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, EndpointView, InterfaceView, LimitsView, ObjectView,
+    Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection};

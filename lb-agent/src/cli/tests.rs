@@ -227,9 +227,7 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
         RealServerView { limits, drain: Some(drain), ..server("10.0.0.11", None, RealServerState::Draining) };
     let text = table::real_servers(&[leaving], Look { wide: true, colour: false });
     let (head, row) = text.split_once('\n').unwrap();
-    for (column, value) in
-        [("PERSIST", "12"), ("MAX", "500"), ("RESUME", "375"), ("DRAIN", DRAINS)]
-    {
+    for (column, value) in [("PERSIST", "12"), ("MAX", "500"), ("RESUME", "375"), ("DRAIN", DRAINS)] {
         assert!(head.contains(column) && row.contains(value), "{text}");
     }
 }

@@ -65,7 +65,10 @@ mod tests {
     fn without_an_end_there_is_no_estimate() {
         assert_eq!(Ebb::default().empty_in(10, 3), None);
         let early = ebb(&[(100, 5)]);
-        assert_eq!((early.empty_in(104, 2), early.empty_in(105, 5), early.empty_in(99, 2)), (None, None, None));
+        assert_eq!(
+            (early.empty_in(104, 2), early.empty_in(105, 5), early.empty_in(99, 2)),
+            (None, None, None)
+        );
         assert_eq!(early.empty_in(105, 7), None, "more than there were");
     }
 

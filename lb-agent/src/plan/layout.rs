@@ -9,9 +9,7 @@ use ipnet::IpNet;
 
 use super::{Rules, Standing, Step};
 use crate::model::health::Flows;
-use crate::model::{
-    Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Scheduler, ServerId, Share,
-};
+use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Scheduler, ServerId, Share};
 
 /// Everything the agent is answerable for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
