@@ -50,8 +50,8 @@ pub struct Scratch {
     pub avoid: u32,
     /// How often a server was chosen for this packet.
     pub choices: u32,
-    /// Spare; zero.
-    pub reserved: u32,
+    /// The lease that the flow had before it began anew: its index plus one; 0 is none.
+    pub before: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.
