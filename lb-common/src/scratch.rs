@@ -52,6 +52,10 @@ pub struct Scratch {
     pub choices: u32,
     /// The lease that the flow had before it began anew: its index plus one; 0 is none.
     pub before: u32,
+    /// For the tail of ICMP: the destination's cell in the address filter.
+    pub cell: u32,
+    /// Spare; zero.
+    pub reserved: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.
