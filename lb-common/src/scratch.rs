@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 120 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 128 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }
