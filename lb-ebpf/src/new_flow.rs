@@ -172,6 +172,9 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
             mss::clamp(packet, mss);
         }
     }
+    if let Some(scratch) = tail::scratch() {
+        scratch.before = 0;
+    }
     let mut event = Reason::FlowNew;
     if let Some(hit) = connection::find_rarely(place, now) {
         match take_up(packet, hit, place, syn, now)? {
@@ -272,6 +275,9 @@ fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed 
         && lease.hit().replace(Value::EMPTY)
     {
         load::lb_recount(lease.word.0, 0);
+        if let Some(scratch) = tail::scratch() {
+            scratch.before = hit.value.lease() + 1;
+        }
     }
     Resumed::Anew(why)
 }
@@ -412,15 +418,23 @@ fn translated<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let hop = client_hop(packet)?;
     let reply = reply_place(packet, &target);
-    let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    // Established until the flow has its place: the two may share a bucket, and nobody's place is taken for less than
+    // an established flow's.
+    let held = replies.with(State::Established as u8, deadline);
     let (server, ports) = (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target));
-    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports, false) {
+    if let Inserted::Full = connection::insert::<V6>(&reply, held, now, server, ports, false) {
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
     let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
-    // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
-    if !placed || connection::find_rarely(&reply, now).is_none() {
+    let held = connection::find_rarely(&reply, now);
+    if let Some(hit) = held {
+        // Another CPU may have placed the same flow and written its own.
+        hit.replace(replies);
+    }
+    // Both or none.
+    if !placed || held.is_none() {
         withdraw(place, now);
         withdraw(&reply, now);
         return Err(Reason::TableFull);

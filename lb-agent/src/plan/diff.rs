@@ -66,10 +66,10 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     for key in from.hops.keys().filter(|key| !to.hops.contains_key(key)) {
         steps.push(Step::RemoveHop { key: *key });
     }
-    for name in from.pools.keys().filter(|name| !to.pools.contains_key(name)) {
+    for name in from.pools.keys().filter(|name| !to.pools.contains_key(*name)) {
         steps.push(Step::RemovePool { name: name.clone() });
     }
-    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(name)) {
+    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(*name)) {
         steps.push(Step::RemoveVrrp { name: name.clone() });
     }
     steps

@@ -3,11 +3,13 @@
 //! compares two of them, `apply` runs the steps.
 
 mod diff;
+mod done;
 mod layout;
 mod rules;
 mod step;
 
 pub use diff::diff;
+pub use done::Done;
 pub use layout::{
     Binding, Destination, Followers, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots,
     Via,
