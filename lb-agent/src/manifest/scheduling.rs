@@ -1,11 +1,13 @@
 //! The fields of a virtual service that are about who gets a new flow, who is refused, and how a server leaves.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::health::probe::absolute;
+use super::prefix_list;
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use super::service::SCHEDULERS;
@@ -222,6 +224,8 @@ fn quic(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) -> O
 fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
     let mut map = field.map("a map like {deny: [192.0.2.0/24]}", faults)?;
     let mut lists = ["allow", "deny"].map(|key| map.get(key).map(|field| nets(&field, faults)));
+    let [allow_file, deny_file] =
+        ["allowFile", "denyFile"].map(|key| map.get(key).and_then(|field| absolute(&field, faults)));
     map.finish(faults);
     let [allow, deny] = [lists[0].take().unwrap_or_default(), lists[1].take().unwrap_or_default()];
     for (index, net) in deny.iter().enumerate() {
@@ -234,7 +238,7 @@ fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
         nets.dedup();
         nets
     };
-    Some(Sources { allow: sorted(allow), deny: sorted(deny) })
+    Some(Sources { allow: sorted(allow), deny: sorted(deny), allow_file, deny_file })
 }
 
 fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
@@ -242,16 +246,17 @@ fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
     let net = |item: &Field<'_>, faults: &mut Faults| {
         let what = "an address or a prefix like 192.0.2.0/24";
         let text = item.text(what, faults)?;
-        let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
-            item.expected(what, faults);
-            return None;
-        };
-        if net.trunc() != net {
-            let fault = faults.add(item.path.as_str(), format!("{net} is not the beginning of a prefix"));
-            fault.help(format!("the prefix is {}; the single address is {}", net.trunc(), net.addr()));
-            return None;
+        match prefix_list::prefix(text) {
+            Ok(net) => Some(net),
+            Err(prefix_list::Wrong::Syntax) => {
+                item.expected(what, faults);
+                None
+            }
+            Err(prefix_list::Wrong::HostBits(net)) => {
+                faults.add(item.path.as_str(), prefix_list::message(net)).help(prefix_list::help(net));
+                None
+            }
         }
-        Some(net)
     };
     items.unwrap_or_default().iter().filter_map(|item| net(item, faults)).collect()
 }
@@ -320,9 +325,16 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
         .new_connections_per_second
         .map(|rate| Raw::map([("newConnectionsPerSecond", Some(Raw::integer(rate)))]));
     let nets = |nets: &[IpNet]| (!nets.is_empty()).then(|| Raw::List(nets.iter().map(Raw::text).collect()));
-    let Sources { allow, deny } = &scheduling.sources;
-    let sources =
-        (!scheduling.sources.is_empty()).then(|| Raw::map([("allow", nets(allow)), ("deny", nets(deny))]));
+    let Sources { allow, deny, allow_file, deny_file } = &scheduling.sources;
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| Raw::text(path.display()));
+    let sources = (!scheduling.sources.is_empty()).then(|| {
+        Raw::map([
+            ("allow", nets(allow)),
+            ("allowFile", path(allow_file)),
+            ("deny", nets(deny)),
+            ("denyFile", path(deny_file)),
+        ])
+    });
     let DrainPolicy { deadline, on_deadline } = scheduling.drain;
     let drain = deadline.map(|deadline| {
         Raw::map([
