@@ -52,6 +52,11 @@ pub struct Scratch {
     pub choices: u32,
     /// For the tail of ICMP: the destination's cell in the address filter.
     pub cell: u32,
+    /// For an answer to somebody else than the frame's sender (`client_destination` and what follows it say how he is
+    /// reached): the frame's length as it came. Else 0.
+    pub bytes: u32,
+    /// Spare; zero.
+    pub reserved: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 120 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 128 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }
