@@ -58,6 +58,10 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
             let (cell, reason) = (scratch.cell as u16, scratch.reason);
             Err(host::unless_silent_number::<V6>(&frame, (l3, l4), cell, reason))
         }
+        Err(Reason::IcmpNoFlow) => {
+            let cell = tail::scratch().ok_or(Reason::Internal)?.cell as u16;
+            Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, Reason::IcmpNoFlow))
+        }
         other => other,
     }
 }
