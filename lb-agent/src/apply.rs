@@ -15,7 +15,7 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, PathChange, Role as TableRole, ServiceSpec,
 };
 use crate::dataplane::{Ports as TablePorts, Tables, self_probe};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
@@ -88,7 +88,7 @@ impl Applier {
         for own in self.net.list_own_addresses().await? {
             let place = (own.interface, own.address.addr());
             // Those of a VRRP instance are its master's: a restart is no change of role.
-            let of_vrrp = self.done.vrrp.values().any(|addresses| addresses.contains(&place.1));
+            let of_vrrp = self.done.vrrp.values().any(|followers| followers.addresses.contains(&place.1));
             if !of_vrrp && !self.done.placed.contains(&place) {
                 tracing::info!("{} on {} is nobody's any more: removed", place.1, place.0);
                 self.net.remove_address(&place.0, place.1).await?;
@@ -103,6 +103,15 @@ impl Applier {
     /// A table that cannot be written.
     pub async fn maintain(&mut self) -> Result<()> {
         self.tables.maintain()?;
+        for change in self.tables.follow_paths(Instant::now())? {
+            let PathChange { address, mtu } = change;
+            match mtu {
+                Some(mtu) => {
+                    tracing::info!("real server {address}: its tunnel's path lets {mtu} bytes through")
+                }
+                None => tracing::info!("real server {address}: its tunnel's whole MTU is tried again"),
+            }
+        }
         let draining = self.tables.addresses_of(DRAINING);
         if !draining.is_empty() {
             let in_use = self.tables.real_servers(record::Forwarding::Nat);
@@ -137,8 +146,8 @@ impl Applier {
     ///
     /// # Errors
     /// No room for another instance.
-    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
-        Ok(self.tables.set_vrrp(name, addresses)?)
+    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr], accept: bool) -> Result<u8> {
+        Ok(self.tables.set_vrrp(name, addresses, accept)?)
     }
 
     /// Takes every address away that the agent has put on an interface.
@@ -158,9 +167,9 @@ impl Applier {
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::SetVrrp { name, addresses } => {
-                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
-                self.tables.set_vrrp(name, &addresses)?;
+            Step::SetVrrp { name, followers } => {
+                let addresses: Vec<IpAddr> = followers.addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses, followers.accept)?;
                 Ok(())
             }
             Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),

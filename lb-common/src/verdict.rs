@@ -77,6 +77,7 @@ reasons! {
     35 ArpExpired "arp_expired" Drop "ARP for an address of a VRRP instance whose lease has ended";
     36 NdBackup "nd_backup" Drop "neighbour discovery for an address of a VRRP instance of which this director is not the master";
     37 NdExpired "nd_expired" Drop "neighbour discovery for an address of a VRRP instance whose lease has ended";
+    38 NotAccepted "not_accepted" Drop "to an address of a VRRP instance without accept mode, and no virtual service takes it";
 
     40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
@@ -114,6 +115,8 @@ reasons! {
 
     80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
     81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error with its TTL or hop limit at its end: errors are never answered";
+    85 TunnelMtu "tunnel_mtu" Pass "an ICMP error about a tunnel packet of ours: the path MTU to its real server is lowered";
+    86 TunnelMtuTold "tunnel_mtu_told" Answer "an ICMP error about a tunnel packet of ours: the path MTU is lowered, and the client was told";
     82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";

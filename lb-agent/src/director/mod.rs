@@ -21,7 +21,7 @@ use crate::model::{
     ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, ServerKey,
     VirtualService,
 };
-use crate::plan::{Hop, HopKey, Layout, Pool, Via};
+use crate::plan::{Followers, Hop, HopKey, Layout, Pool, Via};
 
 pub use drain::{Drain, Drains, Leaver, Leaving};
 pub use ebb::Ebb;
@@ -354,15 +354,15 @@ impl Director {
     }
 
     /// The addresses of each VRRP instance, and those of the pools that follow it.
-    fn vrrp(&self) -> BTreeMap<Name, BTreeSet<IpAddr>> {
-        let mut instances: BTreeMap<Name, BTreeSet<IpAddr>> = BTreeMap::new();
+    fn vrrp(&self) -> BTreeMap<Name, Followers> {
+        let mut instances: BTreeMap<Name, Followers> = BTreeMap::new();
         for (instance, _) in self.objects.vrrp_instances() {
             let addresses = instance.all_addresses().map(|each| each.address.addr()).collect();
-            instances.insert(instance.name.clone(), addresses);
+            instances.insert(instance.name.clone(), Followers { addresses, accept: instance.accept });
         }
         for (pool, _) in self.objects.pools() {
             if let Some(instance) = pool.vrrp.as_ref().and_then(|name| instances.get_mut(name)) {
-                instance.extend(pool.addresses());
+                instance.addresses.extend(pool.addresses());
             }
         }
         instances

@@ -243,6 +243,7 @@ fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
 
 fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
     let items = field.list("a list of prefixes like [192.0.2.0/24]", SOURCES_MAX, faults);
+<<<<<<< HEAD
     let net = |item: &Field<'_>, faults: &mut Faults| {
         let what = "an address or a prefix like 192.0.2.0/24";
         let text = item.text(what, faults)?;
@@ -259,6 +260,10 @@ fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
         }
     };
     items.unwrap_or_default().iter().filter_map(|item| net(item, faults)).collect()
+=======
+    let what = "an address or a prefix like 192.0.2.0/24";
+    items.unwrap_or_default().iter().filter_map(|item| item.prefix(what, faults)).collect()
+>>>>>>> main
 }
 
 fn drain(field: &Field<'_>, faults: &mut Faults) -> Option<DrainPolicy> {

@@ -15,7 +15,7 @@ use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Sc
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The addresses that follow each VRRP instance: VIPs with and without services, pools' addresses.
-    pub vrrp: BTreeMap<Name, BTreeSet<IpAddr>>,
+    pub vrrp: BTreeMap<Name, Followers>,
     pub pools: BTreeMap<Name, Pool>,
     pub hops: BTreeMap<HopKey, Hop>,
     /// None: nothing is known of the routes yet, and those in the tables stay.
@@ -24,6 +24,14 @@ pub struct Layout {
     pub services: BTreeMap<Name, Arc<ServiceLayout>>,
     /// (interface, address): what the agent itself puts on interfaces.
     pub placed: BTreeSet<(String, IpAddr)>,
+}
+
+/// What follows a VRRP instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followers {
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether the master's kernel gets packets to them that no virtual service takes.
+    pub accept: bool,
 }
 
 /// The local addresses of FULLNAT.
@@ -209,8 +217,8 @@ impl Layout {
     /// Takes note that a step was done, but for what it took from other services.
     pub(super) fn done(&mut self, step: &Step) {
         match step {
-            Step::SetVrrp { name, addresses } => {
-                self.vrrp.insert(name.clone(), addresses.clone());
+            Step::SetVrrp { name, followers } => {
+                self.vrrp.insert(name.clone(), followers.clone());
             }
             Step::RemoveVrrp { name } => {
                 self.vrrp.remove(name);

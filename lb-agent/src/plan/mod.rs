@@ -11,7 +11,8 @@ mod step;
 pub use diff::diff;
 pub use done::Done;
 pub use layout::{
-    Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots, Via,
+    Binding, Destination, Followers, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots,
+    Via,
 };
 pub use rules::{NextPacket, Rules, Standing};
 pub use step::{Mac, Step};

@@ -336,13 +336,17 @@ fn addresses_follow_their_vrrp_instance_before_anything_is_served_and_until_noth
     let address: IpAddr = "203.0.113.10".parse().unwrap();
     let share = crate::model::Share::default();
     let mut layout = Layout::default();
-    layout.vrrp.insert(name("edge"), BTreeSet::from([address]));
+    let followers = super::Followers { addresses: BTreeSet::from([address]), accept: true };
+    layout.vrrp.insert(name("edge"), followers);
     layout.pools.insert(name("p"), super::Pool { addresses: vec![address], share });
     layout.placed.insert(("eth0".into(), address));
     let lines = |from: &Layout, to: &Layout| diff(from, to).iter().map(Step::to_string).collect::<Vec<_>>();
     let up = lines(&Layout::default(), &layout);
     assert_eq!(up[0], "VRRP instance edge: 203.0.113.10");
     assert_eq!(lines(&layout, &Layout::default()).last().unwrap(), "VRRP instance edge: remove");
+    let mut refuses = layout.clone();
+    refuses.vrrp.get_mut(&name("edge")).unwrap().accept = false;
+    assert_eq!(lines(&layout, &refuses), ["VRRP instance edge: 203.0.113.10, for services alone"]);
     assert_eq!(lines(&layout, &layout), [""; 0]);
     let mut done = Done::default();
     diff(&Layout::default(), &layout).iter().for_each(|step| done.done(step));
