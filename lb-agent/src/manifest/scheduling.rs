@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::health::probe::absolute;
-use super::prefix_list;
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use super::service::SCHEDULERS;
@@ -243,27 +242,8 @@ fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
 
 fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
     let items = field.list("a list of prefixes like [192.0.2.0/24]", SOURCES_MAX, faults);
-<<<<<<< HEAD
-    let net = |item: &Field<'_>, faults: &mut Faults| {
-        let what = "an address or a prefix like 192.0.2.0/24";
-        let text = item.text(what, faults)?;
-        match prefix_list::prefix(text) {
-            Ok(net) => Some(net),
-            Err(prefix_list::Wrong::Syntax) => {
-                item.expected(what, faults);
-                None
-            }
-            Err(prefix_list::Wrong::HostBits(net)) => {
-                faults.add(item.path.as_str(), prefix_list::message(net)).help(prefix_list::help(net));
-                None
-            }
-        }
-    };
-    items.unwrap_or_default().iter().filter_map(|item| net(item, faults)).collect()
-=======
     let what = "an address or a prefix like 192.0.2.0/24";
     items.unwrap_or_default().iter().filter_map(|item| item.prefix(what, faults)).collect()
->>>>>>> main
 }
 
 fn drain(field: &Field<'_>, faults: &mut Faults) -> Option<DrainPolicy> {
