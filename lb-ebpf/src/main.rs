@@ -34,6 +34,8 @@ mod reset;
 mod schedule;
 mod sip;
 mod tail;
+mod twos;
+mod walk;
 
 use aya_ebpf::{
     bindings::xdp_action,
