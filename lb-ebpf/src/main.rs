@@ -38,6 +38,9 @@ mod schedule;
 mod sctp;
 mod sip;
 mod tail;
+mod tunnel_mtu;
+mod twos;
+mod walk;
 
 use aya_ebpf::{
     bindings::xdp_action,
