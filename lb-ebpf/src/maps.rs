@@ -83,7 +83,7 @@ pub static PROBE_TARGETS: Array<Target, { TARGETS as usize }, MMAP> = Array::new
 #[btf_map]
 pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
 #[btf_map]
-pub static TAILS: ProgramArray<8> = ProgramArray::new();
+pub static TAILS: ProgramArray<16> = ProgramArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]

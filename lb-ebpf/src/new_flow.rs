@@ -98,11 +98,16 @@ fn arrived<const V6: bool>(
 /// The service of a packet to a VIP.
 #[inline(always)]
 fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)> {
-    let port = (packet.ports() >> 16) as u16;
+    service_at::<V6>(packet.destination(), (packet.ports() >> 16) as u16, packet.udp)
+}
+
+/// The service at a VIP's port (as in a packet).
+#[inline(always)]
+pub fn service_at<const V6: bool>(vip: Words, port: u16, udp: bool) -> Option<(u32, *mut Service)> {
     let mut key = ServiceKey {
-        address: nat::address(packet.destination()),
+        address: nat::address(vip),
         port,
-        protocol: if packet.udp { protocol::UDP } else { protocol::TCP },
+        protocol: if udp { protocol::UDP } else { protocol::TCP },
         family: if V6 { 6 } else { 4 },
     };
     // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
@@ -164,6 +169,9 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         if mss != 0 {
             mss::clamp(packet, mss);
         }
+    }
+    if let Some(scratch) = tail::scratch() {
+        scratch.before = 0;
     }
     let mut event = Reason::FlowNew;
     if let Some(hit) = connection::find_rarely(place, now) {
@@ -265,6 +273,9 @@ fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed 
         && lease.hit().replace(Value::EMPTY)
     {
         load::lb_recount(lease.word.0, 0);
+        if let Some(scratch) = tail::scratch() {
+            scratch.before = hit.value.lease() + 1;
+        }
     }
     Resumed::Anew(why)
 }
@@ -405,15 +416,23 @@ fn translated<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let hop = client_hop(packet)?;
     let reply = reply_place(packet, &target);
-    let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    // Established until the flow has its place: the two may share a bucket, and nobody's place is taken for less than
+    // an established flow's.
+    let held = replies.with(State::Established as u8, deadline);
     let (server, ports) = (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target));
-    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports, false) {
+    if let Inserted::Full = connection::insert::<V6>(&reply, held, now, server, ports, false) {
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
     let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
-    // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
-    if !placed || connection::find_rarely(&reply, now).is_none() {
+    let held = connection::find_rarely(&reply, now);
+    if let Some(hit) = held {
+        // Another CPU may have placed the same flow and written its own.
+        hit.replace(replies);
+    }
+    // Both or none.
+    if !placed || held.is_none() {
         withdraw(place, now);
         withdraw(&reply, now);
         return Err(Reason::TableFull);
@@ -526,7 +545,7 @@ fn leased<const V6: bool>(
 /// The next hop towards a client by the routes the agent keeps, or [`ON_LINK`]. Without a route the sender of
 /// the frame is as good as any.
 #[inline(always)]
-fn route_of<const V6: bool>(client: Words) -> u32 {
+pub fn route_of<const V6: bool>(client: Words) -> u32 {
     let address = nat::address(client);
     let found = if V6 {
         CLIENT_ROUTES6.get(&Key::new(128, address.v6()))
