@@ -7,7 +7,7 @@ use crate::{
     count,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    lease, load,
+    host, lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
@@ -67,11 +67,9 @@ fn arrived<const V6: bool>(
             if from.roles & role::PROBED != 0 {
                 return Err(crate::probe::call::<V6>(&frame, l3));
             }
-            return Err(if from.roles & role::NAT_SOURCE != 0 {
-                Reason::ServerTraffic
-            } else {
-                Reason::NotOurs
-            });
+            let reason =
+                if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs };
+            return Err(host::unless_refused(to.roles, reason));
         }
     }
     let need = if udp { 8 } else { 20 };
@@ -157,7 +155,11 @@ enum Begun {
 /// Whether a packet to a VIP begins a flow.
 #[inline(always)]
 fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result<Begun, Reason> {
-    let (index, service) = service_of(packet).ok_or(Reason::NoService)?;
+    let Some((index, service)) = service_of(packet) else {
+        // Asked again: kept over the search for a service, it would be one more thing for the verifier to follow.
+        let to = exact::<V6>(packet.destination()).unwrap_or_default();
+        return Err(host::unless_refused(to.roles, Reason::NoService));
+    };
     let flags = if packet.udp { 0 } else { packet.tcp_flags() };
     let syn = flags & state::SYN != 0;
     if syn && flags & (state::RST | state::FIN) != 0 {

@@ -69,6 +69,7 @@ pub async fn start(
         real_paths: Default::default(),
         desired,
         drains: Drains::default(),
+        ebbs: Default::default(),
         events,
         sinks,
         vrrp,
