@@ -22,8 +22,8 @@ const NAT_TRIES: u32 = 4;
 /// What became of a packet whose flow is known.
 enum TakenUp {
     Sent(Fate),
-    /// The entry was given back: a flow begins, with this event.
-    Anew(Reason),
+    /// The entry was given back: a flow begins, with this event. It had this lease.
+    Anew(Reason, Option<u32>),
 }
 
 /// A server chosen from a service's slots.
@@ -52,11 +52,11 @@ impl Model {
             packet = self.clamp(packet, service);
         }
         let place = self.client_place(&packet);
-        let mut event = Reason::FlowNew;
+        let (mut event, mut before) = (Reason::FlowNew, None);
         if let Some(slot) = self.find(&place) {
             match self.take_up(&mut packet, slot, &place)? {
                 TakenUp::Sent(fate) => return Ok(fate),
-                TakenUp::Anew(why) => event = why,
+                TakenUp::Anew(why, lease) => (event, before) = (why, lease),
             }
         } else if !udp && !syn {
             let policy = self.record(service).on_unknown_flow;
@@ -72,7 +72,7 @@ impl Model {
             }
             event = Reason::FlowAdopted;
         }
-        self.place_flow(packet, &place, service, event, oracle)
+        self.place_flow(packet, &place, service, (event, before), oracle)
     }
 
     fn record(&self, service: usize) -> lb_common::service::Service {
@@ -154,7 +154,7 @@ impl Model {
         if syn && states::syn_begins_anew(state, direction) {
             return Ok(self.give_back(slot, lease, Reason::FlowReplaced));
         }
-        self.to_server(packet.clone(), slot, destination).map(TakenUp::Sent)
+        self.send_on(packet.clone(), slot, destination).map(TakenUp::Sent)
     }
 
     fn give_back(&mut self, slot: usize, lease: Option<u32>, why: Reason) -> TakenUp {
@@ -163,7 +163,7 @@ impl Model {
             self.touched.push(index);
             self.leases.remove(&index);
         }
-        TakenUp::Anew(why)
+        TakenUp::Anew(why, lease)
     }
 
     /// The slot of a new flow. A turn of the cursor is used up whatever becomes of the flow.
@@ -209,7 +209,7 @@ impl Model {
         packet: Packet,
         place: &Place,
         service: usize,
-        event: Reason,
+        (event, before): (Reason, Option<u32>),
         oracle: &dyn Oracle,
     ) -> Ends<Fate> {
         let Some(choice) = self.choose(&packet, service) else { return Ok(self.nobody(&packet, service)) };
@@ -219,7 +219,9 @@ impl Model {
         match self.method(destination) {
             Forwarding::Dr | Forwarding::Tun => self.direct(packet, place, service, destination, event),
             Forwarding::Nat => self.translated(packet, place, service, choice, event),
-            Forwarding::FullNat => self.leased(packet, place, service, destination, event, oracle),
+            Forwarding::FullNat => {
+                self.leased(packet, place, (service, destination), (event, before), oracle)
+            }
         }
     }
 
@@ -315,18 +317,17 @@ impl Model {
         let v6 = packet.ip.v6;
         let server = (&target.address.v6(), Self::server_port(&target, vip_port));
         let word = Value::nat_reply(destination, hop, reply.first, state, deadline);
-        if !self.insert(&reply, word, v6, (server.0, hash::ports_word(server.1, client_port))) {
+        // Established until the flow has its place, which is not to be taken from its own reply.
+        let held = word.with(State::Established as u8, deadline);
+        if !self.insert(&reply, held, v6, (server.0, hash::ports_word(server.1, client_port))) {
             return drops(Reason::TableFull);
         }
-        let word = Value::flow(Kind::Flow, destination, place.first, state, deadline);
-        let placed = self.insert(place, word, v6, (&packet.ip.source, Self::ports_word(&packet)));
-        // In a full table the reply may have been all that the flow could take the place of.
-        if !placed || self.find(&reply).is_none() {
-            for place in [place, &reply] {
-                if let Some(slot) = self.find(place) {
-                    self.set(slot, Value::EMPTY);
-                }
-            }
+        let flow = Value::flow(Kind::Flow, destination, place.first, state, deadline);
+        let placed = self.insert(place, flow, v6, (&packet.ip.source, Self::ports_word(&packet)));
+        if let Some(slot) = self.find(&reply) {
+            self.set(slot, if placed { word } else { Value::EMPTY });
+        }
+        if !placed {
             return drops(Reason::TableFull);
         }
         self.event(event);
@@ -350,9 +351,8 @@ impl Model {
         &mut self,
         packet: Packet,
         place: &Place,
-        service: usize,
-        destination: u32,
-        event: Reason,
+        (service, destination): (usize, u32),
+        (event, before): (Reason, Option<u32>),
         oracle: &dyn Oracle,
     ) -> Ends<Fate> {
         self.fits(&packet, destination)?;
@@ -369,7 +369,10 @@ impl Model {
             // The lease was given back at once; which one it was cannot be told, nor matters.
             return drops(Reason::TableFull);
         }
-        let Some(index) = chosen.filter(|index| self.may_lease(service, *index, packet.ip.v6)) else {
+        // A flow that begins anew gets the port that it had.
+        let kept = before.filter(|index| self.may_lease(service, *index, packet.ip.v6));
+        let may = |index: &u32| self.may_lease(service, *index, packet.ip.v6);
+        let Some(index) = chosen.filter(|index| may(index) && kept.is_none_or(|kept| kept == *index)) else {
             // A frame that nothing became of: the comparison will say so.
             return drops(Reason::Internal);
         };

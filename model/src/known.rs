@@ -66,7 +66,7 @@ impl Model {
         if flags & flags::RESET != 0 || leaves {
             return self.begins(packet, own, oracle);
         }
-        self.to_server(packet, slot, destination)
+        self.send_on(packet, slot, destination)
     }
 
     /// Flows that leave a removed server: UDP, and TCP that was not established.
@@ -75,7 +75,7 @@ impl Model {
     }
 
     /// A client's packet to the server of its flow.
-    pub(crate) fn to_server(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
+    pub(crate) fn send_on(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
         let target = self.config.destinations[destination as usize];
         self.may_serve(Destination::vrrp_of(Destination::flags_of(target.word)) as u8)?;
         answer::fits(&packet, Destination::mtu_of(target.word) as usize, &target.vip.v6())?;
@@ -215,7 +215,7 @@ impl Model {
     }
 
     /// A packet to a local address: of the flow that leased the port, or nobody's.
-    pub(crate) fn to_local_address(&mut self, packet: Packet, pool: u32) -> Ends<Fate> {
+    pub(crate) fn at_local_address(&mut self, packet: Packet, pool: u32) -> Ends<Fate> {
         let (server_port, local_port) = packet.ports();
         let index = pool << 16 | local_port as u32;
         let Some(lease) = self.leases.get(&index).copied() else { return drops(Reason::NoLease) };

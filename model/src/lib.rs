@@ -243,7 +243,7 @@ impl Model {
         }
         let own = self.config.own(&packet.ip.destination, packet.ip.v6);
         if let Some(Own { pool: Some(pool), .. }) = own {
-            return self.to_local_address(packet, pool);
+            return self.at_local_address(packet, pool);
         }
         self.of_flow(packet, own, oracle)
     }
@@ -276,6 +276,23 @@ impl Model {
             Role::Master => Ok(()),
             Role::Backup => passes(Reason::VrrpBackup),
             Role::LeaseEnded => drops(Reason::LeaseExpired),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Unmodelled;
+
+    #[test]
+    fn the_documentation_lists_what_is_left_out() {
+        let page = include_str!("../../docs/testing.md");
+        for what in Unmodelled::ALL {
+            assert!(
+                page.contains(&format!("\n* {}", what.name())),
+                "docs/testing.md lacks: * {}",
+                what.name()
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ use lb_common::{
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +23,7 @@ impl Random {
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (((self.next() >> 32) * n as u64) >> 32) as usize
+        (((self.number() >> 32) * n as u64) >> 32) as usize
     }
 
     pub fn one_in(&mut self, n: usize) -> bool {
@@ -190,7 +190,7 @@ impl Traffic {
         self.last = None;
         let tuple = match self.random.below(64) {
             0 => self.stranger(config),
-            1 => self.to_local_address(config),
+            1 => self.at_local_address(config),
             2..=13 => self.beginner(config),
             _ if self.conversations.is_empty() => self.beginner(config),
             choice => {
@@ -214,7 +214,7 @@ impl Traffic {
         }
         frame.truncate(3000);
         while frame.len() < 14 {
-            frame.push(self.random.next() as u8);
+            frame.push(self.random.number() as u8);
         }
         frame
     }
@@ -258,7 +258,7 @@ impl Traffic {
             address[..4].copy_from_slice(&[198, if n < 3 { 51 } else { 52 }, 100, n]);
         }
         let port = match self.random.below(8) {
-            0 => self.random.next() as u16,
+            0 => self.random.number() as u16,
             1 | 2 => 40_000 + self.random.below(256) as u16,
             _ => 40_000 + self.random.below(12) as u16,
         };
@@ -269,7 +269,7 @@ impl Traffic {
         let (vip, v6, udp, first, last, _) = config.ports[self.random.below(config.ports.len())];
         let (source, port) = self.client(v6);
         let to = if self.random.one_in(64) {
-            self.random.next() as u16
+            self.random.number() as u16
         } else {
             first + self.random.below((last - first) as usize % 64 + 1) as u16
         };
@@ -296,7 +296,7 @@ impl Traffic {
     fn stranger(&mut self, config: &Config) -> Tuple {
         let mut tuple = self.beginner(config);
         self.last = None;
-        let random = self.random.next().to_ne_bytes();
+        let random = self.random.number().to_ne_bytes();
         tuple.destination[..4].copy_from_slice(&random[..4]);
         if self.random.one_in(2) {
             let target = config.destinations[self.random.below(config.destinations.len().min(24))];
@@ -305,7 +305,7 @@ impl Traffic {
         tuple
     }
 
-    fn to_local_address(&mut self, config: &Config) -> Tuple {
+    fn at_local_address(&mut self, config: &Config) -> Tuple {
         let mut tuple = self.beginner(config);
         self.last = None;
         let pool = config.pool[self.random.below(config.pool.len())];
@@ -336,11 +336,11 @@ impl Traffic {
             0,
         ];
         let random = &mut self.random;
-        let flags = if random.one_in(48) { random.next() as u8 } else { random.of(&FLAGS) };
+        let flags = if random.one_in(48) { random.number() as u8 } else { random.of(&FLAGS) };
         let mut shape = Shape {
             flags,
             ttl: if random.one_in(32) { random.of(&[0, 1, 2, 255]) } else { 64 },
-            class: if random.one_in(8) { random.next() as u8 } else { 0 },
+            class: if random.one_in(8) { random.number() as u8 } else { 0 },
             payload: match random.below(32) {
                 0 => 1380 + random.below(140),
                 1 => 1380 + random.below(1200),
@@ -354,11 +354,11 @@ impl Traffic {
             nops: if random.one_in(4) { random.below(4) } else { 0 },
             no_checksum: random.one_in(8),
             protocol: None,
-            seed: random.next(),
+            seed: random.number(),
         };
         if random.one_in(16) {
             let tags = if random.one_in(8) { 3 } else { 1 + random.below(2) };
-            shape.tags = (0..tags).map(|_| random.next() as u16).collect();
+            shape.tags = (0..tags).map(|_| random.number() as u16).collect();
         }
         if !tuple.v6 && random.one_in(12) {
             shape.options = 1 + random.below(10);
@@ -387,10 +387,10 @@ impl Traffic {
             7 => {
                 let at = random.of(&[14, 16, 17, 18, 19, 38, 39, 46, 58, 59, 66]);
                 if at < len {
-                    frame[at] = random.next() as u8;
+                    frame[at] = random.number() as u8;
                 }
             }
-            _ => frame[random.below(len)] = random.next() as u8,
+            _ => frame[random.below(len)] = random.number() as u8,
         }
     }
 }

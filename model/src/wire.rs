@@ -212,8 +212,9 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
         return false;
     }
     let segment = &frame[l4..end];
-    if transport.udp && word(segment, 6) == 0 && !packet.ip.v6 {
-        return true;
+    if transport.udp && word(segment, 6) == 0 {
+        // None; over IPv6 there must be one (RFC 8200, section 8.1).
+        return !packet.ip.v6;
     }
     let (pseudo, number) = if packet.ip.v6 {
         (&frame[l3 + 8..l3 + 40], if transport.udp { 17u8 } else { 6 })

@@ -375,7 +375,7 @@ impl Watch {
         let jiffies = scene.plane.clock().jiffies()?;
         let shift = scene.views.config.tick_shift;
         self.tick = (jiffies >> shift) as u16;
-        let left = ((jiffies >> shift) + 1 << shift) - jiffies - 1;
+        let left = (((jiffies >> shift) + 1) << shift) - jiffies - 1;
         // The jiffy that runs may end at once; a jiffy is no shorter than it says, but for a clock being slewed.
         self.until = at + self.jiffy * left as u32 * 15 / 16;
         Ok(())

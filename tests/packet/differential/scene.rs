@@ -71,7 +71,7 @@ impl Scene {
     pub fn new(object: &[u8], seed: u64) -> Result<Self> {
         let mut random = Random(seed);
         loop {
-            let secrets = Secrets::from_random(std::array::from_fn(|_| random.next()));
+            let secrets = Secrets::from_random(std::array::from_fn(|_| random.number()));
             let scene = Self::with(object, secrets)?;
             // Local addresses that share a cell of the address filter with another of ours take another way, by chance.
             let all: Vec<IpAddr> =
@@ -115,7 +115,7 @@ impl Scene {
             }
         }
         let following: Vec<IpAddr> = VIPS.iter().map(|of| of[FOLLOWING].parse()).collect::<Result<_, _>>()?;
-        this.instance = tables.set_vrrp("edge", &following)?;
+        this.instance = tables.set_vrrp("edge", &following, true)?;
         for (v6, of) in [false, true].into_iter().zip(VIPS) {
             for (n, vip) in of.iter().enumerate() {
                 let vip: IpAddr = vip.parse()?;
