@@ -36,6 +36,9 @@ mod reset;
 mod schedule;
 mod sip;
 mod tail;
+mod tunnel_mtu;
+mod twos;
+mod walk;
 
 use aya_ebpf::{
     bindings::xdp_action,
