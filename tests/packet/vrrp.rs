@@ -3,7 +3,7 @@
 
 use crate::{
     flows::{Flow, Method, matrix},
-    frame::{ACK, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, SYN},
+    frame::{ACK, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, SYN, chunk},
     world::{Counted, DIRECTOR, World, client, local, server, vip},
 };
 use lb_agent::dataplane::{VrrpRole, VrrpStanding};
@@ -421,7 +421,8 @@ fn without_accept_mode_services_are_served_and_nothing_else_of_their_addresses()
             ("another port, UDP", Packet::udp(from, (vip(v6), 81))),
             ("echo", icmp(vip(v6))),
             ("fragment", fragment),
-            ("SCTP", Packet::other(from.0, vip(v6), 132)),
+            ("DCCP", Packet::other(from.0, vip(v6), 33)),
+            ("another port, SCTP", Packet::sctp(from, (vip(v6), 81), 0, &[chunk(1, 0, &[0; 16])])),
         ];
         if method.translates() && method != Method::Nat {
             refused.push(("echo to the pool", icmp(local(v6))));
