@@ -97,7 +97,9 @@ fn two_cpus_count_every_flow_once() -> Result<()> {
         let seen = hammer(&objects, case, 4_000_000, Until::Done)?;
         println!("{case:?}: {seen:?}");
         assert_eq!(seen.wrong, 0, "{case:?}: {seen:?}");
-        assert!(seen.new > 100, "{case:?}: few flows began: {seen:?}");
+        // Of UDP, and of leases, a flow keeps its place until its time is over.
+        let least = if protocol == TCP && method != Forwarding::FullNat { 1000 } else { 16 };
+        assert!(seen.new >= least, "{case:?}: few flows began: {seen:?}");
     }
     Ok(())
 }
