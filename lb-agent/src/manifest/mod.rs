@@ -16,6 +16,7 @@ mod health;
 mod marks;
 mod objects;
 mod pool;
+pub mod prefix_list;
 mod raw;
 mod read;
 mod reader;
@@ -33,7 +34,7 @@ use serde::Deserialize;
 pub use check::{HostFacts, HostInterface, check, check_against_host, check_change};
 pub use diagnostic::{Diagnostic, Report};
 pub use objects::{Entry, Objects};
-pub use read::{ReadError, read_path};
+pub use read::{ReadError, read_file, read_path};
 pub use scheduling::WHEN_NO_SERVER;
 pub use service::{FORWARDING, PROTOCOLS, SCHEDULERS};
 pub use vrrp_auth::parse_key;
@@ -276,3 +277,5 @@ pub const SIZE_MAX: usize = 16 << 20;
 mod tests;
 #[cfg(test)]
 mod vrrp_tests;
+#[cfg(test)]
+mod written;
