@@ -58,10 +58,10 @@ const BUGS: &[Bug] = &[
         "&& let Some(lease) = leased.filter(|_| false)",
     ),
     (
-        "a SYN in LAST_ACK does not begin anew",
+        "a SYN in TIME_WAIT does not begin anew",
         "lb-common/src/state.rs",
         "state == TW || state == CL || state == LA ||",
-        "state == TW || state == CL ||",
+        "state == CL || state == LA ||",
     ),
     (
         "an entry outlives its deadline by a tick",
