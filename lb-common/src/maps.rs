@@ -105,6 +105,8 @@ pub mod own {
     pub const LIMITER: &str = "LIMITER";
     /// ARRAY, mmapable, of [`crate::probe::Target`].
     pub const PROBE_TARGETS: &str = "PROBE_TARGETS";
+    /// LRU_HASH of [`crate::fragment::FragmentKey`] to [`crate::fragment::FirstFragment`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// LRU_HASH of [`crate::filter::AddressKey`] of a real server to the MTU that a router said the path of tunnels to
     /// it has (`u32`, bytes). Written by the data plane; the agent takes entries out and lowers destinations.
     pub const PATHS: &str = "PATHS";
@@ -133,8 +135,10 @@ pub mod programs {
     pub const PROBE: (&str, u32) = ("lb_probed", 7);
     /// ICMP that arrives: errors that quote a flow.
     pub const RELATED: (&str, u32) = ("lb_related", 8);
+    /// Fragments.
+    pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
     /// All tails.
-    pub const TAILS: [(&str, u32); 8] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED];
+    pub const TAILS: [(&str, u32); 9] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

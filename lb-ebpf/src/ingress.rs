@@ -6,7 +6,7 @@ use crate::{
     connection::{self, Place},
     flow,
     forward::{self, Target, fullnat, nat},
-    host,
+    fragment, host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
     probe, related, tail,
@@ -108,6 +108,7 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip) {
         Ok(Some(found)) => found,
         Ok(None) => return Err(tail::call(&frame, programs::SLOW)),
+        Err(Reason::Fragment) => return Err(fragment::call::<V6>(&frame, l3, cell)),
         Err(reason) => return Err(host::unless_silent::<V6>(&frame, l3, cell, reason)),
     };
     // One way for the verifier, whatever headers were walked.
@@ -217,7 +218,7 @@ fn extension_headers(frame: &Frame, l3: usize, first: u8) -> Result<(usize, u8),
 
 /// A packet that may be ours: to the flow that it belongs to, or to the tail for new ones.
 #[inline(always)]
-fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
+pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
     let now = connection::now();
     let pool = (cell >> cell::POOL_SHIFT) as u32;
     if pool != 0

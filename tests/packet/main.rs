@@ -4,6 +4,7 @@
 mod counted;
 mod flows;
 mod forwarding;
+mod fragments;
 mod frame;
 mod full;
 mod hammer;
