@@ -38,6 +38,8 @@ mod schedule;
 mod sip;
 mod tail;
 mod tunnel_mtu;
+mod twos;
+mod walk;
 
 use aya_ebpf::{
     bindings::xdp_action,

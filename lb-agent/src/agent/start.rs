@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
+use super::lists::Lists;
 use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
@@ -70,6 +71,7 @@ pub async fn start(
         desired,
         drains: Drains::default(),
         ebbs: Default::default(),
+        lists: Default::default(),
         events,
         sinks,
         vrrp,
@@ -81,6 +83,10 @@ pub async fn start(
         problems,
         waiting: Vec::new(),
     };
+    agent.restore_lists(Lists::of_texts(agent.state.load_lists()?));
+    let read = agent.read_lists(&agent.director.objects().clone()).map_err(anyhow::Error::msg)?;
+    agent.use_lists(read);
+    agent.save_lists();
     agent.set_sinks();
     agent.set_vrrp();
     agent.give_words_to_vrrp();
