@@ -96,7 +96,14 @@ fn at_server(flow: &Flow, packet: &Packet, range: std::ops::Range<usize>, more: 
         Method::TunV4 | Method::TunV6 => {
             let inner = frame[14..].to_vec();
             // The outer header by the inner one's fields, around the piece in place of the packet.
-            let around = tunnelled(&out.clone().with(|p| p.payload.clear()), flow.real);
+            let around = tunnelled(
+                &out.clone().with(|p| {
+                    p.payload.clear();
+                    // IPv6 has none of its own.
+                    p.id = if flow.v6 { 0 } else { p.id };
+                }),
+                flow.real,
+            );
             let header = if flow.real.is_ipv6() { 40 } else { 20 };
             let mut outer = around[..header].to_vec();
             if flow.real.is_ipv6() {
@@ -236,7 +243,6 @@ fn what_makes_no_packet_is_dropped() {
             let name = flow.name();
             let packet = large(flow.packet(SYN));
             let world = &mut flow.world;
-            let header = if udp { 8 } else { 20 };
             world.ends_frame(&name, &piece(&packet, SIZE..2 * SIZE, true), Reason::FragmentUnknown);
             if !udp {
                 world.ends_frame(&name, &piece(&packet, 0..16, true), Reason::FragmentTiny);
@@ -248,7 +254,6 @@ fn what_makes_no_packet_is_dropped() {
                 world.ends_frame(&case, &piece(&packet, start..SIZE + 8, true), Reason::FragmentOverlap);
             }
             world.ends_frame(&name, &piece(&packet, SIZE..2 * SIZE + 4, true), Reason::FragmentBad);
-            let beyond = Packet { payload: vec![0; 65_500], ..packet.clone() };
             if v6 {
                 // Its own offset word: the builder cannot make a packet that long.
                 let mut frame = piece(&packet, SIZE..2 * SIZE, true);
@@ -262,10 +267,8 @@ fn what_makes_no_packet_is_dropped() {
                 frame[24..26].copy_from_slice(&sum.to_be_bytes());
                 world.ends_frame(&name, &frame, Reason::FragmentBad);
             }
-            drop(beyond);
             let last = piece(&packet.clone().with(|p| p.ttl = 1), SIZE..2 * SIZE, true);
             world.ends_frame(&name, &last, Reason::IcmpTtlExpired);
-            assert!(header > 0);
         }
     }
 }

@@ -329,7 +329,7 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
             }
         });
         for (word, reasons) in [
-            (VRRP_FOREVER, [Reason::NoService, Reason::Icmp, Reason::OtherProtocol, Reason::Fragment]),
+            (VRRP_FOREVER, [Reason::NoService, Reason::Icmp, Reason::OtherProtocol, Reason::NoService]),
             (0, [Reason::VrrpBackup; 4]),
             (VRRP_MASTER | now & VRRP_UNTIL, [Reason::LeaseExpired; 4]),
         ] {
@@ -412,7 +412,7 @@ fn without_accept_mode_services_are_served_and_nothing_else_of_their_addresses()
         flow.forward(&packet);
         let from = (client(v6, 7), 40_000);
         let icmp = |to| Packet::other(from.0, to, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
-        let fragment = Packet::udp(from, (vip(v6), 80)).with(|p| {
+        let fragment = Packet::udp(from, (vip(v6), 81)).with(|p| {
             p.fragment = 0x2000;
             p.payload = vec![0; 16];
             if v6 {
