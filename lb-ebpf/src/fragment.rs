@@ -179,6 +179,7 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
             ip,
             transport,
             udp,
+            sctp: false,
             bytes: frame.len(),
         };
         if piece.more {
@@ -209,7 +210,7 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
     }
     let transport = frame.at_dynamic(l4, 0).ok_or(Reason::Fragment)?;
     let udp = if first.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp: false, bytes: frame.len() };
     if ours.roles & role::POOL != 0 {
         return from_leased(&packet, ours.pool as u32, first.ports);
     }
@@ -241,7 +242,7 @@ struct Way {
 #[inline(always)]
 fn by_flow<const V6: bool>(packet: &Packet<V6>, ports: u32) -> Result<u32, Reason> {
     let now = connection::now();
-    let place = flow::place::<V6>(packet.source(), packet.destination(), ports, packet.udp);
+    let place = flow::place::<V6>(packet.source(), packet.destination(), ports, packet.protocol());
     let mut lease = 0;
     let found = match connection::find_rarely(&place, now) {
         Some(hit) => match hit.value.kind() {
@@ -265,13 +266,13 @@ fn by_flow<const V6: bool>(packet: &Packet<V6>, ports: u32) -> Result<u32, Reaso
             },
             Kind::Template => None,
         },
-        None => related::by_slot::<V6>((packet.destination(), packet.source()), ports, packet.udp),
+        None => related::by_slot::<V6>((packet.destination(), packet.source()), ports, packet.protocol()),
     };
     let lease = opaque(lease as u64) as u32;
     let index = match found {
         Some(index) => opaque(index as u64) as u32,
         // The kernel was given the first one too.
-        None if new_flow::service_at::<V6>(packet.destination(), (ports >> 16) as u16, packet.udp)
+        None if new_flow::service_at::<V6>(packet.destination(), (ports >> 16) as u16, packet.protocol())
             .is_none() =>
         {
             return Err(Reason::Fragment);

@@ -14,7 +14,7 @@ use crate::{
     host,
     maps::POOL,
     new_flow, nexthop,
-    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque},
+    packet::{Frame, Packet, Protocol, Words, destination, ip_len, load8, load16, opaque},
     quote::{Quote, Tuple, translate},
     tail, tunnel_mtu,
 };
@@ -25,6 +25,7 @@ use lb_common::{
     header::{ICMP, IPV4, IPV6, icmp, icmpv6},
     lease::lease_index,
     maps::programs,
+    sctp,
     service::{Pick, features},
     state::State,
     verdict::Reason,
@@ -101,7 +102,16 @@ fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     let Some(quote) = Quote::of::<V6>(&frame, l4, end) else {
         return Err(unless_ours(to.roles));
     };
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp: quote.udp, bytes: frame.len() };
+    let packet = Packet::<V6> {
+        frame,
+        l3,
+        l4,
+        ip,
+        transport: header,
+        udp: quote.udp,
+        sctp: false,
+        bytes: frame.len(),
+    };
     let to_address = packet.destination();
     // Who sent the quoted packet is told of it.
     if to_address[0] != quote.source[0] || to_address[1] != quote.source[1] {
@@ -169,7 +179,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
     let now = connection::now();
     // As the client's packets have them.
     let ports = turned(quote.ports);
-    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.udp);
+    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.protocol());
     let mut lease = 0;
     let found = match connection::find_rarely(&place, now) {
         Some(hit) => match hit.value.kind() {
@@ -183,7 +193,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
             },
             _ => None,
         },
-        None => by_slot::<V6>((quote.source, quote.destination), ports, quote.udp),
+        None => by_slot::<V6>((quote.source, quote.destination), ports, quote.protocol()),
     };
     // One way for the verifier, however it was found.
     let lease = opaque(lease as u64) as u32;
@@ -235,8 +245,8 @@ const SLOT_TRIES: u32 = 8;
 /// The server that the flow has at whichever director knows it: the slot table of a hash service gives the same
 /// answer everywhere. Persistence may have sent it elsewhere.
 #[inline(always)]
-pub fn by_slot<const V6: bool>((vip, client): (Words, Words), ports: u32, udp: bool) -> Option<u32> {
-    let (index, service) = new_flow::service_at::<V6>(vip, (ports >> 16) as u16, udp)?;
+pub fn by_slot<const V6: bool>((vip, client): (Words, Words), ports: u32, protocol: Protocol) -> Option<u32> {
+    let (index, service) = new_flow::service_at::<V6>(vip, (ports >> 16) as u16, protocol)?;
     // SAFETY: a map value.
     let (pick, rules) = unsafe {
         (
@@ -279,7 +289,7 @@ fn from_nat<const V6: bool>(packet: &Packet<V6>, quote: &Quote, say: Say) -> Res
     let now = connection::now();
     // The entry of the flow's replies.
     let ports = turned(quote.ports);
-    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.udp);
+    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.protocol());
     let hit = connection::find_rarely(&place, now).ok_or(Reason::Icmp)?;
     if !matches!(hit.value.kind(), Kind::NatReply) {
         return Err(Reason::Icmp);
@@ -323,6 +333,7 @@ fn from_leased<const V6: bool>(
         || server[1] != quote.destination[1]
         || quote.ports >> 16 != expected
         || quote.udp != (target.flags() & flags::UDP != 0)
+        || quote.sctp != (target.flags() & flags::SCTP != 0)
     {
         return Err(Reason::IcmpNoFlow);
     }
@@ -348,7 +359,7 @@ fn to_client<const V6: bool>(
     let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;
     count::forwarded(target.index, packet.bytes, true);
     count::event(Reason::IcmpToClient);
-    if say.is_unreachable::<V6>() && is_half_open(state) {
+    if say.is_unreachable::<V6>() && is_half_open(state, quote.sctp) {
         refused(target);
     }
     Ok(action)
@@ -356,8 +367,13 @@ fn to_client<const V6: bool>(
 
 /// Whether the server has not answered yet.
 #[inline(always)]
-fn is_half_open(state: u8) -> bool {
-    state == State::SynReceived as u8 || state == State::SynSent as u8 || state == State::Unconfirmed as u8
+fn is_half_open(state: u8, sctp: bool) -> bool {
+    let begun: u32 = if sctp {
+        1 << sctp::State::Init1 as u32 | 1 << sctp::State::Init as u32
+    } else {
+        1 << State::SynReceived as u32 | 1 << State::SynSent as u32
+    };
+    (begun | 1 << State::Unconfirmed as u32) >> (state & 15) & 1 != 0
 }
 
 /// The first packet of a flow was answered with ICMP unreachable: what passive detection counts at the server.

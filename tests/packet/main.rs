@@ -2,6 +2,7 @@
 //! agent carries. Needs root; no interface, no traffic.
 
 mod counted;
+mod differential;
 mod flows;
 mod forwarding;
 mod fragments;
@@ -16,6 +17,7 @@ mod real_server;
 mod related;
 mod rules;
 mod scheduling;
+mod sctp;
 mod self_probe;
 mod size;
 mod translation;

@@ -277,3 +277,5 @@ pub const SIZE_MAX: usize = 16 << 20;
 mod tests;
 #[cfg(test)]
 mod vrrp_tests;
+#[cfg(test)]
+mod written;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::written::{completed, object, report};
 use super::*;
 use crate::model::*;
 
@@ -26,14 +27,6 @@ spec:
       weight: 50
 ";
 
-/// The lines of the report of loading `text` as `m.yaml`.
-fn report(text: &str) -> String {
-    match load_text("m.yaml", text) {
-        Ok(_) => String::new(),
-        Err(report) => report.to_string(),
-    }
-}
-
 /// WEB with a line replaced.
 fn web(from: &str, to: &str) -> String {
     assert!(WEB.contains(from), "{from}");
@@ -42,30 +35,22 @@ fn web(from: &str, to: &str) -> String {
 
 /// A service of this name and these fields, realServers last, beside address 203.0.113.10, tcp, dr and rr.
 fn service(name: &str, fields: &str) -> String {
-    let mut spec = String::from(fields);
-    let own = fields.split("realServers").next().unwrap_or_default();
-    for (key, value) in [
+    let others = [
         ("address", "203.0.113.10"),
         ("ports", "80"),
         ("protocol", "tcp"),
         ("forwarding", "dr"),
         ("scheduler", "rr"),
-    ] {
-        if !own.starts_with(&format!("{key}:")) && !own.contains(&format!(", {key}:")) {
-            spec.push_str(&format!("{}{key}: {value}", if spec.is_empty() { "" } else { ", " }));
-        }
-    }
-    format!("---\napiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    ];
+    object("VirtualService", name, &completed(fields, "realServers", &others))
 }
 
 fn pool(name: &str, fields: &str) -> String {
-    format!(
-        "---\napiVersion: lb/v1\nkind: LocalAddressPool\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n"
-    )
+    object("LocalAddressPool", name, fields)
 }
 
 fn director(name: &str, fields: &str) -> String {
-    format!("---\napiVersion: lb/v1\nkind: Director\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n")
+    object("Director", name, fields)
 }
 
 fn only_service(text: &str) -> VirtualService {
@@ -183,6 +168,16 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             web("scheduler: wrr", "scheduler: wrr\n  timeouts: {udp: 5m}"),
             "m.yaml:10:14: spec.timeouts.udp: is of udp, the service is tcp",
         ),
+        (
+            web("protocol: tcp", "protocol: sctp\n  timeouts: {finWait: 5m}"),
+            "spec.timeouts.finWait: is of tcp, the service is sctp",
+        ),
+        (
+            web("protocol: tcp", "protocol: udp\n  timeouts: {established: 5m}"),
+            "spec.timeouts.established: is of tcp and sctp, the service is udp",
+        ),
+        (web("protocol: tcp", "protocol: sctp\n  mssClamp: true"), "spec.mssClamp: only tcp has segments"),
+        (web("protocol: tcp", "protocol: dccp"), "spec.protocol: "),
         (
             web("scheduler: wrr", "scheduler: wrr\n  mssClamp: 100"),
             "m.yaml:10:13: spec.mssClamp: 100 is below 536",
@@ -574,15 +569,22 @@ fn ports_() -> impl Strategy<Value = Ports> {
 }
 
 prop_compose! {
-    fn timeouts_()(t in prop::collection::vec(durations(), 7), tcp in any::<bool>()) -> (Protocol, Timeouts) {
+    fn timeouts_()(
+        t in prop::collection::vec(durations(), 7), protocol in select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
+    ) -> (Protocol, Timeouts) {
         let unconfirmed = t[6];
         let default = Timeouts { unconfirmed, ..Timeouts::default() };
-        if tcp {
-            let [established, syn_received, fin_wait, time_wait, close] = [t[0], t[1], t[2], t[3], t[4]];
-            (Protocol::Tcp, Timeouts { established, syn_received, fin_wait, time_wait, close, ..default })
-        } else {
-            (Protocol::Udp, Timeouts { udp: t[5], ..default })
-        }
+        let [established, a, b, c, d] = [t[0], t[1], t[2], t[3], t[4]];
+        let timeouts = match protocol {
+            Protocol::Tcp => {
+                Timeouts { established, syn_received: a, fin_wait: b, time_wait: c, close: d, ..default }
+            }
+            Protocol::Udp => Timeouts { udp: t[5], ..default },
+            Protocol::Sctp => {
+                Timeouts { established, init1: a, cookie: b, shutdown: c, closed: d, rejected: t[5], ..default }
+            }
+        };
+        (protocol, timeouts)
     }
 }
 
@@ -626,7 +628,7 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers, health: Default::default(),
+            timeouts: Box::new(timeouts), address_interface, real_servers, health: Default::default(),
             scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {
