@@ -3,7 +3,6 @@
 mod continuity;
 mod counters;
 mod forwarding;
-mod fragments;
 mod health;
 mod lab;
 mod lease;
