@@ -176,10 +176,10 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
 }
 
 /// Whether a packet of a known flow is for the tail of new ones, given the flags of its server: the server was removed
-/// and the flow can move, or it was given up.
+/// and the flow can move, it was given up, or all its flows move.
 #[inline(always)]
 pub fn leaves(hit: &Hit, flags: u32, udp: bool) -> bool {
-    flags & flags::RESET != 0 || (flags & flags::REMOVED != 0 && moves(hit, udp))
+    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, udp))
 }
 
 /// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established.

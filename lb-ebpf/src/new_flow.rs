@@ -227,6 +227,9 @@ fn take_up<const V6: bool>(
         let state = hit.value.state();
         let moves = if flags & flags::RESET != 0 {
             syn || packet.udp
+        } else if flags & flags::MOVES != 0 {
+            // A RST opens nothing: it ends the flow where it is.
+            packet.udp || packet.tcp_flags() & state::RST == 0
         } else if flags & flags::REMOVED != 0 {
             syn || flow::moves(&hit, packet.udp)
         } else {

@@ -232,9 +232,9 @@ fn the_sorry_server_takes_over_when_the_quorum_is_lost_and_gives_back() {
 #[test]
 fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     const LENGTH: usize = 4 << 20;
-    let topology = Topology::builder().servers(1).build();
+    let topology = Topology::builder().servers(2).build();
     topology.replies_through_director();
-    let nginx = nginx_everywhere(&topology, &[80, 81, 82]);
+    let nginx = nginx_everywhere(&topology, &[80, 81, 82, 83]);
     nginx[0].offer(LENGTH);
     let agent = Agent::start(&topology.director().namespace, &director(&["eth0"]));
     // The check is a file on the director, so that the server itself stays as it is.
@@ -242,11 +242,17 @@ fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     std::fs::write(&weight, "1").unwrap();
     let check =
         format!("healthCheck: {{file: {{path: {}}}, interval: 100ms, rise: 1, fall: 2}}", weight.display());
-    let services = [
+    let other = topology.servers[1].address(topology.vip_v4(0).into());
+    let mut services = [
         service(&topology, "keep", 80).with(&check),
         service(&topology, "reset", 81).with(&check).with("onServerDown: reset"),
         service(&topology, "quiesce", 82).with(&check).with("onFailure: quiesce"),
+        service(&topology, "reschedule", 83)
+            .with(&check)
+            .with("onServerDown: reschedule")
+            .with(&format!("sorryServer: {{address: {other}}}")),
     ];
+    services.iter_mut().for_each(|service| service.servers.truncate(1));
     agent.apply(&crate::site::documents(&services));
     until_all_in(&agent);
     let client = &topology.client().namespace;
@@ -263,13 +269,23 @@ fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     for service in &services {
         let down = until_state(&agent, &service.name, address, "down");
         assert!(down["reason"].as_str().unwrap().contains("weight"), "{down:#}");
-        nobody_serves(client, &service.url("/"));
+        if service.name != "reschedule" {
+            nobody_serves(client, &service.url("/"));
+        }
     }
-    let [keep, reset, quiesce] = downloads;
+    let [keep, reset, quiesce, reschedule] = downloads;
     let progress = keep.progress();
     wait::until("the connection goes on", SOON, || keep.progress() > progress + (64 << 10));
-    let error = reset.finish().expect_err("the connection is reset");
-    assert!(error.contains("reset"), "{error}");
+    for (ends, how) in [(reset, "reset"), (reschedule, "taken to a server that does not know it")] {
+        let error = ends.finish().expect_err(how);
+        assert!(error.contains("reset"), "{how}: {error}");
+    }
+    let counters = get(&agent, &["counters"]);
+    let moved = counters["reasons"].as_array().unwrap().iter().find(|reason| reason["name"] == "flow_moved");
+    assert!(
+        moved.is_some_and(|moved| moved["packets"].as_u64() >= Some(1)),
+        "no connection moved: {counters:#}"
+    );
     for goes_on in [keep, quiesce] {
         assert_eq!(goes_on.finish().expect("every byte comes").length, LENGTH as u64);
     }

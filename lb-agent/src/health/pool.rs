@@ -369,6 +369,7 @@ fn flows(service: &VirtualService, standing: Standing) -> Flows {
         (Standing::Failed, OnFailure::Remove) => match policy.on_server_down {
             OnServerDown::Keep => Flows::Keep,
             OnServerDown::Reset => Flows::Reset,
+            OnServerDown::Reschedule => Flows::Move,
         },
         (Standing::Disabled | Standing::Draining, _) => Flows::Keep,
         _ => Flows::Stay,

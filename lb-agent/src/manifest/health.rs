@@ -426,8 +426,8 @@ fn encode_check(check: &Check) -> Raw {
 }
 
 const ON_FAILURE: [(&str, OnFailure); 2] = [("remove", OnFailure::Remove), ("quiesce", OnFailure::Quiesce)];
-pub const ON_SERVER_DOWN: [(&str, OnServerDown); 2] =
-    [("keep", OnServerDown::Keep), ("reset", OnServerDown::Reset)];
+pub const ON_SERVER_DOWN: [(&str, OnServerDown); 3] =
+    [("keep", OnServerDown::Keep), ("reset", OnServerDown::Reset), ("reschedule", OnServerDown::Reschedule)];
 const PATHS: [(&str, Path); 2] = [("real", Path::Real), ("direct", Path::Direct)];
 const STARTS: [(&str, Start); 2] = [("down", Start::Down), ("up", Start::Up)];
 const SLOW_START: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);

@@ -78,6 +78,9 @@ pub enum OnServerDown {
     Keep,
     /// They are reset at their next packet.
     Reset,
+    /// Their next packet goes to another server, as a new connection's would; that server answers a connection that
+    /// it does not know with a reset.
+    Reschedule,
 }
 
 /// What becomes of the flows of a server that takes no new ones.

@@ -60,6 +60,8 @@ pub enum OnNextPacket {
     Reset,
     /// As [`OnNextPacket::Reset`], but the server is told first: the packet goes there as a RST.
     ResetAndTell,
+    /// They are scheduled elsewhere, TCP too: the server that gets an established connection resets it.
+    Move,
 }
 
 /// How a real server stands in its service.
@@ -97,6 +99,7 @@ impl Standing {
             OnNextPacket::GoOn => 0,
             OnNextPacket::Reset => flags::RESET,
             OnNextPacket::ResetAndTell => flags::RESET | flags::RESET_TELLS_SERVER,
+            OnNextPacket::Move => flags::MOVES,
         };
         let draining = if self.draining { flags::DRAINING } else { 0 };
         reset | draining | if self.packets_per_second != 0 { flags::RATED } else { 0 }

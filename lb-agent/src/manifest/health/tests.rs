@@ -74,7 +74,7 @@ fn every_kind_of_check_written_out_reads_back_the_same() {
         "healthChecks: {require: 2, checks: [tcp, icmp, {agent: {}, port: 9999}]}",
         "healthChecks: {require: any, checks: [{tcp: {}}]}",
         "healthCheck: tcp\nonFailure: quiesce",
-        "healthCheck: tcp\nonServerDown: reset\nquorum: {weight: 2, hysteresis: 0}\nslowStart: 30s\n\
+        "healthCheck: tcp\nonServerDown: reschedule\nquorum: {weight: 2, hysteresis: 0}\nslowStart: 30s\n\
          panicThreshold: 50%\nlatencyWeight: 20",
         "sorryServer: {address: 10.0.0.99}\nquorum: 2",
         "forwarding: nat\nsorryServer: {address: 10.0.0.99, port: 8080}",
