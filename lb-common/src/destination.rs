@@ -45,6 +45,8 @@ pub mod flags {
     /// Flows that go there are scheduled elsewhere with their next packet, TCP too: the server that gets it answers
     /// an established connection that it does not know with RST.
     pub const MOVES: u32 = 1 << 14;
+    /// First answers to new connections are counted ([`crate::witness::Witness`]).
+    pub const WATCHED: u32 = 1 << 15;
     /// What an established packet must look at, in one test.
     pub const ATTENTION: u32 = REMOVED | RESET | RATED | MOVES;
     /// What a new flow may not go to.

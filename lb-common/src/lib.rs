@@ -21,6 +21,7 @@ pub mod scratch;
 pub mod service;
 pub mod state;
 pub mod verdict;
+pub mod witness;
 
 #[cfg(feature = "aya")]
 mod pod;

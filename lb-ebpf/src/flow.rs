@@ -6,9 +6,10 @@ use crate::{
     load,
     maps::{SERVICES, keys},
     packet::{Packet, Words, opaque},
+    witness,
 };
 use lb_common::{
-    connection::{Kind, Value, slack},
+    connection::{FLAG_JUDGED, Kind, Value, slack},
     destination::flags,
     hash,
     service::Service,
@@ -84,18 +85,20 @@ extern "C" fn lb_unsettled(value: u64, service: u32, packed: u64) -> u64 {
         state::step(step.direction, state, step.flags)
     };
     let timeout = timeout_of(service, next);
+    let judged = if step.udp { 0 } else { witness::answered(value, &step, next) };
     if next == state {
         if next == State::Unconfirmed as u8 {
             // Nothing was proven, so the short deadline stays as it is.
             return 0;
         }
         return match refreshed(value, next, timeout, &step) {
-            Some(new) => new.0,
+            Some(new) => new.with_flags(judged).0,
+            None if judged != 0 => value.with_flags(judged).0,
             None => 0,
         };
     }
     let deadline = step.now.wrapping_add(timeout).wrapping_add(slack(timeout, step.is_pair()));
-    value.with(next, deadline).0
+    value.with(next, deadline).with_flags(judged).0
 }
 
 #[inline(always)]
@@ -165,7 +168,7 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
             twin.value.destination()
         };
         if named == partner {
-            let word = twin.value.with(new.state(), new.deadline());
+            let word = twin.value.with(new.state(), new.deadline()).with_flags(new.flags() & FLAG_JUDGED);
             // A FULLNAT flow was counted by its lease.
             if twin.replace(word) && matches!(twin.value.kind(), Kind::Flow) {
                 load::stepped(twin.value, word);

@@ -34,6 +34,7 @@ mod reset;
 mod schedule;
 mod sip;
 mod tail;
+mod witness;
 
 use aya_ebpf::{
     bindings::xdp_action,

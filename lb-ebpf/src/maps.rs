@@ -18,6 +18,7 @@ use lb_common::{
     scratch::{Config, Limiter, Scratch},
     service::{PortRanges, QuicKey, ServerLine, Service, ServiceKey, SlotLine},
     verdict::{Count, REASONS as REASON_COUNT},
+    witness::Witness,
 };
 
 /// `BPF_F_MMAPABLE`: the agent reads the array without system calls, and its values begin on a cache line.
@@ -82,6 +83,8 @@ pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
 pub static PROBE_TARGETS: Array<Target, { TARGETS as usize }, MMAP> = Array::new();
 #[btf_map]
 pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
+#[btf_map]
+pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 #[btf_map]
 pub static TAILS: ProgramArray<8> = ProgramArray::new();
 #[btf_map]

@@ -11,7 +11,7 @@ use crate::{
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
-    schedule, tail,
+    schedule, tail, witness,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
@@ -256,6 +256,7 @@ fn take_up<const V6: bool>(
     if syn && state::syn_starts_anew(hit.value.state(), direction) {
         return Ok(give_back(hit, leased, Reason::FlowReplaced));
     }
+    let hit = if syn { witness::repeated(hit, &target) } else { hit };
     forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
 }
 

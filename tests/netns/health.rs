@@ -254,7 +254,9 @@ fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     ];
     services.iter_mut().for_each(|service| service.servers.truncate(1));
     agent.apply(&crate::site::documents(&services));
-    until_all_in(&agent);
+    for service in &services {
+        until_state(&agent, &service.name, topology.servers[0].address(service.vip), "in");
+    }
     let client = &topology.client().namespace;
     let start = |service: &Service| {
         let path = format!("/slow/512k/{LENGTH}");

@@ -67,6 +67,7 @@ pub async fn start(
         director,
         health,
         real_paths: Default::default(),
+        watched: Default::default(),
         desired,
         drains: Drains::default(),
         events,

@@ -159,5 +159,6 @@ pub(super) fn standing(destination: &Destination) -> tables::Standing {
         },
         packets_per_second: standing.packets_per_second,
         ordinal: standing.ordinal,
+        watched: standing.watched,
     }
 }

@@ -80,6 +80,8 @@ pub struct Standing {
     pub packets_per_second: u32,
     /// The place in its service's list of servers ([`Tables::set_servers`]): the same in all endpoints of a group.
     pub ordinal: u16,
+    /// Its first answers to new connections are counted.
+    pub watched: bool,
 }
 
 impl Standing {
@@ -92,6 +94,7 @@ impl Standing {
         on_next_packet: OnNextPacket::GoOn,
         packets_per_second: 0,
         ordinal: 0,
+        watched: false,
     };
 
     fn flags(&self) -> u32 {
@@ -102,7 +105,8 @@ impl Standing {
             OnNextPacket::Move => flags::MOVES,
         };
         let draining = if self.draining { flags::DRAINING } else { 0 };
-        reset | draining | if self.packets_per_second != 0 { flags::RATED } else { 0 }
+        let watched = if self.watched { flags::WATCHED } else { 0 };
+        reset | draining | watched | if self.packets_per_second != 0 { flags::RATED } else { 0 }
     }
 }
 

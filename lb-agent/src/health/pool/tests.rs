@@ -61,6 +61,7 @@ fn known<'a>(service: &VirtualService, machines: &'a [(Machine, bool)]) -> Vec<K
         checks: vec![machine],
         disabled: *disabled,
         override_weight: None,
+        probation: None,
     };
     service.real_servers.iter().zip(machines).map(of).collect()
 }
