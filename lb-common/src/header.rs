@@ -25,6 +25,29 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
+/// ICMP types (RFC 792).
+pub mod icmp {
+    pub const UNREACHABLE: u8 = 3;
+    pub const SOURCE_QUENCH: u8 = 4;
+    pub const ECHO_REQUEST: u8 = 8;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+    /// Code of [`UNREACHABLE`]: fragmentation needed and DF set (RFC 1191).
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
+}
+
+/// ICMPv6 types (RFC 4443).
+pub mod icmpv6 {
+    pub const UNREACHABLE: u8 = 1;
+    pub const PACKET_TOO_BIG: u8 = 2;
+    pub const TIME_EXCEEDED: u8 = 3;
+    pub const PARAMETER_PROBLEM: u8 = 4;
+    pub const ECHO_REQUEST: u8 = 128;
+}
+
+/// Length of the header of an ICMP error: behind it is the quote.
+pub const ICMP: usize = 8;
+
 /// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
 pub mod nd {
     pub const ROUTER_SOLICITATION: u8 = 133;

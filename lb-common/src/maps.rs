@@ -130,8 +130,10 @@ pub mod programs {
     pub const CHOOSE: (&str, u32) = ("lb_choose", 5);
     /// Replies to health probes on the real path.
     pub const PROBE: (&str, u32) = ("lb_probed", 7);
+    /// ICMP that arrives: errors that quote a flow.
+    pub const RELATED: (&str, u32) = ("lb_related", 8);
     /// All tails.
-    pub const TAILS: [(&str, u32); 7] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE];
+    pub const TAILS: [(&str, u32); 8] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -50,8 +50,8 @@ pub struct Scratch {
     pub avoid: u32,
     /// How often a server was chosen for this packet.
     pub choices: u32,
-    /// Spare; zero.
-    pub reserved: u32,
+    /// For the tail of ICMP: the destination's cell in the address filter.
+    pub cell: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.

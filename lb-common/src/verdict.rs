@@ -47,7 +47,7 @@ reasons! {
     1 NotOurs "not_ours" Pass "neither to a VIP or pool address nor from a NAT real server";
     2 NoService "no_service" Pass "to a VIP, but no virtual service has this port and protocol";
     3 OtherProtocol "other_protocol" Pass "to one of our addresses, but neither TCP nor UDP nor ICMP";
-    4 Icmp "icmp" Pass "ICMP to one of our addresses: answered by the kernel";
+    4 Icmp "icmp" Pass "ICMP to one of our addresses that is no error: the kernel's";
     5 Fragment "fragment" Pass "an IP fragment to one of our addresses";
     6 ServerTraffic "server_traffic" Pass "from a NAT real server, but no reply of a flow of ours";
     7 VrrpBackup "vrrp_backup" Pass "this director is not the master of the VIP's VRRP instance";
@@ -111,6 +111,12 @@ reasons! {
     72 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
     73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
     74 ServerTold "server_told" Event "a client's packet was turned into a RST that tells the real server that its flow is given up";
+
+    80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
+    81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error with its TTL or hop limit at its end: errors are never answered";
+    82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
+    83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
+    84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 }
 
 /// Size of the `reasons` map.

@@ -107,7 +107,7 @@ extern "C" fn lb_is_open(chosen: u32) -> u64 {
 /// Whether a destination (plus one) may be given a new flow: open, of some weight, not overloaded.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_is_usable(chosen: u32) -> u64 {
+pub extern "C" fn lb_is_usable(chosen: u32) -> u64 {
     if chosen == 0 || lb_is_open(chosen) == 0 {
         return 0;
     }
@@ -189,7 +189,7 @@ extern "C" fn lb_pick(index: u32, avoid: u32) -> u64 {
 /// `first` is the place of the first try.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_slot(index: u32, n: u32, first: u32) -> u64 {
+pub extern "C" fn lb_slot(index: u32, n: u32, first: u32) -> u64 {
     let (Some(scratch), Some(service)) = (tail::scratch(), SERVICES.get_ptr(index)) else { return 0 };
     // SAFETY: map values, here and below.
     let (word, pick, features, leader, v4, v6) = unsafe {

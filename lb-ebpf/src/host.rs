@@ -47,6 +47,17 @@ pub fn unless_silent_at<const V6: bool>(
     call(frame, at, if V6 { 6 } else { 4 }, reason)
 }
 
+/// As [`unless_silent_at`], with the reason's number: one of [`reason_of`].
+#[inline(always)]
+pub fn unless_silent_number<const V6: bool>(
+    frame: &Frame,
+    at: (usize, usize),
+    cell: u16,
+    reason: u32,
+) -> Reason {
+    unless_silent_at::<V6>(frame, at, cell, reason_of(reason))
+}
+
 #[inline(always)]
 fn call(frame: &Frame, at: (usize, usize), family: u8, reason: Reason) -> Reason {
     let Some(scratch) = tail::scratch() else { return Reason::Internal };

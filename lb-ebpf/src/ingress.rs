@@ -9,7 +9,7 @@ use crate::{
     host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
-    probe, tail,
+    probe, related, tail,
 };
 use lb_common::{
     connection::Kind,
@@ -98,6 +98,10 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
             if from & cell::PROBED != 0 {
                 return Err(probe::call::<V6>(&frame, l3));
             }
+            // A router's error about a packet that NAT or a tunnel of ours sent.
+            if load8(ip, if V6 { 6 } else { 9 }) == icmp::<V6>() {
+                return Err(related::call::<V6>(&frame, (l3, l3 + header), cell, Reason::NotOurs));
+            }
             return Err(host::unless_silent::<V6>(&frame, l3, cell, Reason::NotOurs));
         }
     }
@@ -115,9 +119,10 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     } else if next == protocol::TCP {
         (opaque(0), 20)
     } else {
-        let icmp = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
-        let reason = if next == icmp { Reason::Icmp } else { Reason::OtherProtocol };
-        return Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, reason));
+        if next == icmp::<V6>() {
+            return Err(related::call::<V6>(&frame, (l3, l4), cell, Reason::Icmp));
+        }
+        return Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, Reason::OtherProtocol));
     };
     let udp = udp != 0;
     let len = ip_len::<V6>(ip);
@@ -129,6 +134,12 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     }
     let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, bytes: frame.len() };
     known(&packet, start, cell)
+}
+
+/// The number of the family's ICMP.
+#[inline(always)]
+const fn icmp<const V6: bool>() -> u8 {
+    if V6 { protocol::ICMPV6 } else { protocol::ICMP }
 }
 
 #[inline(always)]

@@ -30,6 +30,8 @@ mod packet;
 mod persistence;
 mod probe;
 mod quic;
+mod quote;
+mod related;
 mod reset;
 mod schedule;
 mod sip;
@@ -92,12 +94,20 @@ pub fn lb_choose(ctx: XdpContext) -> u32 {
     finish(Frame::new(ctx.ctx), outcome)
 }
 
-/// ICMP errors.
+/// Answers with ICMP errors.
 #[xdp]
 #[inline(always)]
 pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, icmp::handle(frame))
+}
+
+/// ICMP that arrives.
+#[xdp]
+#[inline(always)]
+pub fn lb_related(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, related::handle(frame))
 }
 
 /// Resets.

@@ -98,11 +98,16 @@ fn arrived<const V6: bool>(
 /// The service of a packet to a VIP.
 #[inline(always)]
 fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)> {
-    let port = (packet.ports() >> 16) as u16;
+    service_at::<V6>(packet.destination(), (packet.ports() >> 16) as u16, packet.udp)
+}
+
+/// The service at a VIP's port (as in a packet).
+#[inline(always)]
+pub fn service_at<const V6: bool>(vip: Words, port: u16, udp: bool) -> Option<(u32, *mut Service)> {
     let mut key = ServiceKey {
-        address: nat::address(packet.destination()),
+        address: nat::address(vip),
         port,
-        protocol: if packet.udp { protocol::UDP } else { protocol::TCP },
+        protocol: if udp { protocol::UDP } else { protocol::TCP },
         family: if V6 { 6 } else { 4 },
     };
     // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
@@ -530,7 +535,7 @@ fn leased<const V6: bool>(
 /// The next hop towards a client by the routes the agent keeps, or [`ON_LINK`]. Without a route the sender of
 /// the frame is as good as any.
 #[inline(always)]
-fn route_of<const V6: bool>(client: Words) -> u32 {
+pub fn route_of<const V6: bool>(client: Words) -> u32 {
     let address = nat::address(client);
     let found = if V6 {
         CLIENT_ROUTES6.get(&Key::new(128, address.v6()))

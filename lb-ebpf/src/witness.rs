@@ -50,6 +50,24 @@ pub fn repeated(hit: Hit, target: &Target) -> Hit {
     Hit { value: marked, ..hit }
 }
 
+/// An ICMP error that says that the server of a flow cannot be reached. Returns the flow's new word if this is the
+/// first answer of a TCP server.
+#[inline(always)]
+pub fn unreachable(hit: &Hit, target: &Target) -> Option<Value> {
+    if target.flags() & flags::WATCHED == 0
+        || hit.value.state() != State::SynReceived as u8
+        || hit.value.flags() & FLAG_JUDGED != 0
+    {
+        return None;
+    }
+    let marked = hit.value.with_flags(FLAG_JUDGED);
+    if !hit.replace(marked) {
+        return None;
+    }
+    lb_witness(target.index, answer::UNREACHABLE);
+    Some(marked)
+}
+
 /// Counts an answer of a watched destination. 0 when it is not watched.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -19,6 +19,9 @@ const CHECK: &str = "healthCheck: {http: {}, interval: 200ms, timeout: 200ms, ri
 /// `fall` × interval + timeout.
 const DETECTED: Duration = Duration::from_millis(3 * 200 + 200);
 
+/// How long a state is waited for on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// NAT without a translated port: the real servers need nothing but a route back.
 fn service(topology: &Topology, name: &str, port: u16) -> Service {
     let mut service = Service::tcp(name, topology.vip_v4(0).into(), port, "nat").servers(&topology.servers);
@@ -30,7 +33,7 @@ fn service(topology: &Topology, name: &str, port: u16) -> Service {
 #[track_caller]
 fn until_state(agent: &Agent, service: &str, address: std::net::IpAddr, state: &str) -> Value {
     let mut last = Value::Null;
-    let came = wait::holds_within(SOON, || {
+    let came = wait::holds_within(PATIENCE, || {
         last = real_server(agent, service, address);
         last["state"] == state
     });
@@ -291,4 +294,48 @@ fn connections_to_a_server_that_fails_go_on_or_are_reset_as_the_service_says() {
     for goes_on in [keep, quiesce] {
         assert_eq!(goes_on.finish().expect("every byte comes").length, LENGTH as u64);
     }
+}
+
+#[test]
+fn a_server_that_refuses_or_ignores_new_connections_is_found_without_a_health_check() {
+    let topology = Topology::builder().servers(2).build();
+    topology.replies_through_director();
+    let mut nginx = nginx_everywhere(&topology, &[80]);
+    let agent = Agent::start(&topology.director().namespace, &director(&["eth0"]));
+    let web = service(&topology, "web", 80)
+        .with("passiveDetection: {window: 3s, failures: 2, share: 50%, probation: 3s}");
+    agent.apply(&web.yaml());
+    until_all_in(&agent);
+    let load = Load::start(&topology.client().namespace, web.socket());
+    let before = load.more(50);
+    assert_eq!(load.since(before).len(), 2, "both answer: {:?}", load.since(before));
+    let server = topology.servers[1].address(web.vip);
+    let passive = || {
+        let checks = get(&agent, &["health", "web"]);
+        let mine = |check: &&Value| check["check"] == "passive" && check["address"] == server.to_string();
+        checks.as_array().unwrap().iter().find(mine).cloned().unwrap_or_else(|| panic!("{checks:#}"))
+    };
+    assert_eq!(passive()["state"], "up", "{:#}", passive());
+
+    // It refuses: new connections say so, and the probe that follows.
+    nginx[1].kill();
+    let down = until_state(&agent, "web", server, "down");
+    assert!(down["reason"].as_str().unwrap().contains("connection refused"), "{down:#}");
+    let said = passive();
+    assert_eq!(said["state"], "probation", "{said:#}");
+    assert!(said["last"].as_str().unwrap().contains("refused of"), "{said:#}");
+    let after = load.more(50);
+    assert_eq!(load.since(after).keys().collect::<Vec<_>>(), ["server0"]);
+    nginx[1] = Nginx::start(&topology.servers[1].namespace, "server1", &[80]);
+    until_state(&agent, "web", server, "in");
+    let back = load.more(50);
+    assert_eq!(load.since(back).len(), 2, "{:?}", load.since(back));
+    let subject = format!("RealServer/web/{server}:80");
+    assert_eq!(get_events(&agent, &subject), ["probation", "down", "up"]);
+
+    // It cannot answer clients, though the director's probes it can.
+    topology.servers[1].namespace.ip("route replace blackhole default table 100");
+    let silent = until_state(&agent, "web", server, "probation");
+    let reason = silent["reason"].as_str().unwrap();
+    assert!(reason.contains("unanswered of"), "{reason:?} does not say what was seen");
 }

@@ -13,6 +13,7 @@ mod passive;
 mod random;
 mod real_path;
 mod real_server;
+mod related;
 mod rules;
 mod scheduling;
 mod self_probe;

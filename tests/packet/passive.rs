@@ -1,8 +1,10 @@
 //! Passive detection: what is counted of real servers' first answers to new connections.
 
 use crate::{
-    flows::{Flow, Method, matrix},
-    frame::{ACK, FIN, RST, SYN},
+    flows::{CLIENT_PORT, Flow, Method, matrix},
+    frame::{ACK, FIN, Packet, RST, SYN},
+    related::error,
+    world::{Counted, local, mac_of},
 };
 use lb_agent::dataplane::tables::Standing;
 use lb_common::witness::answer;
@@ -119,4 +121,37 @@ fn nothing_is_counted_of_other_servers_and_of_udp() {
         }
         assert_eq!(counted(&flow), (0, 0, 0, 0), "{case}");
     }
+}
+
+#[test]
+fn a_connection_that_is_answered_with_an_icmp_error_is_unreachable_once() {
+    for (method, v6) in tcp().filter(|(method, _)| method.translates()) {
+        let mut flow = watched(method, v6, false);
+        let case = flow.name();
+        to_server(&mut flow, SYN);
+        let sent = as_the_server_gets_it(&flow, SYN);
+        let (host, too_big) = if v6 { ((1, 3, 0), (2, 0, 1280)) } else { ((3, 1, 0), (3, 4, 1280)) };
+        for (said, unreachable) in [(too_big, 0), (host, 1), (host, 1)] {
+            let error = error(flow.real, sent.source, said, &sent, 20).with(|p| p.from = mac_of(flow.real));
+            let seen = flow.world.send(&error.bytes());
+            assert_eq!(seen.counted, Counted::Out(flow.destination), "{case} {said:?}");
+            assert_eq!(counted(&flow), (0, 0, 0, unreachable), "{case} {said:?}");
+        }
+        // The client tries on: it was counted.
+        to_server(&mut flow, SYN);
+        assert_eq!(counted(&flow), (0, 0, 0, 1), "{case}");
+    }
+}
+
+/// A client's packet behind NAT or FULLNAT.
+fn as_the_server_gets_it(flow: &Flow, flags: u8) -> Packet {
+    flow.packet(flags).with(|p| {
+        let mut ports = (CLIENT_PORT, flow.server_port());
+        p.destination = flow.real;
+        if flow.method == Method::FullNat {
+            p.source = local(flow.v6);
+            ports.0 = flow.lease();
+        }
+        p.set_ports(ports);
+    })
 }

@@ -51,7 +51,7 @@ impl Leased {
 
     /// Whether the line is still the one whose word was read first: call after reading its fields.
     #[inline(always)]
-    fn is_unchanged(&self) -> bool {
+    pub fn is_unchanged(&self) -> bool {
         Value(atomic::load(word_of(self.record))).payload() == self.word.payload()
     }
 }
@@ -120,7 +120,7 @@ pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target, lease: u32) ->
 }
 
 #[inline(always)]
-fn pool_address<const V6: bool>(pool: *const PoolAddress) -> (Words, u32) {
+pub fn pool_address<const V6: bool>(pool: *const PoolAddress) -> (Words, u32) {
     // SAFETY: a map value.
     unsafe { (words::<V6>(&raw const (*pool).address), core::ptr::read_volatile(&raw const (*pool).sum)) }
 }
@@ -188,7 +188,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
 
 /// How the client of a lease is reached, with the MTU.
 #[inline(always)]
-fn client_hop(record: *mut Lease, index: u32) -> Result<(Hop, u32), Reason> {
+pub fn client_hop(record: *mut Lease, index: u32) -> Result<(Hop, u32), Reason> {
     if index == 0 {
         // SAFETY: a map value.
         let hop = unsafe {

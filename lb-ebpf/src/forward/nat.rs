@@ -97,7 +97,7 @@ pub fn to_client<const V6: bool>(
 
 /// How a client is reached: the gateway of its route, or as it was last seen on its segment. With the MTU.
 #[inline(always)]
-fn client_hop<const V6: bool>(hop: u8, client: Words) -> Result<(Hop, u32), Reason> {
+pub fn client_hop<const V6: bool>(hop: u8, client: Words) -> Result<(Hop, u32), Reason> {
     if hop == HOP_ON_LINK {
         let key = AddressKey { address: address(client), family: if V6 { 6 } else { 4 } };
         let neighbour = CLIENT_NEIGHB.get_ptr(key).ok_or(Reason::NoClientHop)?;
