@@ -228,8 +228,9 @@ mod tests {
 
     #[test]
     fn it_takes_enough_failures_and_a_large_enough_share_of_them_within_the_window() {
+        type Case<'a> = (&'a str, &'a [(u64, Tally)], Option<usize>);
         // (second, what came), and at which of them a probation begins.
-        let cases: [(&str, &[(u64, Tally)], Option<usize>); 8] = [
+        let cases: [Case<'_>; 8] = [
             ("at once", &[(0, tally(0, 5, 0))], Some(0)),
             ("one too few", &[(0, tally(0, 4, 0))], None),
             ("one by one", &[(0, tally(0, 2, 0)), (4, tally(0, 2, 0)), (9, tally(0, 0, 1))], Some(2)),
