@@ -19,6 +19,7 @@ mod pool;
 mod raw;
 mod read;
 mod reader;
+mod real_path;
 mod scheduling;
 mod service;
 mod vrrp;
