@@ -20,7 +20,7 @@ use crate::dataplane::tables::{
 use crate::dataplane::{Ports as TablePorts, Tables, self_probe};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
 use crate::net::{AddOutcome, Net};
-use crate::plan::{Binding, Destination, Hop, HopKey, Layout, Pool, Role, Service, Slots, Step, Via};
+use crate::plan::{Binding, Destination, Done, Hop, HopKey, Layout, Pool, Role, Service, Slots, Step, Via};
 
 /// The edges a plan is run against, and what was done so far.
 pub struct Applier {
@@ -28,7 +28,7 @@ pub struct Applier {
     net: Net,
     /// Jiffies in a second.
     hz: u32,
-    done: Layout,
+    done: Done,
     /// First index and number of addresses of each pool, by family: a flow is leased an address of its own.
     pools: BTreeMap<(Name, bool), (u16, u8)>,
     /// Announcements to repeat: one frame may be lost.
@@ -45,7 +45,7 @@ pub struct Failed {
 
 impl Applier {
     pub fn new(tables: Tables, net: Net, hz: u32) -> Applier {
-        Applier { tables, net, hz, done: Layout::default(), pools: BTreeMap::new(), announce: Vec::new() }
+        Applier { tables, net, hz, done: Done::default(), pools: BTreeMap::new(), announce: Vec::new() }
     }
 
     /// What was done so far.
@@ -70,7 +70,7 @@ impl Applier {
             self.done.done(step);
         }
         // Equal by now; what is shared with the wanted layout costs nothing to compare next time.
-        self.done = wanted.clone();
+        self.done = wanted.clone().into();
         Ok(())
     }
 
@@ -88,7 +88,7 @@ impl Applier {
         for own in self.net.list_own_addresses().await? {
             let place = (own.interface, own.address.addr());
             // Those of a VRRP instance are its master's: a restart is no change of role.
-            let of_vrrp = self.done.vrrp.values().any(|addresses| addresses.contains(&place.1));
+            let of_vrrp = self.done.vrrp.values().any(|followers| followers.addresses.contains(&place.1));
             if !of_vrrp && !self.done.placed.contains(&place) {
                 tracing::info!("{} on {} is nobody's any more: removed", place.1, place.0);
                 self.net.remove_address(&place.0, place.1).await?;
@@ -137,8 +137,8 @@ impl Applier {
     ///
     /// # Errors
     /// No room for another instance.
-    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr]) -> Result<u8> {
-        Ok(self.tables.set_vrrp(name, addresses)?)
+    pub fn set_vrrp(&mut self, name: &Name, addresses: &[IpAddr], accept: bool) -> Result<u8> {
+        Ok(self.tables.set_vrrp(name, addresses, accept)?)
     }
 
     /// Takes every address away that the agent has put on an interface.
@@ -152,15 +152,15 @@ impl Applier {
                 result = result.and(Err(error));
             }
         }
-        self.done.placed.clear();
+        self.done.forget_placed();
         result
     }
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::SetVrrp { name, addresses } => {
-                let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
-                self.tables.set_vrrp(name, &addresses)?;
+            Step::SetVrrp { name, followers } => {
+                let addresses: Vec<IpAddr> = followers.addresses.iter().copied().collect();
+                self.tables.set_vrrp(name, &addresses, followers.accept)?;
                 Ok(())
             }
             Step::RemoveVrrp { name } => Ok(self.tables.remove_vrrp(name)?),
@@ -355,7 +355,7 @@ impl Applier {
         self.tables.next_hop(&hop_key(key)).with_context(|| format!("next hop {key} is not in the tables"))
     }
 
-    fn ticks(&self, timeout: Duration) -> u16 {
+    pub(crate) fn ticks(&self, timeout: Duration) -> u16 {
         let ticks = scratch::ticks(timeout.as_millis() as u64, self.hz);
         u16::try_from(ticks).unwrap_or(u16::MAX).min(lb_common::connection::MAX_TIMEOUT_TICKS)
     }

@@ -32,7 +32,7 @@ pub struct FilterLine {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct AddressRecord {
-    /// Bit 0 VIP, bit 1 NAT real server, bit 2 pool address, bit 3 address of a VRRP instance, bit 4 probed.
+    /// Bits of [`role`].
     pub roles: u16,
     /// The pool address's index.
     pub pool: u16,
@@ -49,6 +49,8 @@ pub mod role {
     pub const VRRP: u16 = 8;
     /// A VIP whose real servers are probed on the real path.
     pub const PROBED: u16 = 16;
+    /// Of an instance without accept mode: the kernel gets no packet to it (RFC 9568, section 6.1, Accept_Mode).
+    pub const REFUSES: u16 = 32;
 }
 
 /// Key of the exact map: 20 bytes.

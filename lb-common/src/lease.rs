@@ -60,6 +60,12 @@ pub const fn lease_index(pool_address: u32, port: u16) -> u32 {
     pool_address << 16 | port as u32
 }
 
+/// The pool address and the port of a lease.
+#[inline(always)]
+pub const fn of_lease_index(index: u32) -> (u32, u16) {
+    (index >> 16, index as u16)
+}
+
 /// The ports that director `index` (1 to `of`) of `of` may lease: equal contiguous parts of 1024 to 65535.
 /// Returns (first, count).
 pub const fn port_share(index: u32, of: u32) -> (u16, u16) {
@@ -78,6 +84,7 @@ mod tests {
         assert_eq!((size_of::<Lease>(), align_of::<Lease>()), (64, 64));
         assert_eq!(offset_of!(Lease, word), 8);
         assert_eq!(size_of::<PoolAddress>(), 32);
+        assert_eq!(of_lease_index(lease_index(254, 65_535)), (254, 65_535));
     }
 
     #[test]

@@ -50,8 +50,12 @@ pub struct Scratch {
     pub avoid: u32,
     /// How often a server was chosen for this packet.
     pub choices: u32,
+    /// The lease that the flow had before it began anew: its index plus one; 0 is none.
+    pub before: u32,
     /// For the tail of ICMP: the destination's cell in the address filter.
     pub cell: u32,
+    /// Spare; zero.
+    pub reserved: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 120 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 128 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

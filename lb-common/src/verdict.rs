@@ -77,6 +77,7 @@ reasons! {
     35 ArpExpired "arp_expired" Drop "ARP for an address of a VRRP instance whose lease has ended";
     36 NdBackup "nd_backup" Drop "neighbour discovery for an address of a VRRP instance of which this director is not the master";
     37 NdExpired "nd_expired" Drop "neighbour discovery for an address of a VRRP instance whose lease has ended";
+    38 NotAccepted "not_accepted" Drop "to an address of a VRRP instance without accept mode, and no virtual service takes it";
 
     40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";

@@ -7,12 +7,12 @@ use crate::{
     arp, forward,
     maps::ADDRESSES,
     nd,
-    packet::{Frame, Words, destination},
+    packet::{Frame, Words, destination, opaque},
     tail,
 };
 use lb_common::{
     address::Address,
-    filter::{AddressKey, AddressRecord, cell},
+    filter::{AddressKey, AddressRecord, cell, role},
     header::{IPV4, IPV6},
     maps::programs,
     verdict::Reason,
@@ -45,6 +45,22 @@ pub fn unless_silent_at<const V6: bool>(
         return reason;
     }
     call(frame, at, if V6 { 6 } else { 4 }, reason)
+}
+
+/// The reason of a packet that the kernel is to get, unless its destination has these roles and its instance is
+/// without accept mode.
+#[inline(always)]
+pub fn unless_refused(roles: u16, reason: Reason) -> Reason {
+    if roles & role::REFUSES != 0 { Reason::NotAccepted } else { reason }
+}
+
+/// As [`unless_silent`], where the cell was not asked: by the tail, if the destination follows an instance.
+#[inline(always)]
+pub fn unless_others<const V6: bool>(frame: &Frame, l3: usize, to: Words, reason: Reason) -> Reason {
+    if record_of::<V6>(to).vrrp == 0 {
+        return reason;
+    }
+    unless_silent::<V6>(frame, l3, cell::VRRP, reason)
 }
 
 /// As [`unless_silent_at`], with the reason's number: one of [`reason_of`].
@@ -111,14 +127,23 @@ fn reason_of(number: u32) -> Reason {
 #[inline(always)]
 fn packet<const V6: bool>(frame: &Frame, l3: usize, l4: usize, reason: Reason) -> Reason {
     let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Reason::Internal };
-    let discovery = if V6 { nd::kind(frame, ip, l4, reason) } else { None };
-    if let Some(reason) = discovery.and_then(|kind| nd::received(frame, l4, kind)) {
-        return reason;
+    // 0: no neighbour discovery. A word that each branch makes: an option's would be read where there is none.
+    let kind = match if V6 { nd::kind(frame, ip, l4, reason) } else { None } {
+        Some(kind) => opaque(kind as u64),
+        None => opaque(0),
+    };
+    let record = record_of::<V6>(destination::<V6>(ip));
+    if kind != 0 {
+        if let Some(reason) = nd::received(frame, l4, kind as u8) {
+            return reason;
+        }
     }
-    match forward::may_serve(record_of::<V6>(destination::<V6>(ip)).vrrp) {
-        Ok(()) => reason,
-        Err(Reason::VrrpBackup) if discovery.is_some() => Reason::NdBackup,
-        Err(Reason::LeaseExpired) if discovery.is_some() => Reason::NdExpired,
+    match forward::may_serve(record.vrrp) {
+        // Never dropped for want of accept mode, or nobody would find the address (RFC 9568, section 6.1).
+        Ok(()) if kind != 0 => reason,
+        Ok(()) => unless_refused(record.roles, reason),
+        Err(Reason::VrrpBackup) if kind != 0 => Reason::NdBackup,
+        Err(Reason::LeaseExpired) if kind != 0 => Reason::NdExpired,
         Err(silent) => silent,
     }
 }

@@ -1,5 +1,8 @@
 //! Leasing a local port for a FULLNAT flow: a bounded number of probes from a place that depends on the flow
-//! and the CPU, each one compare-and-exchange. No free lists, no locks; an expired lease is free.
+//! and the CPU, each one compare-and-exchange. No free lists, no locks; an expired lease is free. A flow that begins
+//! anew on its ports gets the port that it has just given back, if nobody was faster: another client's SYN there
+//! would meet the TIME_WAIT of a real server, which answers a SYN with older timestamps by an ACK (RFC 9293, section
+//! 3.6.1; RFC 6191), and the client would have to send its SYN again.
 
 use crate::{
     atomic,
@@ -10,7 +13,7 @@ use crate::{
 };
 use lb_common::{
     connection::Value,
-    lease::{PROBES, lease_index},
+    lease::{PROBES, lease_index, of_lease_index},
 };
 
 /// Takes a free (local address, port) and fills its line with the client of the scratch record. Returns its
@@ -44,9 +47,17 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
     // The upper half: flows of one client differ in their identities' upper bits only, which a product carries
     // upwards, so the lower half would begin them all at a few places.
     let mut probe = (crate::maps::keys().first(identity) >> 32) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
-    for _ in 0..PROBES {
-        probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
-        let address = first + (probe >> 24) % len;
+    let before = client.before;
+    for n in 0..PROBES + 1 {
+        let (mut address, mut port) = of_lease_index(before.wrapping_sub(1));
+        if n == 0 {
+            if before == 0 || address.wrapping_sub(first) >= len {
+                continue;
+            }
+        } else {
+            probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
+            address = first + (probe >> 24) % len;
+        }
         let Some(pool) = POOL.get_ptr(address & 0xff) else { continue };
         // SAFETY: a map value.
         let (low, ports, of) = unsafe {
@@ -59,7 +70,11 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
         if ports == 0 || of as u32 != family {
             continue;
         }
-        let port = low.wrapping_add((((probe & 0xff_ffff) as u64 * ports as u64) >> 24) as u16);
+        if n != 0 {
+            port = low.wrapping_add((((probe & 0xff_ffff) as u64 * ports as u64) >> 24) as u16);
+        } else if port.wrapping_sub(low) >= ports {
+            continue;
+        }
         let index = lease_index(address & 0xff, port);
         let Some(line) = LEASES.get_ptr_mut(index) else { continue };
         let old = Value(atomic::load(word_of(line)));

@@ -7,7 +7,7 @@ use crate::{
     count,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    lease, load,
+    host, lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
@@ -67,11 +67,9 @@ fn arrived<const V6: bool>(
             if from.roles & role::PROBED != 0 {
                 return Err(crate::probe::call::<V6>(&frame, l3));
             }
-            return Err(if from.roles & role::NAT_SOURCE != 0 {
-                Reason::ServerTraffic
-            } else {
-                Reason::NotOurs
-            });
+            let reason =
+                if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs };
+            return Err(host::unless_refused(to.roles, reason));
         }
     }
     let need = if udp { 8 } else { 20 };
@@ -157,7 +155,11 @@ enum Begun {
 /// Whether a packet to a VIP begins a flow.
 #[inline(always)]
 fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result<Begun, Reason> {
-    let (index, service) = service_of(packet).ok_or(Reason::NoService)?;
+    let Some((index, service)) = service_of(packet) else {
+        // Asked again: kept over the search for a service, it would be one more thing for the verifier to follow.
+        let to = exact::<V6>(packet.destination()).unwrap_or_default();
+        return Err(host::unless_refused(to.roles, Reason::NoService));
+    };
     let flags = if packet.udp { 0 } else { packet.tcp_flags() };
     let syn = flags & state::SYN != 0;
     if syn && flags & (state::RST | state::FIN) != 0 {
@@ -169,6 +171,9 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         if mss != 0 {
             mss::clamp(packet, mss);
         }
+    }
+    if let Some(scratch) = tail::scratch() {
+        scratch.before = 0;
     }
     let mut event = Reason::FlowNew;
     if let Some(hit) = connection::find_rarely(place, now) {
@@ -274,6 +279,9 @@ fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed 
         && lease.hit().replace(Value::EMPTY)
     {
         load::lb_recount(lease.word.0, 0);
+        if let Some(scratch) = tail::scratch() {
+            scratch.before = hit.value.lease() + 1;
+        }
     }
     Resumed::Anew(why)
 }
@@ -414,15 +422,23 @@ fn translated<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let hop = client_hop(packet)?;
     let reply = reply_place(packet, &target);
-    let word = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    // Established until the flow has its place: the two may share a bucket, and nobody's place is taken for less than
+    // an established flow's.
+    let held = replies.with(State::Established as u8, deadline);
     let (server, ports) = (nat::address(target.address::<V6>()), nat::reply_ports(packet.ports(), &target));
-    if let Inserted::Full = connection::insert::<V6>(&reply, word, now, server, ports, false) {
+    if let Inserted::Full = connection::insert::<V6>(&reply, held, now, server, ports, false) {
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
     let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
-    // Both or none. In a full table the reply's entry may be all that the flow's could take the place of.
-    if !placed || connection::find_rarely(&reply, now).is_none() {
+    let held = connection::find_rarely(&reply, now);
+    if let Some(hit) = held {
+        // Another CPU may have placed the same flow and written its own.
+        hit.replace(replies);
+    }
+    // Both or none.
+    if !placed || held.is_none() {
         withdraw(place, now);
         withdraw(&reply, now);
         return Err(Reason::TableFull);

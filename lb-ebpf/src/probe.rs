@@ -172,16 +172,18 @@ fn towards_prober<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason
     let (from, to) = (source::<V6>(ip), destination::<V6>(ip));
     // The cell may be another address's.
     if host::record_of::<V6>(from).roles & role::PROBED == 0 {
-        return Err(others::<V6>(to));
+        return Err(others::<V6>(&frame, l3, to));
     }
-    let Some(packet) = packet::<V6>(frame, l3) else { return Err(others::<V6>(to)) };
+    let Some(packet) = packet::<V6>(frame, l3) else { return Err(others::<V6>(&frame, l3, to)) };
     let ports = packet.ports();
     let external = u16::from_be((ports >> 16) as u16).wrapping_sub(FIRST_PORT);
-    let Some(line) = PROBE_PORTS.get_ptr_mut(external as u32) else { return Err(others::<V6>(to)) };
+    let Some(line) = PROBE_PORTS.get_ptr_mut(external as u32) else {
+        return Err(others::<V6>(&frame, l3, to));
+    };
     let word = atomic::load(line);
     let now = connection::now();
     if port::is_free(word, now) || port::is_udp(word) != packet.udp {
-        return Err(others::<V6>(to));
+        return Err(others::<V6>(&frame, l3, to));
     }
     let record = PROBE_TARGETS.get_ptr(port::target(word)).ok_or(Reason::Internal)?;
     // SAFETY: projections inside a map value; words are read whole.
@@ -200,7 +202,7 @@ fn towards_prober<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason
         )
     };
     if valid & probe::VALID == 0 || (valid & probe::V6 != 0) != V6 || vip != from || local != to {
-        return Err(others::<V6>(to));
+        return Err(others::<V6>(&frame, l3, to));
     }
     atomic::exchange(line, word, port::until(word, now.wrapping_add(lasts(&packet))));
     let delta = unsum::<V6>(to, unsum::<V6>(from, 0));
@@ -217,9 +219,6 @@ fn towards_prober<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason
 
 /// A packet from a VIP that no probe waits for: the kernel's, as any that is not ours.
 #[inline(always)]
-fn others<const V6: bool>(to: Words) -> Reason {
-    match forward::may_serve(host::record_of::<V6>(to).vrrp) {
-        Ok(()) => Reason::NotOurs,
-        Err(silent) => silent,
-    }
+fn others<const V6: bool>(frame: &Frame, l3: usize, to: Words) -> Reason {
+    host::unless_others::<V6>(frame, l3, to, Reason::NotOurs)
 }

@@ -26,6 +26,8 @@ const RATE: u64 = 52_000;
 /// Downloads are read at this many bytes per second, so that one of `LENGTH` bytes outlasts the events.
 const PACE: u64 = 400_000;
 const LENGTH: usize = 96 << 20;
+/// A machine with more to do than it has CPUs may keep a reader waiting; a connection that was lost is silent for good.
+const UNINTERRUPTED: Duration = Duration::from_secs(5);
 
 /// The director's document; `shutdown` is what SIGTERM does.
 fn director(shutdown: &str) -> String {
@@ -148,7 +150,7 @@ impl Load {
         assert!(report.rate() >= 50_000.0, "{what}: only {:.0} datagrams per second", report.rate());
         let whole = download.finish().unwrap_or_else(|error| panic!("{what}: download: {error}"));
         assert_eq!(whole.length, LENGTH as u64);
-        assert!(whole.longest_silence < Duration::from_secs(1), "{what}: {whole:?}");
+        assert!(whole.longest_silence < UNINTERRUPTED, "{what}: {whole:?}");
     }
 }
 

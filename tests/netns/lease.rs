@@ -60,7 +60,7 @@ impl Pair {
             };
             let mut dataplane = Dataplane::open(&options).expect("open the data plane");
             let mut tables = dataplane.tables().expect("tables");
-            let instance = tables.set_vrrp("edge", &[VIP.into(), VIP6.into()]).expect("an instance");
+            let instance = tables.set_vrrp("edge", &[VIP.into(), VIP6.into()], true).expect("an instance");
             work(&mut dataplane, &interface, instance)
         })
     }

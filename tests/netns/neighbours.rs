@@ -15,7 +15,7 @@ use crate::site::{
 };
 
 /// A change is followed within a second on a quiet machine; a busy one gets more.
-const FOLLOWED: Duration = Duration::from_secs(3);
+const FOLLOWED: Duration = Duration::from_secs(8);
 
 /// Every next hop is asked again after 20 to 30 seconds.
 const SILENT: Duration = Duration::from_secs(45);

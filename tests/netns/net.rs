@@ -19,6 +19,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+/// What an event tells is known at once, on a busy machine a little later; what only probing tells, after 20 s and more.
+const BY_EVENT: Duration = Duration::from_secs(8);
 
 /// A thread in a network namespace of its own, which goes away with it.
 struct Namespace {
@@ -205,7 +207,7 @@ fn an_announced_hardware_address_is_reported_within_a_second() {
                 net.announce("p0", ip(address)).await.unwrap();
             });
             resolved(&mut events, address, OTHER_MAC).await;
-            assert!(start.elapsed() < Duration::from_secs(1), "{address}: {:?}", start.elapsed());
+            assert!(start.elapsed() < BY_EVENT, "{address}: {:?}", start.elapsed());
         });
     }
 }
@@ -262,13 +264,13 @@ fn the_next_hop_follows_routes_rules_and_interfaces() {
         run_ip("route replace 192.0.2.0/24 via 10.0.0.13");
         let (hop, took) = resolved(&mut events, "192.0.2.7", PEER_MAC).await;
         assert_eq!((hop.neighbour, hop.mtu), (ip("10.0.0.13"), 1500));
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(took < BY_EVENT, "{took:?}");
 
         run_ip("route add 192.0.2.0/24 via 10.0.0.12 table 100");
         run_ip("rule add to 192.0.2.7 table 100");
         let (hop, took) = resolved(&mut events, "192.0.2.7", PEER_MAC).await;
         assert_eq!(hop.neighbour, ip("10.0.0.12"));
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(took < BY_EVENT, "{took:?}");
 
         run_ip("link set eth0 mtu 1300");
         let (hop, _) = resolved(&mut events, "192.0.2.7", PEER_MAC).await;

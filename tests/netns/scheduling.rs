@@ -178,6 +178,11 @@ fn a_drained_server_finishes_what_it_has_until_the_deadline_and_denied_clients_e
     let shown = real_server(&agent, "web", address.parse().unwrap());
     assert_eq!(shown["state"], "draining", "{shown}");
     assert!(shown["drain"]["deadlineIn"].as_u64().is_some_and(|seconds| seconds > 3000), "{shown}");
+    // The new agent has not seen the connection begin, but it began before the drain.
+    let drain = &shown["drain"];
+    assert!(drain["remaining"].as_u64() >= Some(1) && drain["oldestAtLeast"] == true, "{shown}");
+    assert!(drain["oldest"].as_u64() >= drain["since"].as_u64(), "{shown}");
+    assert!(drain["eta"].as_u64().is_some_and(|eta| (1..=3600).contains(&eta)), "{shown}");
     first.finish().expect("a drained server finishes what it has");
 
     // Another one, at a server that gets a deadline.

@@ -4,6 +4,7 @@
 mod alone;
 mod interop;
 mod pair;
+mod role;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,8 +19,15 @@ pub const TAKEOVER: Duration = Duration::from_secs(30);
 
 /// Whether this director's eth0 has the address.
 pub fn owns(host: &Host, vip: IpAddr) -> bool {
-    let shown = host.namespace.output("ip", &["-o", "address", "show", "dev", "eth0"]);
-    shown.split_whitespace().any(|word| word.split('/').next() == Some(&vip.to_string()))
+    owns_on(host, "eth0", vip)
+}
+
+/// Whether the interface has the address.
+pub fn owns_on(host: &Host, interface: &str, vip: IpAddr) -> bool {
+    // An interface that does not exist has none.
+    let command = &["-o", "address", "show", "to", &vip.to_string()];
+    let shown = host.namespace.output("ip", command);
+    shown.lines().any(|line| line.split_whitespace().nth(1) == Some(interface))
 }
 
 /// Waits until this director owns the address and the other does not.
@@ -47,6 +55,14 @@ pub fn stays_only(owner: &Host, other: &Host, vip: IpAddr, time: Duration) {
         assert!(!owns(other, vip), "{vip} has a second owner, {}", other.namespace.role());
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Who answers at the VIP, seen by the client: the MAC address in its neighbour table.
+pub fn answers(topology: &Topology, vip: IpAddr) -> Option<[u8; 6]> {
+    let shown = topology.client().namespace.output("ip", &["neighbour", "show", "to", &vip.to_string()]);
+    let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1)?;
+    let bytes: Vec<u8> = mac.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.try_into().ok()
 }
 
 /// The agent's instance as `get vrrp NAME` shows it.

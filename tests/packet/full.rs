@@ -309,6 +309,29 @@ fn a_nat_flow_is_two_entries_or_none() {
     }
 }
 
+/// Both its entries may want the place that is least worth keeping, and the first to get it must not make room for the
+/// other.
+#[test]
+fn a_nat_flow_displaces_two_others_and_not_itself() {
+    for v6 in [false, true] {
+        let mut world = tiny();
+        service(&mut world, v6, Pick::Cursor, Forwarding::Dr);
+        fill(&mut world, v6);
+        replace_method(&mut world, v6, Pick::Cursor, Forwarding::Nat);
+        for port in 3000..3200 {
+            dress(&world, |slot| (State::TimeWait, 100 + (slot as i16 + port as i16) % 7));
+            let seen = world.send(&packet(v6, port, SYN).bytes());
+            assert!(matches!(seen.counted, Counted::In(_)), "port {port}: {seen:?}");
+            assert_eq!(seen.events, [Reason::FlowNew, Reason::EvictedClosing, Reason::EvictedClosing]);
+            let mut new = world.entries();
+            new.retain(|entry| entry.state() == State::SynReceived as u8);
+            let mut kinds: Vec<u8> = new.iter().map(|entry| entry.kind() as u8).collect();
+            kinds.sort_unstable();
+            assert_eq!(kinds, [Kind::Flow as u8, Kind::NatReply as u8], "port {port}");
+        }
+    }
+}
+
 /// Two choices of four ways, the first preferred: on the average 4 of these 1,024 flows find both their buckets
 /// full.
 #[test]

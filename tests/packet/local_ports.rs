@@ -10,7 +10,11 @@ use lb_common::{
     service::{OnUnknownFlow, Pick},
     state::{ACK, FIN, SYN},
 };
-use std::collections::BTreeSet;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
 fn consecutive_ports_of_one_client_find_a_local_port_each() -> Result<()> {
@@ -38,6 +42,35 @@ fn a_client_that_begins_anew_on_one_port_holds_one_local_port() -> Result<()> {
     let views = plane.views();
     let held = (0..views.leases.len()).filter(|lease| !views.lease_word(*lease).is_empty()).count();
     assert_eq!(held, 1, "local ports of connections that are over are still held");
+    Ok(())
+}
+
+/// What a real server's TIME_WAIT knows of a local port must be of the client that comes back to it.
+#[test]
+fn a_client_that_begins_anew_on_a_port_keeps_its_local_port_on_every_cpu() -> Result<()> {
+    let (plane, _tables) = full_nat()?;
+    let cpus = sched_getaffinity(Pid::from_raw(0))?;
+    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false)).collect();
+    let mut local = BTreeMap::new();
+    // Some of the ports that a search would find first are taken when a flow comes first, and free when it returns.
+    for round in 0..4 {
+        let mut cpu = CpuSet::new();
+        cpu.set(allowed[round % allowed.len()])?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        for n in 0..3000 {
+            let port = 30_000 + n * [1, 7, 11, 13][round] % 3000;
+            let out = plane.test_run(&frame(port, SYN))?;
+            assert_eq!(
+                out.action,
+                Action::Tx,
+                "round {round}: the flow from port {port} found no local port"
+            );
+            let leased = [out.frame[34], out.frame[35]];
+            assert_eq!(*local.entry(port).or_insert(leased), leased, "round {round}: port {port}");
+            plane.test_run(&frame(port, FIN | ACK))?;
+        }
+    }
+    sched_setaffinity(Pid::from_raw(0), &cpus)?;
     Ok(())
 }
 

@@ -138,12 +138,33 @@ fn a_probe_goes_to_the_vip_on_its_server_and_the_reply_comes_back() {
 fn the_directors_role_is_nothing_to_a_probe() {
     for v6 in [false, true] {
         let mut probe = Probe::new(Method::Dr, v6, false);
-        let instance = probe.flow.world.tables.set_vrrp("edge", &[vip(v6)]).unwrap();
+        let instance = probe.flow.world.tables.set_vrrp("edge", &[vip(v6)], true).unwrap();
         let now = probe.flow.world.plane.clock().jiffies().unwrap();
         for word in [0, VRRP_FOREVER, VRRP_MASTER | now & !VRRP_MASTER] {
             probe.flow.world.plane.vrrp_roles().set_word(instance, word).unwrap();
             let port = probe.send(&probe.packet(PORT, SYN));
             probe.arrives(&format!("v6={v6} {word:x}"), &probe.reply(port, SYN | ACK), PORT);
+        }
+    }
+}
+
+#[test]
+fn what_a_probed_vip_sends_to_an_instances_address_goes_by_the_role_there() {
+    for v6 in [false, true] {
+        let mut probe = Probe::new(Method::Dr, v6, false);
+        let port = probe.send(&probe.packet(PORT, SYN));
+        let to = server(v6, 9);
+        let packet = probe.reply(port, ACK).with(|p| p.destination = to);
+        let now = probe.flow.world.plane.clock().jiffies().unwrap();
+        for (accept, word, reason) in [
+            (true, VRRP_FOREVER, Reason::NotOurs),
+            (false, VRRP_FOREVER, Reason::NotAccepted),
+            (false, 0, Reason::VrrpBackup),
+            (true, VRRP_MASTER | now & !VRRP_MASTER, Reason::LeaseExpired),
+        ] {
+            let instance = probe.flow.world.tables.set_vrrp("edge", &[to], accept).unwrap();
+            probe.flow.world.plane.vrrp_roles().set_word(instance, word).unwrap();
+            probe.flow.world.ends(&format!("v6={v6} accept={accept} {word:x}"), &packet, reason);
         }
     }
 }

@@ -28,8 +28,13 @@ const INSTANCE: u8 = 2;
 
 /// Makes addresses follow an instance that is not the first.
 fn follow(world: &mut World, addresses: &[IpAddr]) {
-    world.tables.set_vrrp("other", &["198.18.0.1".parse().unwrap()]).unwrap();
-    assert_eq!(world.tables.set_vrrp("edge", addresses).unwrap(), INSTANCE);
+    world.tables.set_vrrp("other", &["198.18.0.1".parse().unwrap()], true).unwrap();
+    accept(world, addresses, true);
+}
+
+/// The instance with these addresses, with or without accept mode.
+fn accept(world: &mut World, addresses: &[IpAddr], accept: bool) {
+    assert_eq!(world.tables.set_vrrp("edge", addresses, accept).unwrap(), INSTANCE);
 }
 
 fn set_word(world: &World, word: u64) {
@@ -339,6 +344,105 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
             let from_server = Packet::tcp((address, 80), (vip(v6), 81), SYN);
             flow.world.ends(&format!("v6={v6} {word:x} from a server"), &from_server, reasons[0]);
         }
+    }
+}
+
+#[test]
+fn without_accept_mode_a_master_takes_nothing_but_neighbour_discovery() {
+    for (is, v6) in Is::ALL.into_iter().flat_map(|is| [(is, false), (is, true)]) {
+        let mut world = is.world();
+        if is != Is::Free {
+            accept(&mut world, &[vip(false), vip(true)], false);
+        }
+        let serving = if is == Is::Free { Reason::NotOurs } else { Reason::NotAccepted };
+        let reason = is.of(Reason::VrrpBackup, Reason::LeaseExpired, serving);
+        let (from, to) = ((client(v6, 7), 40_000), (vip(v6), 80));
+        let icmp = Packet::other(from.0, to.0, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
+        let fragment = Packet::udp(from, to).with(|p| {
+            p.fragment = 0x2000;
+            if v6 {
+                p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
+            }
+        });
+        for (what, packet) in [
+            ("SYN", Packet::tcp(from, to, SYN)),
+            ("UDP", Packet::udp(from, to)),
+            ("echo", icmp),
+            ("fragment", fragment),
+            ("SCTP", Packet::other(from.0, to.0, 132)),
+        ] {
+            world.ends(&format!("{is:?} v6={v6}: {what}"), &packet, reason);
+            let tagged = packet.tagged(&[(0x8100, 5)]);
+            world.ends(&format!("{is:?} v6={v6}: {what}, tagged"), &tagged, reason);
+        }
+        let elsewhere = Packet::tcp(from, (server(v6, 9), 80), SYN);
+        world.ends(&format!("{is:?} v6={v6}: elsewhere"), &elsewhere, Reason::NotOurs);
+        if v6 {
+            let silent = is.of(Reason::NdBackup, Reason::NdExpired, Reason::NotOurs);
+            let host = server(true, 1);
+            for (kind, to) in
+                [(SOLICITATION, group(vip(true))), (SOLICITATION, vip(true)), (ADVERTISEMENT, vip(true))]
+            {
+                let packet = discovery(kind, host, to, vip(true));
+                world.ends(&format!("{is:?}: {kind} to {to}"), &packet, silent);
+            }
+        } else {
+            let silent = is.of(Reason::ArpBackup, Reason::ArpExpired, Reason::NotIp);
+            world.ends_frame(
+                &format!("{is:?}: ARP"),
+                &arp(REQUEST, server(false, 1), vip(false), &[]),
+                silent,
+            );
+        }
+    }
+}
+
+#[test]
+fn without_accept_mode_services_are_served_and_nothing_else_of_their_addresses() {
+    for (method, v6, udp) in matrix() {
+        let mut flow = flow(method, v6, udp);
+        let case = flow.name();
+        set(&mut flow, VRRP_FOREVER);
+        accept(&mut flow.world, &[vip(v6), local(v6)], false);
+        flow.establish();
+        let packet = flow.packet(ACK);
+        flow.forward(&packet);
+        let from = (client(v6, 7), 40_000);
+        let icmp = |to| Packet::other(from.0, to, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
+        let fragment = Packet::udp(from, (vip(v6), 80)).with(|p| {
+            p.fragment = 0x2000;
+            if v6 {
+                p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
+            }
+        });
+        let mut refused = vec![
+            ("another port", Packet::tcp(from, (vip(v6), 81), SYN)),
+            ("another port's ACK", Packet::tcp(from, (vip(v6), 81), ACK)),
+            ("another port, UDP", Packet::udp(from, (vip(v6), 81))),
+            ("echo", icmp(vip(v6))),
+            ("fragment", fragment),
+            ("SCTP", Packet::other(from.0, vip(v6), 132)),
+        ];
+        if method.translates() && method != Method::Nat {
+            refused.push(("echo to the pool", icmp(local(v6))));
+        }
+        for (what, packet) in refused {
+            flow.world.ends(&format!("{case}: {what}"), &packet, Reason::NotAccepted);
+        }
+        if v6 {
+            let asked = discovery(SOLICITATION, server(true, 1), vip(true), vip(true));
+            flow.world.ends(&format!("{case}: solicitation"), &asked, Reason::Icmp);
+        }
+        // A real server that answers through us has no more right to the kernel.
+        let address = server(v6, 12);
+        flow.world.tables.bind_address("nat", lb_agent::dataplane::tables::Role::NatSource, address).unwrap();
+        let other = server(v6, 13);
+        accept(&mut flow.world, &[vip(v6), local(v6), other], false);
+        let from_server = Packet::tcp((address, 80), (other, 81), SYN);
+        flow.world.ends(&format!("{case}: from a server"), &from_server, Reason::NotAccepted);
+        accept(&mut flow.world, &[vip(v6), local(v6), other], true);
+        flow.world.ends(&format!("{case}: accepted"), &from_server, Reason::ServerTraffic);
+        flow.world.ends(&format!("{case}: accepted"), &Packet::udp(from, (vip(v6), 81)), Reason::NoService);
     }
 }
 

@@ -55,6 +55,7 @@ pub const TESTS: &[Part] = &[
     program("nginx", "nginx-light", "the real servers of tests and demo"),
     program("curl", "curl", "the client of tests and demo"),
     program("ip", "iproute2", "makes network namespaces and their links"),
+    program("bridge", "iproute2", "shows behind which port of the test switch a MAC address is"),
     program("nsenter", "util-linux", "enters a namespace without losing sight of bpffs"),
     program("ethtool", "ethtool", "sets the offloads of the test links"),
     program("sysctl", "procps", "sets ARP and routing of the namespaces"),

@@ -88,6 +88,7 @@ struct Agent {
     watched: passive::Watched,
     desired: Desired,
     drains: Drains,
+    ebbs: drain::Ebbs,
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
@@ -354,6 +355,7 @@ impl Agent {
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
         let denied = deny::newly_denied(&steps, self.applier.done());
+        let kept = deny::newly_kept(&steps, self.applier.done());
         // What the kernel sends from an address must be seen before the address can be a backup's.
         let vrrp = !wanted.vrrp.is_empty();
         let egress = self.dataplane.set_egress(vrrp);
@@ -364,6 +366,7 @@ impl Agent {
         self.unfinished = result.is_err();
         result?;
         self.end_denied(denied);
+        self.shorten_persistence(kept);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
         // Without an interface there is no lease that another interface's answers would break.
         let leased = vrrp && !self.running.interfaces.is_empty();

@@ -70,6 +70,7 @@ pub async fn start(
         watched: Default::default(),
         desired,
         drains: Drains::default(),
+        ebbs: Default::default(),
         events,
         sinks,
         vrrp,

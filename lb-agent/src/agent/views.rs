@@ -8,19 +8,19 @@ use lb_common::destination::{Forwarding as RecordForwarding, Traffic};
 use lb_common::verdict::Class;
 use tokio::sync::oneshot;
 
-use super::drain::{drain_reason, drain_view};
+use super::drain::drain_reason;
 use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, InterfaceView, LimitsView, ObjectView, Origin,
-    RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, EndpointView, InterfaceView, LimitsView, ObjectView,
+    Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection};
 use crate::dataplane::{Error, Scan};
 use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
-use crate::model::{Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
+use crate::model::{Endpoint, Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
 use crate::plan::{Binding, Mac};
 
 impl Agent {
@@ -227,6 +227,7 @@ impl Agent {
             sorry: judgement.is_some_and(|judgement| judgement.sorry),
             exact: slots.is_none_or(|slots| slots.exact),
             address_interface: service.address_interface.clone(),
+            endpoints: service.endpoints.iter().map(endpoint_view).collect(),
             origin: self.origin(&ObjectId { kind: Kind::VirtualService, name: service.name.clone() }),
         }
     }
@@ -239,7 +240,8 @@ impl Agent {
     ) -> RealServerView {
         let binding = binding_of(service, server);
         let (active, inactive, traffic, limits) = self.counted(service, &binding, counts);
-        let drain = self.drain_view(&service.name, service.key_of(server), active + inactive);
+        let left = self.left(service, &binding, counts.scan.as_deref());
+        let drain = self.drain_view(&service.name, service.key_of(server), left);
         let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
@@ -366,12 +368,9 @@ impl Agent {
     fn leaving_servers(&self, service: &VirtualService, counts: &Counts<'_>) -> Vec<RealServerView> {
         let view = |drain: &Drain| {
             let mut view = self.real_server(service, &drain.server, counts);
-            let resets = self.director.resets(&service.name, service.key_of(&drain.server));
-            let shown = drain_view(drain, view.active + view.inactive, resets);
             view.weight = 0;
             view.state = RealServerState::Removed;
-            view.reason = format!("no longer in the manifest; {}", drain_reason(Some(&shown)));
-            view.drain = Some(shown);
+            view.reason = format!("no longer in the manifest; {}", drain_reason(view.drain.as_ref()));
             view
         };
         self.drains.removed_of(&service.name).map(view).collect()
@@ -452,6 +451,12 @@ impl<'a> Counts<'a> {
             (active + u64::from(count.active), inactive + u64::from(count.inactive))
         })
     }
+}
+
+fn endpoint_view(endpoint: &Endpoint) -> EndpointView {
+    let Endpoint { address, ports, protocol } = endpoint;
+    let protocol = word_of(&PROTOCOLS, *protocol).into();
+    EndpointView { address: *address, ports: ports.to_string(), protocol }
 }
 
 fn connection_view(connection: Connection, service: String) -> ConnectionView {

@@ -112,7 +112,7 @@ impl Agent {
                 let instance = whole(&objects, instance);
                 let addresses: Vec<IpAddr> =
                     instance.all_addresses().map(|address| address.address.addr()).collect();
-                match self.applier.set_vrrp(&instance.name, &addresses) {
+                match self.applier.set_vrrp(&instance.name, &addresses, instance.accept) {
                     Ok(number) => _ = numbers.insert(instance.name.clone(), number),
                     Err(error) => problems.push(format!("VrrpInstance/{}: {error:#}", instance.name)),
                 }

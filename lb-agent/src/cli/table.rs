@@ -11,7 +11,7 @@ use super::grid::{Grid, Pairs, or_dash, paint};
 use super::health;
 use super::units::{clock, duration, short};
 use crate::control::views::{
-    ConnectionsView, CountersView, DrainView, LimitsView, ObjectView, Origin, PersistenceView,
+    ConnectionsView, CountersView, DrainView, EndpointView, LimitsView, ObjectView, Origin, PersistenceView,
     RealServerState, RealServerView, ServiceState, ServiceView, StatusView, VrrpStatus,
 };
 
@@ -52,7 +52,14 @@ pub fn services(services: &[ServiceView], look: Look) -> String {
                 Cell::new(origin(&service.origin)),
             ]);
         }
+        let columns = row.len();
         grid.row(row);
+        // They share everything that the first line says.
+        for other in &service.endpoints {
+            let mut row = vec![Cell::new(""); columns];
+            row[1] = Cell::new(further(other));
+            grid.row(row);
+        }
     }
     let notes = services.iter().map(|service| (service.name.clone(), service.reason.as_str()));
     grid.finish() + &reasons(notes)
@@ -269,6 +276,7 @@ pub fn service(service: &ServiceView, servers: &[RealServerView], look: Look) ->
     let mut lines = Pairs::default();
     lines.add("name", &service.name);
     lines.add("address", &endpoint(service));
+    service.endpoints.iter().for_each(|other| lines.add("", &further(other)));
     let state = match service.reason.as_str() {
         "" => service_state(service.state).to_owned(),
         reason => format!("{} ({reason})", service_state(service.state)),
@@ -291,10 +299,17 @@ pub fn service(service: &ServiceView, servers: &[RealServerView], look: Look) ->
     lines.finish() + "\n" + &real_servers(servers, look)
 }
 
-/// `203.0.113.10:80,443/tcp`.
 fn endpoint(service: &ServiceView) -> String {
-    let ServiceView { ports, protocol, .. } = service;
-    match service.address {
+    place(service.address, &service.ports, &service.protocol)
+}
+
+fn further(endpoint: &EndpointView) -> String {
+    place(endpoint.address, &endpoint.ports, &endpoint.protocol)
+}
+
+/// `203.0.113.10:80,443/tcp`.
+fn place(address: IpAddr, ports: &str, protocol: &str) -> String {
+    match address {
         IpAddr::V4(address) => format!("{address}:{ports}/{protocol}"),
         IpAddr::V6(address) => format!("[{address}]:{ports}/{protocol}"),
     }
@@ -365,12 +380,20 @@ fn limit(limits: &LimitsView) -> Cell {
     if limits.overloaded { cell.fg(Color::Red) } else { cell }
 }
 
-/// `3 left, 9m 12s`.
+/// `3 left, oldest 2h, gone in 5m, reset in 9m 12s`.
 fn drain(drain: &DrainView) -> String {
+    let mut text = format!("{} left", drain.remaining);
+    if let Some(oldest) = drain.oldest {
+        let more = if drain.oldest_at_least { "≥" } else { "" };
+        let _ = write!(text, ", oldest {more}{}", duration(oldest));
+    }
+    if let Some(eta) = drain.eta.filter(|eta| *eta > 0 && Some(*eta) != drain.deadline_in) {
+        let _ = write!(text, ", gone in {}", duration(eta));
+    }
     match drain.deadline_in {
-        None => format!("{} left", drain.remaining),
-        Some(0) => format!("{} left, {}", drain.remaining, drain.on_deadline),
-        Some(seconds) => format!("{} left, {} in {}", drain.remaining, drain.on_deadline, duration(seconds)),
+        None => text,
+        Some(0) => format!("{text}, {}", drain.on_deadline),
+        Some(seconds) => format!("{text}, {} in {}", drain.on_deadline, duration(seconds)),
     }
 }
 

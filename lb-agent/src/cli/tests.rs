@@ -89,6 +89,7 @@ fn service(name: &str, address: &str, ports: &str) -> ServiceView {
         sorry: false,
         exact: true,
         address_interface: Some("eth0".into()),
+        endpoints: Vec::new(),
         origin: Origin::File("web.yaml".into()),
     }
 }
@@ -201,6 +202,8 @@ web 10.0.0.12:8080: no ARP answer from 10.0.0.12 on eth0
     assert_eq!(table::real_servers(&[], Look::default()), "no real servers\n");
 }
 
+const DRAINS: &str = "429 left, oldest ≥2h 1m, gone in 2m 5s, reset in 9m 12s";
+
 #[test]
 fn wide_real_servers_have_thresholds_persistence_and_drain() {
     let limits = LimitsView {
@@ -215,17 +218,38 @@ fn wide_real_servers_have_thresholds_persistence_and_drain() {
         deadline_in: Some(552),
         on_deadline: "reset".into(),
         remaining: 429,
+        oldest: Some(7260),
+        oldest_at_least: true,
+        eta: Some(125),
         resetting: false,
     };
     let leaving =
         RealServerView { limits, drain: Some(drain), ..server("10.0.0.11", None, RealServerState::Draining) };
     let text = table::real_servers(&[leaving], Look { wide: true, colour: false });
     let (head, row) = text.split_once('\n').unwrap();
-    for (column, value) in
-        [("PERSIST", "12"), ("MAX", "500"), ("RESUME", "375"), ("DRAIN", "429 left, reset in 9m 12s")]
-    {
+    for (column, value) in [("PERSIST", "12"), ("MAX", "500"), ("RESUME", "375"), ("DRAIN", DRAINS)] {
         assert!(head.contains(column) && row.contains(value), "{text}");
     }
+}
+
+#[test]
+fn every_endpoint_of_a_service_has_a_line() {
+    let other = |address: &str, protocol: &str| EndpointView {
+        address: address.parse().unwrap(),
+        ports: "443".into(),
+        protocol: protocol.into(),
+    };
+    let endpoints = vec![other("203.0.113.10", "udp"), other("2001:db8::10", "tcp")];
+    let group = ServiceView { endpoints, ..service("web", "203.0.113.10", "80,443") };
+    let text = table::services(&[group.clone(), service("other", "203.0.113.11", "80")], Look::default());
+    fits(&text);
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..2], ["web", "203.0.113.10:80,443/tcp"], "{text}");
+    assert_eq!(lines[2], ["203.0.113.10:443/udp"], "{text}");
+    assert_eq!(lines[3], ["[2001:db8::10]:443/tcp"], "{text}");
+    assert_eq!(lines[4][0], "other", "{text}");
+    let text = table::service(&group, &[], Look::default());
+    assert!(text.contains("\n              [2001:db8::10]:443/tcp\n"), "{text}");
 }
 
 #[test]

@@ -77,7 +77,21 @@ pub struct ServiceView {
     /// Where the agent puts the VIP; None where someone else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_interface: Option<String>,
+    /// The endpoints beyond the first, which share its real servers, persistence and limits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointView>,
     pub origin: Origin,
+}
+
+/// Where else a service listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    pub address: IpAddr,
+    /// `80,443`, `8000-8099` or `any`.
+    pub ports: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
 }
 
 /// How a service stands.
@@ -168,6 +182,15 @@ pub struct DrainView {
     pub on_deadline: String,
     /// Connections that are left.
     pub remaining: u64,
+    /// How long the oldest of them has been there, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u64>,
+    /// The oldest may be older: it was there before the agent began to look.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oldest_at_least: bool,
+    /// Seconds until none is expected to be left; None: nothing can be said yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<u64>,
     /// They are reset with their next packet.
     #[serde(default)]
     pub resetting: bool,

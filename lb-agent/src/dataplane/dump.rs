@@ -10,8 +10,12 @@ use lb_common::{
     state::State,
 };
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering::{AcqRel, Acquire},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire},
+    },
     time::Duration,
 };
 
@@ -72,21 +76,62 @@ pub fn end(views: &Views, clock: &Clock, mut doomed: impl FnMut(&Connection) -> 
             if !doomed {
                 continue;
             }
-            // A packet may refresh it meanwhile: only what it did then is done over.
-            let over = value.with_deadline(now.wrapping_sub(1));
-            let word = views.value(bucket, way);
-            if word.compare_exchange(value.0, over.0, AcqRel, Acquire).is_ok() {
-                ended += 1;
-            } else {
-                let latest = Value(word.load(Acquire));
-                if latest.payload() == value.payload() {
-                    let over = latest.with_deadline(now.wrapping_sub(1));
-                    ended += u64::from(word.compare_exchange(latest.0, over.0, AcqRel, Acquire).is_ok());
-                }
+            ended += u64::from(expire(views.value(bucket, way), value, now.wrapping_sub(1)));
+            if value.kind() == Kind::FullNat {
+                end_lease(views, value.lease(), entry.identity, now.wrapping_sub(1));
             }
         }
     }
     Ok(ended)
+}
+
+/// The local port of a FULLNAT flow that has ended is free at once, and its server is counted one less.
+fn end_lease(views: &Views, lease: u32, owner: u64, deadline: u16) {
+    if lease >= views.leases.len() {
+        return;
+    }
+    let word = views.leases.word(lease, 8);
+    let value = Value(word.load(Acquire));
+    // Another flow may have it by now.
+    if !value.is_empty() && !value.is_busy() && views.leases.word(lease, 0).load(Acquire) == owner {
+        expire(word, value, deadline);
+    }
+}
+
+/// Gives a word, last seen as `value`, another deadline. A packet may refresh it meanwhile: only what it did then is
+/// done over.
+fn expire(word: &AtomicU64, value: Value, deadline: u16) -> bool {
+    let with = |value: Value| {
+        word.compare_exchange(value.0, value.with_deadline(deadline).0, AcqRel, Acquire).is_ok()
+    };
+    if with(value) {
+        return true;
+    }
+    let latest = Value(word.load(Acquire));
+    latest.payload() == value.payload() && with(latest)
+}
+
+/// Gives every persistence template at most the time that `timeouts` says of its group, by the index of the service
+/// that leads it, in ticks. Returns how many had more.
+pub fn shorten(views: &Views, clock: &Clock, timeouts: &BTreeMap<u32, u16>) -> Result<u64, Error> {
+    let now = clock.tick()?;
+    let mut shortened = 0;
+    for bucket in 0..views.connections.len() {
+        for way in 0..WAYS as u32 {
+            let Some(entry) = stable(views, bucket, way) else { continue };
+            let value = Value(entry.value);
+            if value.kind() != Kind::Template || value.is_expired(now) {
+                continue;
+            }
+            let group = read_template(views, clock, now, bucket, way, entry).map(|template| template.group);
+            let Some(timeout) = group.and_then(|group| timeouts.get(&group)) else { continue };
+            if value.deadline().wrapping_sub(now) > *timeout {
+                let word = views.value(bucket, way);
+                shortened += u64::from(expire(word, value, now.wrapping_add(*timeout)));
+            }
+        }
+    }
+    Ok(shortened)
 }
 
 /// The client of a persistence template.
@@ -356,6 +401,61 @@ mod tests {
         assert_eq!(found[0].client, StickyClient::Prefix(ip("198.51.100.0")));
         assert_eq!((found[0].group, found[0].destination, found[0].real_server), (1, 2, ip("10.0.0.11")));
         assert_eq!(found[1].client, StickyClient::Call);
+    }
+
+    #[test]
+    fn a_shorter_persistence_holds_for_clients_that_are_kept_already() {
+        let views = views();
+        for (index, service) in [(2, 3), (4, 0)] {
+            let record = Destination {
+                word: Destination::make_word(0, 1500, flags::VALID),
+                service,
+                ..Destination::default()
+            };
+            views.destinations.update(index, &record, 0);
+        }
+        views.services.update(3, &lb_common::service::Service { leader: 1, ..Default::default() }, 0);
+        let put = |way: u32, client: &str, destination: u32, deadline: u16| {
+            let identity = views.secrets.template_v4(Address::from(ip(client)).words()[0], 1);
+            let first = views.secrets.first(identity);
+            let value = Value::flow(Kind::Template, destination, first, State::Unconfirmed, deadline);
+            views.identity(0, way).store(identity, Relaxed);
+            views.value(0, way).store(value.0, Relaxed);
+        };
+        put(0, "198.51.100.1", 2, 500);
+        put(1, "198.51.100.2", 2, 60);
+        put(2, "198.51.100.3", 4, 500);
+        let clock = Clock::fixed(0, 250);
+        let timeouts = BTreeMap::from([(1, 100)]);
+        assert_eq!(shorten(&views, &clock, &timeouts).unwrap(), 1);
+        let deadline = |way| Value(views.value(0, way).load(Relaxed)).deadline();
+        assert_eq!((deadline(0), deadline(1), deadline(2)), (100, 60, 500), "the last is another group's");
+        assert_eq!(shorten(&views, &clock, &timeouts).unwrap(), 0, "done once");
+    }
+
+    #[test]
+    fn a_fullnat_flow_that_is_ended_gives_its_local_port_back() {
+        let views = views();
+        destination(&views, 4, "203.0.113.10", "10.0.1.21", 9443, Forwarding::FullNat as u32);
+        let leases = [lease_index(0, 50_000), lease_index(0, 50_001)];
+        for ((way, client), lease) in [(0, "198.51.100.7"), (1, "198.51.100.8")].into_iter().zip(leases) {
+            put_v4(&views, way, "203.0.113.10", client, (7, 8443), |first| {
+                Value::full_nat(lease, first, State::Established, 10)
+            });
+            views.leases.word(lease, 0).store(views.identity(0, way).load(Relaxed), Relaxed);
+            let word = Value::flow(Kind::FullNat, 4, 0, State::Established, 10);
+            views.leases.word(lease, 8).store(word.0, Relaxed);
+        }
+        let clock = Clock::fixed(0, 250);
+        let of_first = |flow: &Connection| flow.client.ip() == ip("198.51.100.7");
+        assert_eq!(end(&views, &clock, of_first).unwrap(), 1);
+        let expired = |lease| views.lease_word(lease).is_expired(0);
+        assert_eq!(leases.map(expired), [true, false]);
+        assert!(Value(views.value(0, 0).load(Relaxed)).is_expired(0));
+        // A port that another flow has meanwhile is that flow's.
+        views.leases.word(leases[1], 0).store(1, Relaxed);
+        assert_eq!(end(&views, &clock, |_| true).unwrap(), 1);
+        assert!(!expired(leases[1]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! tables and switches the program, `tables` is what a plan's steps are run against, `sweeper` frees expired
 //! flows and counts the live ones, `dump` and `counters` read for the operator.
 
+pub mod ages;
 mod attach;
 mod bpf;
 mod cells;

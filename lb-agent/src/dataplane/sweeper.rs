@@ -2,6 +2,7 @@
 //! hops are still named, so that an index is given out again only when nothing can mean its former owner.
 //! Has a thread of its own: nothing slow may delay it.
 
+use super::ages::{Age, Ages};
 use super::{Clock, Error, Views};
 use lb_common::{
     connection::{Kind, Value, WAYS},
@@ -54,6 +55,12 @@ pub struct Scan {
     pub leases: Vec<u32>,
     /// Live persistence templates by destination.
     pub templates: Vec<u32>,
+    /// The sweeper's age when the walk began, in seconds; that of its first walk is 0.
+    second: u32,
+    /// By destination: the second in which the sweeper met the oldest flow, plus one; 0 is none.
+    oldest: Vec<u32>,
+    /// By destination: ticks until its last flow expires, if no packet comes.
+    silent_in: Vec<u16>,
     /// Loads that were put right, for their counts had drifted away from the flows.
     pub healed: u64,
     /// By load: what the flows add up to, the counts when the walk began, and by how much they differed after the
@@ -80,6 +87,9 @@ impl Scan {
             counts: vec![Count::default(); views.destinations.len() as usize],
             leases: vec![0; (views.leases.len() >> 16) as usize],
             templates: vec![0; views.destinations.len() as usize],
+            second: 0,
+            oldest: vec![0; views.destinations.len() as usize],
+            silent_in: vec![0; views.destinations.len() as usize],
             healed: 0,
             loads: vec![0; views.loads.len() as usize],
             loads_before: vec![0; views.loads.len() as usize],
@@ -93,6 +103,8 @@ impl Scan {
         (self.entries, self.expired, self.expired_leases, self.without_lease) = (0, 0, 0, 0);
         self.healed = 0;
         self.templates.fill(0);
+        self.oldest.fill(0);
+        self.silent_in.fill(0);
         self.loads.fill(0);
         self.counts.fill(Count::default());
         self.leases.fill(0);
@@ -115,11 +127,23 @@ impl Scan {
         self.counts.get(destination as usize).copied().unwrap_or_default()
     }
 
-    /// One walk, at tick `now`. Allocates nothing. An entry that changes meanwhile is judged by one of its two
-    /// words, and freed only if it did not change (compare and exchange).
-    pub fn walk(&mut self, views: &Views, now: u16) {
+    /// How long the oldest flow of a destination has been there; None when it has none.
+    pub fn oldest(&self, destination: u32) -> Option<Age> {
+        let met = self.oldest.get(destination as usize)?.checked_sub(1)?;
+        Some(Age { seconds: self.second.saturating_sub(met), at_least: met == 0 })
+    }
+
+    /// Ticks until the last flow of a destination expires if no packet comes any more.
+    pub fn silent_in(&self, destination: u32) -> u16 {
+        self.silent_in.get(destination as usize).copied().unwrap_or_default()
+    }
+
+    /// One walk, at tick `now` and in that second of the sweeper's life. Allocates nothing. An entry that changes
+    /// meanwhile is judged by one of its two words, and freed only if it did not change (compare and exchange).
+    pub fn walk(&mut self, views: &Views, now: u16, second: u32, ages: &mut Ages) {
         self.clear();
         self.began = Instant::now();
+        self.second = second;
         for (load, before) in (0..).zip(&mut self.loads_before) {
             *before = views.counts(load).load(Acquire);
         }
@@ -139,7 +163,12 @@ impl Scan {
                     }
                     continue;
                 }
-                self.note(views, value);
+                if let Some(destination) = self.note(views, value) {
+                    let slot = bucket as usize * WAYS + way as usize;
+                    let identity = views.identity(bucket, way).load(Relaxed);
+                    let met = ages.meet(slot, identity, value.state(), second);
+                    self.note_age(destination, met, value.deadline().wrapping_sub(now));
+                }
             }
         }
         self.walk_leases(views, now);
@@ -148,14 +177,15 @@ impl Scan {
         self.number += 1;
     }
 
-    fn note(&mut self, views: &Views, value: Value) {
+    /// Notes a live entry; returns the destination of a flow.
+    fn note(&mut self, views: &Views, value: Value) -> Option<u32> {
         self.entries += 1;
         let destination = match value.kind() {
             Kind::FullNat => {
                 let lease = views.lease_word(value.lease());
                 if lease.is_empty() {
                     self.without_lease += 1;
-                    return;
+                    return None;
                 }
                 lease.destination()
             }
@@ -170,9 +200,24 @@ impl Scan {
                     *templates += 1;
                 }
             }
-            Kind::FullNat => {}
-            Kind::Flow => self.count_flow(views, value),
+            Kind::FullNat => return Some(destination),
+            Kind::Flow => {
+                self.count_flow(views, value);
+                return Some(destination);
+            }
         }
+        None
+    }
+
+    fn note_age(&mut self, destination: u32, met: u32, ticks_left: u16) {
+        let at = destination as usize;
+        let (Some(oldest), Some(silent_in)) = (self.oldest.get_mut(at), self.silent_in.get_mut(at)) else {
+            return;
+        };
+        if *oldest == 0 || met < *oldest - 1 {
+            *oldest = met + 1;
+        }
+        *silent_in = (*silent_in).max(ticks_left);
     }
 
     fn count_flow(&mut self, views: &Views, value: Value) {
@@ -403,12 +448,15 @@ impl Drop for Sweeper {
 fn sweep(views: &Views, clock: &Clock, board: &Board, interval: Duration) {
     let mut number = 0;
     let mut spare = None;
+    let mut ages = Ages::new(views.connections.len() as usize * WAYS);
+    let mut first = None;
     loop {
         let mut scan = spare.take().unwrap_or_else(|| Scan::empty(views));
         scan.number = number;
         match clock.tick() {
             Ok(now) => {
-                scan.walk(views, now);
+                let second = first.get_or_insert_with(Instant::now).elapsed().as_secs();
+                scan.walk(views, now, u32::try_from(second).unwrap_or(u32::MAX), &mut ages);
                 number = scan.number;
                 spare = board.post(scan);
             }

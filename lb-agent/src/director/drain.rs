@@ -57,6 +57,11 @@ impl Drains {
         self.0.get(&(service.clone(), key))
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, ServerKey, &Drain)> {
+        self.0.iter().map(|((service, key), drain)| (service, *key, drain))
+    }
+
     /// Those of one service whom the manifest has no more.
     pub fn removed_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Drain> {
         self.0.iter().filter(move |((of, _), drain)| of == service && drain.removed).map(|(_, drain)| drain)
@@ -99,8 +104,8 @@ impl Drains {
     }
 
     /// Forgets servers that the manifest has no more and that have no connection left.
-    pub fn forget_idle(&mut self, idle: impl Fn(&Name, &Drain) -> bool) {
-        self.0.retain(|(service, _), drain| !drain.removed || !idle(service, drain));
+    pub fn forget_idle(&mut self, idle: impl Fn(&Name, ServerKey, &Drain) -> bool) {
+        self.0.retain(|(service, key), drain| !drain.removed || !idle(service, *key, drain));
     }
 
     /// Whoever leaves now.
@@ -244,9 +249,9 @@ mod tests {
         assert_eq!(who(&drains, 1001), [(1, false)]);
         assert_eq!(drains.removed_of(&service(&after).name).count(), 1);
         assert!(!drains.end(&service(&after).name, key(1)), "apply the manifest that has it");
-        drains.forget_idle(|_, _| false);
+        drains.forget_idle(|_, _, _| false);
         assert_eq!(who(&drains, 1600), [(1, true)]);
-        drains.forget_idle(|_, drain| drain.since <= 1000);
+        drains.forget_idle(|_, _, drain| drain.since <= 1000);
         assert!(drains.is_empty());
     }
 

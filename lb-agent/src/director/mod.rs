@@ -2,6 +2,7 @@
 //! servers and clients, and turns them into the [`Layout`] that tables and host should have. Pure.
 
 pub mod drain;
+pub mod ebb;
 mod health;
 mod origins;
 mod rules;
@@ -17,9 +18,10 @@ use crate::model::{
     ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, ServerKey,
     VirtualService,
 };
-use crate::plan::{Hop, HopKey, Layout, Pool, Via};
+use crate::plan::{Followers, Hop, HopKey, Layout, Pool, Via};
 
 pub use drain::{Drain, Drains, Leaver, Leaving};
+pub use ebb::Ebb;
 pub use origins::{Desired, Origin, Refused};
 pub use service::{binding_of, mtu};
 
@@ -55,8 +57,9 @@ pub struct Director {
     outputs: BTreeMap<u32, String>,
     leaving: Leaving,
     health: BTreeMap<Name, Arc<Judgement>>,
-    /// Services by their real servers' addresses.
+    /// Services by their real servers' addresses, and the other way round.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
+    uses: BTreeMap<Name, BTreeSet<IpAddr>>,
     layout: Layout,
     /// Services whose layout is out of date.
     stale: BTreeSet<Name>,
@@ -165,17 +168,12 @@ impl Director {
 
     /// The last judgement on the servers of a service, or of an endpoint of one.
     fn health_of(&self, name: &Name) -> Option<&Judgement> {
-        let mut all = self.health.iter();
-        match self.health.get(name) {
-            Some(judgement) => Some(judgement),
-            None if name.as_str() == name.of_service() => None,
-            None => all.find(|(service, _)| service.as_str() == name.of_service()).map(|(_, all)| &**all),
-        }
+        self.health.get(name.of_service()).map(|judgement| &**judgement)
     }
 
     /// The real servers of a service, or of an endpoint of one, that leave.
     fn leaving_of(&self, name: &Name) -> Option<&BTreeMap<ServerKey, Leaver>> {
-        self.leaving.iter().find(|(service, _)| service.as_str() == name.of_service()).map(|(_, all)| all)
+        self.leaving.get(name.of_service())
     }
 
     /// The addresses whose ways must be known.
@@ -250,22 +248,21 @@ impl Director {
     }
 
     fn set_objects(&mut self, objects: Objects) {
+        let mut changed = BTreeSet::new();
         for (id, entry) in self.objects.iter() {
             if objects.get(id).is_none_or(|new| new.object != entry.object) {
                 self.stale.extend(concerned(&self.objects, &entry.object));
+                changed.extend(service_of(&entry.object));
             }
         }
         for (id, entry) in objects.iter() {
             if self.objects.get(id).is_none_or(|old| old.object != entry.object) {
                 self.stale.extend(concerned(&objects, &entry.object));
+                changed.extend(service_of(&entry.object));
             }
         }
-        if self.stale.is_empty() {
-            self.objects = objects;
-            return;
-        }
         self.objects = objects;
-        self.set_users();
+        self.set_users(&changed);
     }
 
     /// Whether the connections of a server that leaves are reset.
@@ -279,29 +276,49 @@ impl Director {
             return false;
         }
         let names = self.leaving.keys().chain(leaving.keys());
-        let changed = names.filter(|name| self.leaving.get(*name) != leaving.get(*name));
-        self.stale.extend(changed.cloned());
+        let changed: BTreeSet<Name> =
+            names.filter(|name| self.leaving.get(*name) != leaving.get(*name)).cloned().collect();
+        self.stale.extend(changed.iter().cloned());
         self.leaving = leaving;
-        self.set_users();
+        self.set_users(&changed);
         true
     }
 
-    /// Notes who uses the way to which address.
-    fn set_users(&mut self) {
-        self.users.clear();
-        for (service, _) in self.objects.services() {
-            for server in service.real_servers.iter().chain(service.health.sorry_server.as_deref()) {
-                self.users.entry(server.address).or_default().insert(service.name.clone());
+    /// Notes which ways these services use, now that they have changed.
+    fn set_users(&mut self, changed: &BTreeSet<Name>) {
+        for name in changed {
+            let mut uses = BTreeSet::new();
+            if let Some(service) = self.service(name) {
+                let servers = service.real_servers.iter().chain(service.health.sorry_server.as_deref());
+                uses.extend(servers.map(|server| server.address));
+            }
+            let leavers = self.leaving.get(name).into_iter().flat_map(BTreeMap::values);
+            uses.extend(leavers.map(|leaver| leaver.server.address));
+            let before = match uses.is_empty() {
+                true => self.uses.remove(name).unwrap_or_default(),
+                false => self.uses.insert(name.clone(), uses.clone()).unwrap_or_default(),
+            };
+            for address in uses.difference(&before) {
+                self.users.entry(*address).or_default().insert(name.clone());
+            }
+            for address in before.difference(&uses) {
+                let Some(users) = self.users.get_mut(address) else { continue };
+                users.remove(name);
+                if users.is_empty() {
+                    self.users.remove(address);
+                    self.ways.remove(address);
+                    self.resolutions.remove(address);
+                }
             }
         }
-        for (service, leavers) in &self.leaving {
-            for leaver in leavers.values() {
-                self.users.entry(leaver.server.address).or_default().insert(service.clone());
-            }
+    }
+
+    fn service(&self, name: &Name) -> Option<&VirtualService> {
+        let id = ObjectId { kind: crate::model::Kind::VirtualService, name: name.clone() };
+        match &self.objects.get(&id)?.object {
+            Object::VirtualService(service) => Some(service),
+            _ => None,
         }
-        let users = &self.users;
-        self.ways.retain(|address, _| users.contains_key(address));
-        self.resolutions.retain(|address, _| users.contains_key(address));
     }
 
     fn set_resolution(&mut self, address: IpAddr, resolution: Resolution) {
@@ -319,15 +336,15 @@ impl Director {
     }
 
     /// The addresses of each VRRP instance, and those of the pools that follow it.
-    fn vrrp(&self) -> BTreeMap<Name, BTreeSet<IpAddr>> {
-        let mut instances: BTreeMap<Name, BTreeSet<IpAddr>> = BTreeMap::new();
+    fn vrrp(&self) -> BTreeMap<Name, Followers> {
+        let mut instances: BTreeMap<Name, Followers> = BTreeMap::new();
         for (instance, _) in self.objects.vrrp_instances() {
             let addresses = instance.all_addresses().map(|each| each.address.addr()).collect();
-            instances.insert(instance.name.clone(), addresses);
+            instances.insert(instance.name.clone(), Followers { addresses, accept: instance.accept });
         }
         for (pool, _) in self.objects.pools() {
             if let Some(instance) = pool.vrrp.as_ref().and_then(|name| instances.get_mut(name)) {
-                instance.extend(pool.addresses());
+                instance.addresses.extend(pool.addresses());
             }
         }
         instances
@@ -417,6 +434,14 @@ fn gateway_of(via: &ClientHop) -> Option<(IpAddr, u32)> {
     match via {
         ClientHop::Gateway { address, ifindex } => Some((*address, *ifindex)),
         ClientHop::OnLink { .. } | ClientHop::Unreachable => None,
+    }
+}
+
+/// The name of a service.
+fn service_of(object: &Object) -> Option<Name> {
+    match object {
+        Object::VirtualService(service) => Some(service.name.clone()),
+        _ => None,
     }
 }
 

@@ -112,7 +112,7 @@ fn a_server_taken_from_the_manifest_stays_in_the_tables_while_it_drains() {
     let gone = layout.destinations.iter().find(|(binding, _)| binding.address == ip("10.0.0.1")).unwrap().1;
     assert!(gone.standing.draining && gone.hop.is_some(), "{gone:?}");
     assert!(director.watched().contains(&ip("10.0.0.1")), "its MAC may change while it drains");
-    drains.forget_idle(|_, _| true);
+    drains.forget_idle(|_, _, _| true);
     director.set_leaving(drains.leaving(1001));
     assert_eq!(web(&mut director).destinations.len(), 2);
 }

@@ -11,6 +11,12 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts, found: &mut Vec<D
     let Some(director) = objects.director() else { return };
     let has_program = |name: &str| director.interfaces.iter().any(|interface| interface.name == name);
     if director.interfaces.is_empty() {
+        for (instance, entry) in objects.vrrp_instances().filter(|(instance, _)| !instance.accept) {
+            let message =
+                "the Director has no interfaces, and so no program that could keep packets from the kernel";
+            let help = format!("add {} to spec.interfaces of the Director", instance.interface);
+            found.push(entry.diagnostic("spec.accept", message.to_owned(), Some(help)));
+        }
         return;
     }
     for (instance, entry) in objects.vrrp_instances() {
@@ -52,10 +58,14 @@ mod tests {
     use crate::manifest::{HostFacts, HostInterface, check_against_host, load_text};
 
     fn said(interface: &str, interfaces: &str) -> Vec<String> {
+        said_with(interface, interfaces, "")
+    }
+
+    fn said_with(interface: &str, interfaces: &str, field: &str) -> Vec<String> {
         let text = format!(
             "apiVersion: lb/v1\nkind: Director\nmetadata: {{name: a}}\nspec: {{interfaces: [{interfaces}]}}\n---\n\
              apiVersion: lb/v1\nkind: VrrpInstance\nmetadata: {{name: edge}}\nspec: {{interface: {interface}, \
-             virtualRouterId: 51, addresses: [203.0.113.10/24]}}\n"
+             virtualRouterId: 51, addresses: [203.0.113.10/24]{field}}}\n"
         );
         let objects = load_text("test.yaml", &text).unwrap_or_else(|report| panic!("{report}"));
         let own = |name: &str, below: Option<&str>| HostInterface {
@@ -79,5 +89,14 @@ mod tests {
             let said = said(interface, listed).join("\n");
             assert!(said.contains(&format!("interface `{interface}` is none of the Director's")), "{said}");
         }
+    }
+
+    #[test]
+    fn only_the_program_can_refuse_what_the_kernel_would_take() {
+        assert_eq!(said_with("eth0", "{name: eth0}", ", accept: false"), [""; 0]);
+        assert_eq!(said_with("eth0", "", ", accept: true"), [""; 0]);
+        let said = said_with("eth0", "", ", accept: false").join("\n");
+        assert!(said.contains("spec.accept: the Director has no interfaces"), "{said}");
+        assert!(said.contains("add eth0 to spec.interfaces"), "{said}");
     }
 }

@@ -1,7 +1,5 @@
 //! `kind: LocalAddressPool` as the operator writes it.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::raw::Raw;
@@ -44,17 +42,7 @@ fn addresses(spec: &mut Map<'_>, faults: &mut Faults) -> Vec<IpNet> {
 
 /// `10.0.0.200/30`, `10.0.0.5`, `2001:db8::/124`.
 fn prefix(field: &Field<'_>, faults: &mut Faults) -> Option<IpNet> {
-    let what = "an address or a prefix like 10.0.0.200/30";
-    let text = field.text(what, faults)?;
-    let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
-        field.expected(what, faults);
-        return None;
-    };
-    if net.trunc() != net {
-        let fault = faults.add(field.path.as_str(), format!("{net} is not the beginning of a prefix"));
-        fault.help(format!("the prefix is {}; the single address is {}", net.trunc(), net.addr()));
-        return None;
-    }
+    let net = field.prefix("an address or a prefix like 10.0.0.200/30", faults)?;
     if size(&net) > POOL_ADDRESSES_MAX as u128 {
         let message = format!("{net} has {} addresses, above {POOL_ADDRESSES_MAX}", size(&net));
         faults.add(field.path.as_str(), message);

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use jiff::fmt::friendly::SpanParser;
 
@@ -157,6 +158,21 @@ impl<'a> Field<'a> {
                 None
             }
         }
+    }
+
+    /// A prefix whose bits beyond its length are 0, or a single address.
+    pub fn prefix(&self, what: &str, faults: &mut Faults) -> Option<IpNet> {
+        let text = self.text(what, faults)?;
+        let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
+            self.expected(what, faults);
+            return None;
+        };
+        if net.trunc() != net {
+            let fault = faults.add(self.path.as_str(), format!("{net} is not the beginning of a prefix"));
+            fault.help(format!("the prefix is {}; the single address is {}", net.trunc(), net.addr()));
+            return None;
+        }
+        Some(net)
     }
 
     /// A duration in the form `1h 30m`, `5m`, `2s`, `500ms`.

@@ -1,7 +1,6 @@
 //! The fields of a virtual service that are about who gets a new flow, who is refused, and how a server leaves.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -239,21 +238,8 @@ fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
 
 fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
     let items = field.list("a list of prefixes like [192.0.2.0/24]", SOURCES_MAX, faults);
-    let net = |item: &Field<'_>, faults: &mut Faults| {
-        let what = "an address or a prefix like 192.0.2.0/24";
-        let text = item.text(what, faults)?;
-        let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
-            item.expected(what, faults);
-            return None;
-        };
-        if net.trunc() != net {
-            let fault = faults.add(item.path.as_str(), format!("{net} is not the beginning of a prefix"));
-            fault.help(format!("the prefix is {}; the single address is {}", net.trunc(), net.addr()));
-            return None;
-        }
-        Some(net)
-    };
-    items.unwrap_or_default().iter().filter_map(|item| net(item, faults)).collect()
+    let what = "an address or a prefix like 192.0.2.0/24";
+    items.unwrap_or_default().iter().filter_map(|item| item.prefix(what, faults)).collect()
 }
 
 fn drain(field: &Field<'_>, faults: &mut Faults) -> Option<DrainPolicy> {

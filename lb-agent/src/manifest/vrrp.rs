@@ -32,6 +32,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
     };
     let excluded = spec.get("excludedAddresses").map(|field| virtual_addresses(&field, &addresses, faults));
     let preempt = preempt(&mut spec, priority, faults);
+    let accept = accept(&mut spec, priority, faults);
     let ipv4 = addresses.first().map(|first| first.address.addr().is_ipv4());
     let unicast = unicast(&mut spec, ipv4, faults);
     let source_address = spec.get("sourceAddress").and_then(|field| family_address(&field, ipv4, faults));
@@ -64,6 +65,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Vrrp
         addresses,
         excluded_addresses: excluded.unwrap_or_default(),
         preempt,
+        accept,
         unicast,
         source_address,
         authentication: authentication.unwrap_or_default(),
@@ -212,7 +214,7 @@ fn family_address(field: &Field<'_>, ipv4: Option<bool>, faults: &mut Faults) ->
 fn preempt(spec: &mut Map<'_>, priority: u8, faults: &mut Faults) -> Preempt {
     let preempt = spec.get("preempt");
     let path = spec.path_of("preempt");
-    let preempt = preempt.and_then(|field| boolean(&field, faults)).unwrap_or(true);
+    let preempt = preempt.and_then(|field| field.boolean(faults)).unwrap_or(true);
     let delay = spec.get("preemptDelay").and_then(|field| {
         if !preempt {
             faults.add(field.path.as_str(), "only an instance that preempts has a delay").at_key(0);
@@ -225,6 +227,15 @@ fn preempt(spec: &mut Map<'_>, priority: u8, faults: &mut Faults) -> Preempt {
         faults.add(path, "priority 255 always preempts").help(help);
     }
     if preempt { Preempt::After(delay.unwrap_or_default()) } else { Preempt::Never }
+}
+
+fn accept(spec: &mut Map<'_>, priority: u8, faults: &mut Faults) -> bool {
+    let accept = spec.get("accept").and_then(|field| field.boolean(faults)).unwrap_or(true);
+    if !accept && priority == OWNER_PRIORITY {
+        let help = "they are the owner's own addresses (RFC 9568 section 6.1)";
+        faults.add(spec.path_of("accept"), "priority 255 always accepts").help(help);
+    }
+    accept
 }
 
 fn unicast(spec: &mut Map<'_>, ipv4: Option<bool>, faults: &mut Faults) -> Option<Unicast> {
@@ -265,7 +276,7 @@ fn checksum(
 ) -> Option<(VrrpChecksum, bool)> {
     let mut map = field.map("a map like {form: pseudo-header, strict: false}", faults)?;
     let form = map.get("form").and_then(|form| form.one_of(&CHECKSUMS, faults));
-    let strict = map.get("strict").and_then(|strict| boolean(&strict, faults));
+    let strict = map.get("strict").and_then(|strict| strict.boolean(faults));
     map.finish(faults);
     if version == VrrpVersion::V2 || ipv4 == Some(false) {
         let fault = faults.add(field.path.as_str(), "only version 3 over IPv4 has two forms of checksum");
@@ -332,7 +343,7 @@ fn routes(field: &Field<'_>, faults: &mut Faults) -> Vec<VirtualRoute> {
     let mut routes = Vec::new();
     for item in items {
         let Some(mut map) = item.map("a route like {to: 0.0.0.0/0, via: 10.0.0.1}", faults) else { continue };
-        let destination = map.require("to", faults).and_then(|field| prefix(&field, faults));
+        let destination = map.require("to", faults).and_then(|field| field.prefix(PREFIX, faults));
         let via = map.get("via").and_then(|field| family_address(&field, None, faults));
         let interface = map.get("interface").and_then(|field| field.interface_name(faults));
         let source = map.get("source").and_then(|field| family_address(&field, None, faults));
@@ -358,8 +369,8 @@ fn rules(field: &Field<'_>, faults: &mut Faults) -> Vec<VirtualRule> {
         let Some(mut map) = item.map("a rule like {from: 203.0.113.10, table: 100}", faults) else {
             continue;
         };
-        let from = map.get("from").and_then(|field| prefix(&field, faults));
-        let to = map.get("to").and_then(|field| prefix(&field, faults));
+        let from = map.get("from").and_then(|field| field.prefix(PREFIX, faults));
+        let to = map.get("to").and_then(|field| field.prefix(PREFIX, faults));
         let priority = map.get("priority").and_then(|field| field.integer(1..=32_765u32, faults));
         let table = map.require("table", faults).and_then(|field| field.integer(1..=u32::MAX, faults));
         map.finish(faults);
@@ -375,32 +386,6 @@ fn rules(field: &Field<'_>, faults: &mut Faults) -> Vec<VirtualRule> {
         rules.push(VirtualRule { from, to, priority, table });
     }
     rules
-}
-
-/// A prefix whose bits beyond its length are 0, or a single address.
-fn prefix(field: &Field<'_>, faults: &mut Faults) -> Option<IpNet> {
-    let what = "a prefix like 10.0.0.0/8";
-    let text = field.text(what, faults)?;
-    let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
-        field.expected(what, faults);
-        return None;
-    };
-    if net.trunc() != net {
-        let fault = faults.add(field.path.as_str(), format!("{net} is not the beginning of a prefix"));
-        fault.help(format!("the prefix is {}", net.trunc()));
-        return None;
-    }
-    Some(net)
-}
-
-pub(super) fn boolean(field: &Field<'_>, faults: &mut Faults) -> Option<bool> {
-    match field.raw {
-        Raw::Bool(value) => Some(*value),
-        _ => {
-            field.expected("true or false", faults);
-            None
-        }
-    }
 }
 
 /// The group, unless it has no members that could be read.
@@ -420,7 +405,7 @@ pub fn decode_group(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Optio
         }
         Some(members)
     });
-    let shared_weights = spec.get("sharedWeights").and_then(|field| boolean(&field, faults));
+    let shared_weights = spec.get("sharedWeights").and_then(|field| field.boolean(faults));
     let track = spec.get("track").and_then(|field| vrrp_track::decode(&field, faults));
     let notify = spec.get("notify").and_then(|field| notify(&field, faults));
     spec.finish(faults);
@@ -467,6 +452,7 @@ pub fn encode(instance: &VrrpInstance) -> Raw {
         ("excludedAddresses", Some(encode_addresses(&instance.excluded_addresses))),
         ("preempt", Some(Raw::Bool(preempt))),
         ("preemptDelay", delay),
+        ("accept", Some(Raw::Bool(instance.accept))),
         ("unicastPeers", instance.unicast.as_ref().map(peers)),
         ("unicastMinTtl", instance.unicast.as_ref().map(|unicast| Raw::integer(unicast.min_ttl))),
         ("sourceAddress", instance.source_address.map(Raw::text)),
@@ -535,6 +521,7 @@ fn encode_rule(rule: &VirtualRule) -> Raw {
     ])
 }
 
+const PREFIX: &str = "a prefix like 10.0.0.0/8";
 const CHECKSUMS: [(&str, VrrpChecksum); 2] =
     [("pseudo-header", VrrpChecksum::PseudoHeader), ("message-only", VrrpChecksum::MessageOnly)];
 const SHUTDOWN: [(&str, VrrpShutdown); 2] =

@@ -49,6 +49,7 @@ fn what_is_left_out_is_as_the_rfc_and_keepalived_have_it() {
     assert_eq!((instance.checksum, instance.checksum_strict), (VrrpChecksum::PseudoHeader, false));
     assert_eq!(instance.gratuitous.count, 5);
     assert_eq!(instance.vmac, Vmac::Off);
+    assert!(instance.accept, "as keepalived, unless it is strict");
     assert!(instance.is_ipv4() && !instance.is_owner());
     assert!(instance.has_address("203.0.113.10".parse().unwrap()));
     assert_eq!(instance.addresses[0].address.prefix_len(), 24);
@@ -59,7 +60,7 @@ fn everything_can_be_said() {
     let text = format!(
         "interface: eth0, priority: 150, version: 3, advertisementInterval: 30ms, \
          addresses: [203.0.113.10/24, {{address: 203.0.113.11, interface: eth1}}], \
-         excludedAddresses: [\"2001:db8::10/64\"], preempt: true, preemptDelay: 5s, \
+         excludedAddresses: [\"2001:db8::10/64\"], preempt: true, preemptDelay: 5s, accept: false, \
          unicastPeers: [203.0.113.2, 203.0.113.3], unicastMinTtl: 254, sourceAddress: 203.0.113.1, \
          authentication: {{type: hmac, keys: [{{id: 1, key: {KEY}}}, {{id: 2, file: /etc/lb/k}}], activeKey: 2, \
          mode: permissive, window: off}}, checksum: {{form: message-only, strict: true}}, \
@@ -75,6 +76,7 @@ fn everything_can_be_said() {
     assert_eq!(instance.addresses[1].interface.as_deref(), Some("eth1"));
     assert_eq!(instance.addresses[1].address.prefix_len(), 32);
     assert_eq!(instance.preempt, Preempt::After(Duration::from_secs(5)));
+    assert!(!instance.accept);
     let Authentication::Hmac(hmac) = &instance.authentication else { panic!("{instance:?}") };
     assert_eq!((hmac.active_key, hmac.mode, hmac.window), (2, HmacMode::Permissive, None));
     assert!(!format!("{instance:?}").contains("29, 30, 31"), "the key is in {instance:?}");
@@ -147,6 +149,8 @@ fn mistakes_have_a_place_and_a_reason() {
             "spec.preemptDelay: only an instance that preempts",
         ),
         (instance("a", "preempt: false, priority: 255"), "spec.preempt: priority 255 always preempts"),
+        (instance("a", "accept: false, priority: 255"), "spec.accept: priority 255 always accepts"),
+        (instance("a", "accept: no-way"), "spec.accept: `no-way` is not true or false"),
         (instance("a", "preemptDelay: 20m"), "spec.preemptDelay: "),
         // Unicast.
         (
@@ -426,6 +430,7 @@ prop_compose! {
             addresses: (1..=count).map(virtual_address).collect(),
             excluded_addresses: (11..11 + count / 2).map(virtual_address).collect(),
             preempt,
+            accept: !strict,
             unicast: peers.map(|(count, min_ttl)| Unicast { peers: (100..100 + count).map(address).collect(), min_ttl }),
             source_address: release.then(|| address(99)),
             authentication: match hmac {

@@ -175,6 +175,13 @@ impl Name {
     }
 }
 
+/// Derived comparisons are those of the text, so that a map of names can be asked with one.
+impl std::borrow::Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::ops::Deref for Name {
     type Target = str;
 

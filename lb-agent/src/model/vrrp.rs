@@ -25,6 +25,9 @@ pub struct VrrpInstance {
     /// Taken and released with the others, but not advertised; of any family.
     pub excluded_addresses: Vec<VirtualAddress>,
     pub preempt: Preempt,
+    /// Whether a master that is not the owner takes packets to the addresses as its own (RFC 9568 section 6.1,
+    /// Accept_Mode). Virtual services are served either way.
+    pub accept: bool,
     /// None: multicast. Never empty when given.
     pub unicast: Option<Unicast>,
     /// Where advertisements come from. None: the interface's primary address (IPv6: a link-local one).

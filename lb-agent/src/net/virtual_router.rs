@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, MacVlanMode};
+use rtnetlink::packet_route::link::MacVlanMode;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{LinkMacVlan, LinkUnspec, MulticastGroup, RouteMessageBuilder};
@@ -128,14 +128,16 @@ impl Net {
         }
     }
 
-    /// Adds a route, or replaces ours to the same destination.
+    /// Adds a route, or replaces ours to the same destination. `kept`: one that is there is ours, and stays as it is,
+    /// since without it packets would be lost until it is back.
     ///
     /// # Errors
     /// The kernel's refusal: no such gateway, a route of somebody else's in its place.
-    pub async fn add_route(&self, route: &VirtualRoute, ifindex: Option<u32>) -> Result<()> {
+    pub async fn add_route(&self, route: &VirtualRoute, ifindex: Option<u32>, kept: bool) -> Result<()> {
         let message = route_message(route, ifindex)?;
         match self.handle.route().add(message).execute().await {
             Ok(()) => Ok(()),
+            Err(error) if errno(&error) == Some(libc::EEXIST) && kept => Ok(()),
             Err(error) if errno(&error) == Some(libc::EEXIST) => {
                 // Ours from an earlier run, or somebody else's, which stays; the kernel tells them apart by the
                 // protocol when it is asked to remove ours.
@@ -190,7 +192,9 @@ impl Net {
     }
 
     /// Makes the virtual router's own interface: a macvlan with its MAC address, on which the kernel makes no
-    /// address of its own. `private`: what this host's other virtual routers send is not looped back.
+    /// address of its own. In VEPA mode: what comes from the same MAC address is the other director's, and goes on to
+    /// the interface below, which listens for advertisements; in private mode the macvlan alone would get it
+    /// (`macvlan_handle_frame`, Linux 6.1). Nor is anything looped back to this host's other virtual routers.
     ///
     /// # Errors
     /// The kernel's refusal; an interface of that name that is something else.
@@ -207,15 +211,8 @@ impl Net {
             }
             Some(_) => bail!("{name} is an interface already, with another MAC address"),
             None => {
-                // No link-local address of the kernel's making: it would be the same on every director.
-                let no_address =
-                    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                        In6AddrGenMode::None,
-                    )])]);
-                let message = LinkMacVlan::new(name, base.index, MacVlanMode::Private)
-                    .address(mac.to_vec())
-                    .append_extra_attribute(no_address)
-                    .build();
+                let message =
+                    LinkMacVlan::new(name, base.index, MacVlanMode::Vepa).address(mac.to_vec()).build();
                 self.handle.link().add(message).execute().await.with_context(what)?;
             }
         }
@@ -229,6 +226,9 @@ impl Net {
             (format!("net/ipv4/conf/{name}/accept_local"), "1"),
             (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
             (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
+            // No link-local address of the kernel's making: it would be the same on every director. Not in the request
+            // that makes the interface, where newer kernels refuse it and older ones pass over it.
+            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
         ] {
             // A kernel without IPv6 has no such setting, and needs none.
             if path.starts_with("net/ipv4/") || std::path::Path::new("/proc/sys").join(&path).exists() {

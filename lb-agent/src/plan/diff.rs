@@ -13,9 +13,9 @@ use crate::model::{Name, PortRange, Ports};
 pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     let mut steps = Vec::new();
     // Before anything is served: what follows an instance is not served by a backup.
-    for (name, addresses) in &to.vrrp {
-        if from.vrrp.get(name) != Some(addresses) {
-            steps.push(Step::SetVrrp { name: name.clone(), addresses: addresses.clone() });
+    for (name, followers) in &to.vrrp {
+        if from.vrrp.get(name) != Some(followers) {
+            steps.push(Step::SetVrrp { name: name.clone(), followers: followers.clone() });
         }
     }
     let withdrawn = make_room(from, to, &mut steps);
@@ -66,10 +66,10 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
     for key in from.hops.keys().filter(|key| !to.hops.contains_key(key)) {
         steps.push(Step::RemoveHop { key: *key });
     }
-    for name in from.pools.keys().filter(|name| !to.pools.contains_key(name)) {
+    for name in from.pools.keys().filter(|name| !to.pools.contains_key(*name)) {
         steps.push(Step::RemovePool { name: name.clone() });
     }
-    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(name)) {
+    for name in from.vrrp.keys().filter(|name| !to.vrrp.contains_key(*name)) {
         steps.push(Step::RemoveVrrp { name: name.clone() });
     }
     steps

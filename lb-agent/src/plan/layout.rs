@@ -9,15 +9,13 @@ use ipnet::IpNet;
 
 use super::{Rules, Standing, Step};
 use crate::model::health::Flows;
-use crate::model::{
-    Forwarding, Name, NextHop, OnUnknownFlow, PortRange, Ports, Protocol, Scheduler, ServerId, Share,
-};
+use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Scheduler, ServerId, Share};
 
 /// Everything the agent is answerable for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The addresses that follow each VRRP instance: VIPs with and without services, pools' addresses.
-    pub vrrp: BTreeMap<Name, BTreeSet<IpAddr>>,
+    pub vrrp: BTreeMap<Name, Followers>,
     pub pools: BTreeMap<Name, Pool>,
     pub hops: BTreeMap<HopKey, Hop>,
     /// None: nothing is known of the routes yet, and those in the tables stay.
@@ -26,6 +24,14 @@ pub struct Layout {
     pub services: BTreeMap<Name, Arc<ServiceLayout>>,
     /// (interface, address): what the agent itself puts on interfaces.
     pub placed: BTreeSet<(String, IpAddr)>,
+}
+
+/// What follows a VRRP instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followers {
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether the master's kernel gets packets to them that no virtual service takes.
+    pub accept: bool,
 }
 
 /// The local addresses of FULLNAT.
@@ -187,12 +193,12 @@ pub const NO_SERVER: u32 = crate::scheduler::NO_SERVER;
 impl Slots {
     /// The bindings that have a slot.
     pub fn named(&self) -> BTreeSet<Binding> {
-        let indices: BTreeSet<u32> = self.slots.iter().copied().collect();
-        indices
-            .into_iter()
-            .filter(|index| *index != NO_SERVER)
-            .map(|index| self.servers[index as usize])
-            .collect()
+        // There may be millions of slots: each is looked at once.
+        let mut named = vec![false; self.servers.len()];
+        for index in self.slots.iter().filter(|index| **index != NO_SERVER) {
+            named[*index as usize] = true;
+        }
+        self.servers.iter().zip(named).filter_map(|(server, named)| named.then_some(*server)).collect()
     }
 }
 
@@ -208,11 +214,11 @@ pub enum Role {
 }
 
 impl Layout {
-    /// Takes note that a step was done.
-    pub fn done(&mut self, step: &Step) {
+    /// Takes note that a step was done, but for what it took from other services.
+    pub(super) fn done(&mut self, step: &Step) {
         match step {
-            Step::SetVrrp { name, addresses } => {
-                self.vrrp.insert(name.clone(), addresses.clone());
+            Step::SetVrrp { name, followers } => {
+                self.vrrp.insert(name.clone(), followers.clone());
             }
             Step::RemoveVrrp { name } => {
                 self.vrrp.remove(name);
@@ -266,24 +272,6 @@ impl Layout {
                 if let Some(layout) = self.services.get_mut(service) {
                     Arc::make_mut(layout).done(step);
                 }
-                if let Step::SetPorts { ports: Ports::List(ports), .. } = step {
-                    self.hand_over(service, ports);
-                }
-            }
-        }
-    }
-}
-
-impl Layout {
-    /// Ports that `service` has got are no other's any more.
-    fn hand_over(&mut self, service: &Name, ports: &[PortRange]) {
-        let Some(owner) = self.services.get(service).cloned() else { return };
-        for (name, other) in &mut self.services {
-            let same_vip = other.key() == owner.key();
-            let Ports::List(ranges) = &other.ports else { continue };
-            if name != service && same_vip && ranges.iter().any(|range| ports.contains(range)) {
-                let left = ranges.iter().filter(|range| !ports.contains(range)).copied().collect();
-                Arc::make_mut(other).ports = Ports::List(left);
             }
         }
     }

@@ -3,13 +3,16 @@
 //! compares two of them, `apply` runs the steps.
 
 mod diff;
+mod done;
 mod layout;
 mod rules;
 mod step;
 
 pub use diff::diff;
+pub use done::Done;
 pub use layout::{
-    Binding, Destination, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots, Via,
+    Binding, Destination, Followers, Hop, HopKey, Layout, Lookup, Pool, Role, Service, ServiceLayout, Slots,
+    Via,
 };
 pub use rules::{NextPacket, Rules, Standing};
 pub use step::{Mac, Step};

@@ -1,13 +1,13 @@
 //! One thing to do, and the line that says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Binding, Destination, Hop, HopKey, NextPacket, Pool, Role, Service, Slots, Via};
+use super::{Binding, Destination, Followers, Hop, HopKey, NextPacket, Pool, Role, Service, Slots, Via};
 use crate::model::health::Flows;
 use crate::model::{Forwarding, Name, Ports, ServerId};
 
@@ -17,7 +17,7 @@ pub enum Step {
     /// Exactly these addresses follow a VRRP instance.
     SetVrrp {
         name: Name,
-        addresses: BTreeSet<IpAddr>,
+        followers: Followers,
     },
     /// Its addresses follow none any more.
     RemoveVrrp {
@@ -102,9 +102,10 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::SetVrrp { name, addresses } => {
+            Step::SetVrrp { name, followers } => {
                 write!(f, "VRRP instance {name}: ")?;
-                list(f, addresses.iter())
+                list(f, followers.addresses.iter())?;
+                f.write_str(if followers.accept { "" } else { ", for services alone" })
             }
             Step::RemoveVrrp { name } => write!(f, "VRRP instance {name}: remove"),
             Step::SetPool { name, pool } => {

@@ -7,6 +7,7 @@
 //! The table is a function of the servers' addresses, ports and weights alone: the hash has fixed keys, and
 //! ties are broken by the server's key.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
@@ -25,28 +26,30 @@ pub fn build(servers: &[Candidate]) -> SlotTable {
     let heaviest = weights.iter().copied().max().unwrap_or(1);
     let mut walks: Vec<Walk> = population
         .iter()
-        .zip(&weights)
         .zip(quotas(&weights, size))
-        .map(|((&index, &weight), quota)| Walk::new(&servers[index].key, index as u32, weight, quota, size))
+        .map(|(&index, quota)| Walk::new(&servers[index].key, index as u32, quota, size))
         .collect();
+    let mut calendar = Calendar::new(&weights, heaviest);
     let mut slots = vec![FREE; size as usize];
-    let mut free = size as usize;
-    let mut now = 0;
+    let mut free = Free::all(size);
     // Step by step while slots are easily found; what is left is cheaper to sort.
-    while free * walks.len() > size as usize {
-        let mut next = u64::MAX;
-        for walk in &mut walks {
-            while walk.quota > 0 && walk.due(heaviest) <= now {
-                free -= usize::from(walk.step(&mut slots, size));
+    while free.count * walks.len() * 8 > size as usize && calendar.turn() {
+        let mut done = false;
+        for &order in &calendar.turn {
+            let walk = &mut walks[order as usize];
+            if free.take(walk.at) {
+                slots[walk.at as usize] = walk.server;
+                walk.quota -= 1;
+                done |= walk.quota == 0;
             }
-            if walk.quota > 0 {
-                next = next.min(walk.due(heaviest));
-            }
+            walk.at += walk.skip;
+            walk.at -= if walk.at >= size { size } else { 0 };
         }
-        walks.retain(|walk| walk.quota > 0);
-        now = next;
+        if done {
+            calendar.forget(|order| walks[order as usize].quota == 0);
+        }
     }
-    finish(&mut walks, &mut slots, heaviest, size);
+    finish(&mut walks, &weights, &mut slots, heaviest, size);
     let exact = shares_are_exact(servers, &slots);
     stand_in(servers, &mut slots);
     SlotTable { slots, exact }
@@ -80,61 +83,147 @@ fn quotas(weights: &[u64], size: u32) -> Vec<u32> {
 /// is prime, so that every slot is met once.
 struct Walk {
     server: u32,
-    start: u32,
-    skip: u32,
     at: u32,
-    steps: u64,
-    weight: u64,
+    skip: u32,
     /// Slots it may still take.
     quota: u32,
+    start: u32,
 }
 
 impl Walk {
-    fn new(key: &ServerKey, server: u32, weight: u64, quota: u32, size: u32) -> Walk {
+    fn new(key: &ServerKey, server: u32, quota: u32, size: u32) -> Walk {
         let bytes = key_bytes(key);
         let start = SipHasher13::new_with_keys(OFFSET_KEY.0, OFFSET_KEY.1).hash(&bytes) % u64::from(size);
         let skip = SipHasher13::new_with_keys(SKIP_KEY.0, SKIP_KEY.1).hash(&bytes) % u64::from(size - 1) + 1;
         let start = start as u32;
-        Walk { server, start, skip: skip as u32, at: start, steps: 0, weight, quota }
-    }
-
-    /// When its next step comes: steps are taken in proportion to weights.
-    fn due(&self, heaviest: u64) -> u64 {
-        due(self.steps, self.weight, heaviest)
-    }
-
-    /// Looks at one slot and takes it if it is free.
-    fn step(&mut self, slots: &mut [u32], size: u32) -> bool {
-        let slot = &mut slots[self.at as usize];
-        self.at = (self.at + self.skip) % size;
-        self.steps += 1;
-        let taken = *slot == FREE;
-        if taken {
-            *slot = self.server;
-            self.quota -= 1;
-        }
-        taken
+        Walk { server, at: start, skip: skip as u32, quota, start }
     }
 }
 
+/// When whose step comes.
+struct Calendar {
+    now: u64,
+    paces: Vec<Pace>,
+    /// Whose turn it is, in order.
+    turn: Vec<u32>,
+    /// The same as a bit each: so they come in order however many paces meet.
+    bits: Vec<u64>,
+}
+
+/// Walks of one weight: their steps come at the same times, [`due`].
+struct Pace {
+    due: u64,
+    /// What `due` has lost by rounding, in parts of the weight.
+    rest: u64,
+    weight: u64,
+    /// What a step adds to `due`, and what is lost by it.
+    step: (u64, u64),
+    /// Those that have not got their share yet, in order.
+    walks: Vec<u32>,
+}
+
+impl Calendar {
+    fn new(weights: &[u64], heaviest: u64) -> Calendar {
+        let mut by_weight: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for (order, &weight) in (0..).zip(weights) {
+            by_weight.entry(weight).or_default().push(order);
+        }
+        let pace = |(weight, walks)| {
+            let step = (heaviest / weight, heaviest % weight);
+            Pace { due: 0, rest: 0, weight, step, walks }
+        };
+        let paces = by_weight.into_iter().map(pace).collect();
+        Calendar { now: 0, paces, turn: Vec::new(), bits: vec![0; weights.len().div_ceil(64)] }
+    }
+
+    /// Goes to the next moment at which steps are due. False when there is none.
+    fn turn(&mut self) -> bool {
+        self.turn.clear();
+        let (mut parties, mut next) = (0, u64::MAX);
+        for pace in &mut self.paces {
+            if pace.due == self.now {
+                self.turn.extend(&pace.walks);
+                parties += 1;
+                pace.advance();
+            }
+            next = next.min(pace.due);
+        }
+        if parties > 1 {
+            self.sort();
+        }
+        self.now = next;
+        !self.turn.is_empty()
+    }
+
+    fn sort(&mut self) {
+        self.turn.drain(..).for_each(|order| self.bits[order as usize / 64] |= 1 << (order % 64));
+        for (at, word) in (0..).zip(&mut self.bits) {
+            while *word != 0 {
+                self.turn.push(at * 64 + word.trailing_zeros());
+                *word &= *word - 1;
+            }
+        }
+    }
+
+    fn forget(&mut self, done: impl Fn(u32) -> bool) {
+        self.paces.iter_mut().for_each(|pace| pace.walks.retain(|order| !done(*order)));
+        self.paces.retain(|pace| !pace.walks.is_empty());
+        self.now = self.paces.iter().map(|pace| pace.due).min().unwrap_or(u64::MAX);
+    }
+}
+
+impl Pace {
+    /// To the next step, without a division.
+    fn advance(&mut self) {
+        self.due += self.step.0;
+        self.rest += self.step.1;
+        if self.rest >= self.weight {
+            self.rest -= self.weight;
+            self.due += 1;
+        }
+    }
+}
+
+/// The slots that nobody has, a bit each: they fit into a core's own cache where the table does not.
+struct Free {
+    bits: Vec<u64>,
+    count: usize,
+}
+
+impl Free {
+    fn all(size: u32) -> Free {
+        Free { bits: vec![u64::MAX; size.div_ceil(64) as usize], count: size as usize }
+    }
+
+    /// Takes a slot if it is free.
+    fn take(&mut self, slot: u32) -> bool {
+        let (word, bit) = (&mut self.bits[slot as usize / 64], 1 << (slot % 64));
+        let free = *word & bit != 0;
+        *word &= !bit;
+        self.count -= usize::from(free);
+        free
+    }
+}
+
+/// When a walk's step comes: steps are taken in proportion to weights.
 fn due(steps: u64, weight: u64, heaviest: u64) -> u64 {
     (steps * heaviest) / weight
 }
 
 /// The same order of events for the last slots, by the steps at which each server would come to each of them.
-fn finish(walks: &mut [Walk], slots: &mut [u32], heaviest: u64, size: u32) {
+fn finish(walks: &mut [Walk], weights: &[u64], slots: &mut [u32], heaviest: u64, size: u32) {
     let free: Vec<u32> = (0..size).filter(|&slot| slots[slot as usize] == FREE).collect();
     let prime = u64::from(size);
-    let mut events: Vec<(u64, u32, u64, u32)> = Vec::with_capacity(free.len() * walks.len());
-    for (order, walk) in walks.iter().enumerate() {
+    let mut events: Vec<(u64, u32, u32)> = Vec::with_capacity(free.len() * walks.len());
+    for ((order, walk), &weight) in (0..).zip(&*walks).zip(weights).filter(|((_, walk), _)| walk.quota > 0) {
         let back = inverse(walk.skip.into(), prime);
         for &slot in &free {
             let steps = (u64::from(slot) + prime - u64::from(walk.start)) % prime * back % prime;
-            events.push((due(steps, walk.weight, heaviest), order as u32, steps, slot));
+            events.push((due(steps, weight, heaviest), order, slot));
         }
     }
     events.sort_unstable();
-    for (_, order, _, slot) in events {
+    for (_, order, slot) in events {
         let walk = &mut walks[order as usize];
         if walk.quota > 0 && slots[slot as usize] == FREE {
             slots[slot as usize] = walk.server;

@@ -434,7 +434,8 @@ const DRIVER_PRIORITY: i32 = 40;
 const HANDS_PRIORITY: i32 = 30;
 /// Messages of one instance that are read in a row.
 const MESSAGES: usize = 64;
-/// The silence of a restart that is planned: loading the programs takes a second on a small machine.
-const PAUSE: Duration = Duration::from_secs(10);
+/// The silence of a restart that is planned. A successor speaks before it loads any program, a fraction of a second
+/// after it is started; a machine that does ten other things at once takes seconds for that.
+const PAUSE: Duration = Duration::from_secs(15);
 /// How long a stop waits until addresses are gone.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);

@@ -192,13 +192,14 @@ impl<T: Fn(News)> Hands<T> {
         for of in gone {
             self.held.remove(&of.name);
             self.give_up(&of, None).await;
-            if let Some(vmac) = &of.vmac
-                && !instances.iter().any(|other| other.vmac.as_ref() == Some(vmac))
-                && let Err(error) = self.net.remove_vmac(&vmac.interface, vmac.mac, &self.view).await
-            {
-                tracing::error!("VRRP instance {}: {error:#}", of.name);
-            }
             self.trouble.remove(&of.name);
+        }
+        let vmacs = self.all.values().filter_map(|of| Some((of.name.clone(), of.vmac.clone()?)));
+        let unused = |vmac: &VmacPlan| !instances.iter().any(|other| other.vmac.as_ref() == Some(vmac));
+        for (name, vmac) in vmacs.filter(|(_, vmac)| unused(vmac)).collect::<Vec<_>>() {
+            if let Err(error) = self.net.remove_vmac(&vmac.interface, vmac.mac, &self.view).await {
+                tracing::error!("VRRP instance {name}: {error:#}");
+            }
         }
         self.all = instances.into_iter().map(|of| (of.name.clone(), of)).collect();
         for of in self.all.values().cloned().collect::<Vec<_>>() {
@@ -255,6 +256,8 @@ impl<T: Fn(News)> Hands<T> {
     /// Everything of an instance is on the host.
     async fn ensure(&mut self, of: &Belongings, again: bool) {
         let mut problems = Vec::new();
+        // A route that is there is ours, unless that was doubtful the last time.
+        let doubtful = self.trouble.get(&of.name).is_some_and(|problems| !problems.is_empty());
         for (interface, address) in &of.addresses {
             let Some(link) = self.view.link(interface).cloned() else {
                 problems.push(format!("interface {interface} does not exist"));
@@ -276,7 +279,7 @@ impl<T: Fn(News)> Hands<T> {
             let ifindex = interface.as_ref().map(|name| self.view.link(name).map(|link| link.index));
             let result = match ifindex {
                 Some(None) => Err(anyhow::anyhow!("a route's interface does not exist")),
-                ifindex => self.net.add_route(route, ifindex.flatten()).await,
+                ifindex => self.net.add_route(route, ifindex.flatten(), again && !doubtful).await,
             };
             if let Err(error) = result {
                 problems.push(format!("{error:#}"));

@@ -47,6 +47,8 @@ pub struct State {
     owners: BTreeSet<(Role, String)>,
     /// The VRRP instance that it follows; 0 is none.
     vrrp: u8,
+    /// That instance is without accept mode.
+    refuses: bool,
     /// As written.
     record: AddressRecord,
 }
@@ -99,12 +101,18 @@ impl Tables {
             .collect()
     }
 
-    /// Makes an address one of a VRRP instance, and of no other.
-    pub(super) fn claim_address(&mut self, name: &str, address: IpAddr, instance: u8) -> Result<(), Error> {
+    /// Makes an address one of a VRRP instance, and of no other. `accept`: see [`Tables::set_vrrp`].
+    pub(super) fn claim_address(
+        &mut self,
+        name: &str,
+        address: IpAddr,
+        instance: u8,
+        accept: bool,
+    ) -> Result<(), Error> {
         let state = self.addresses.by_address.entry(address).or_default();
         state.owners.retain(|(role, _)| *role != Role::Vrrp);
         state.owners.insert((Role::Vrrp, name.to_owned()));
-        state.vrrp = instance;
+        (state.vrrp, state.refuses) = (instance, !accept);
         let record = record_of(state);
         self.write_address(address, record)
     }
@@ -115,7 +123,7 @@ impl Tables {
         if !state.owners.remove(&(Role::Vrrp, name.to_owned())) {
             return Ok(false);
         }
-        state.vrrp = 0;
+        (state.vrrp, state.refuses) = (0, false);
         let record = record_of(state);
         self.write_address(address, record)?;
         Ok(true)
@@ -196,7 +204,8 @@ impl Tables {
             let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
             let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
             let vrrp = record.vrrp as u8;
-            self.addresses.by_address.insert(address, State { owners, vrrp, record });
+            let refuses = record.roles & role::REFUSES != 0;
+            self.addresses.by_address.insert(address, State { owners, vrrp, refuses, record });
             let cell = self.views.cell_of(&key.address, key.family == 6);
             self.addresses.by_cell.entry(cell).or_default().insert(address);
             self.write_solicited(address, vrrp != 0);
@@ -231,6 +240,9 @@ fn record_of(state: &State) -> AddressRecord {
             record.pool = *index;
         }
     }
-    record.vrrp = if record.roles == 0 { 0 } else { state.vrrp.into() };
+    if record.roles != 0 {
+        record.vrrp = state.vrrp.into();
+        record.roles |= if state.refuses { role::REFUSES } else { 0 };
+    }
     record
 }

@@ -196,7 +196,7 @@ impl Destinations {
 
     /// The indices of a service's destinations, those in quarantine included.
     pub fn indices_of_service(&self, service: u32) -> Vec<u32> {
-        self.by_index.iter().filter(|(_, key)| key.0 == service).map(|(index, _)| *index).collect()
+        self.of_service(service).iter().map(|key| self.by_key[key].index).collect()
     }
 
     /// Loads that belong to another destination than their index says.

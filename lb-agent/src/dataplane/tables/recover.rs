@@ -49,6 +49,11 @@ impl Tables {
             }
         }
         this.recover_bindings()?;
+        for (index, state) in &this.services.by_index {
+            if let Some(vip) = state.vip {
+                this.services.unclaimed.entry((vip, state.protocol)).or_default().push(*index);
+            }
+        }
         this.recover_destinations(now)?;
         this.recover_hops(now);
         this.recover_addresses()?;

@@ -53,6 +53,8 @@ pub struct Services {
     pub indices: Indices,
     pub names: BTreeMap<String, u32>,
     pub by_index: BTreeMap<u32, State>,
+    /// Services that an earlier run left, by virtual address and protocol: some may have been claimed since.
+    pub unclaimed: BTreeMap<(IpAddr, u8), Vec<u32>>,
     /// The services that another one leads, by the leader.
     pub led: BTreeMap<u32, BTreeSet<u32>>,
 }
@@ -66,6 +68,7 @@ impl Services {
             indices: Tables::indices(len),
             names: BTreeMap::new(),
             by_index: BTreeMap::new(),
+            unclaimed: BTreeMap::new(),
             led: BTreeMap::new(),
         }
     }
@@ -97,11 +100,10 @@ impl Services {
     /// The service of the tables that has most of these ports and no name yet.
     fn adoptable(&self, spec: &ServiceSpec) -> Option<u32> {
         let ports: BTreeSet<_> = spec.ports.iter().copied().collect();
-        let candidates = self.by_index.iter().filter(|(_, state)| {
-            state.name.is_none()
-                && !state.removed
-                && (state.vip, state.protocol) == (Some(spec.vip), spec.protocol)
-        });
+        let there = self.unclaimed.get(&(spec.vip, spec.protocol)).into_iter().flatten();
+        let candidates = there
+            .filter_map(|index| Some((index, self.by_index.get(index)?)))
+            .filter(|(_, state)| state.name.is_none() && !state.removed);
         let common = candidates.map(|(index, state)| (state.ports.intersection(&ports).count(), *index));
         common.filter(|(common, _)| *common > 0).max_by_key(|(common, _)| *common).map(|(_, index)| index)
     }

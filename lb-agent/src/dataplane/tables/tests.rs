@@ -202,7 +202,7 @@ fn apply(tables: &mut Tables) -> Vec<u32> {
         tables.bind_ports(name, &ports).unwrap();
         indices.extend([service, a, b]);
     }
-    assert_eq!(tables.set_vrrp("edge", &[ip("203.0.113.10")]).unwrap(), 1);
+    assert_eq!(tables.set_vrrp("edge", &[ip("203.0.113.10")], true).unwrap(), 1);
     indices
 }
 
@@ -653,8 +653,8 @@ fn what_has_an_address_of_an_instance_follows_it_whichever_came_first() {
         let kernel = Kernel::new();
         let mut tables = kernel.tables();
         let follow = |tables: &mut Tables| {
-            assert_eq!(tables.set_vrrp("other", &[ip("203.0.113.99")]).unwrap(), 1);
-            assert_eq!(tables.set_vrrp("edge", &[ip(vip), ip("10.0.0.200")]).unwrap(), 2);
+            assert_eq!(tables.set_vrrp("other", &[ip("203.0.113.99")], true).unwrap(), 1);
+            assert_eq!(tables.set_vrrp("edge", &[ip(vip), ip("10.0.0.200")], true).unwrap(), 2);
         };
         if !services_first {
             follow(&mut tables);
@@ -670,8 +670,8 @@ fn what_has_an_address_of_an_instance_follows_it_whichever_came_first() {
         assert_eq!(instances(&kernel, vip, index), (2, 2, true));
         assert_eq!(kernel.pool.0.lock().unwrap()[&0].vrrp, 2);
         // From one instance to another, and to none.
-        tables.set_vrrp("other", &[ip(vip)]).unwrap();
-        tables.set_vrrp("edge", &[ip("10.0.0.200")]).unwrap();
+        tables.set_vrrp("other", &[ip(vip)], true).unwrap();
+        tables.set_vrrp("edge", &[ip("10.0.0.200")], true).unwrap();
         assert_eq!(instances(&kernel, vip, index), (1, 1, true));
         assert_eq!(instances(&kernel, "203.0.113.99", index), (0, 1, false), "an address that it left");
         kernel.views.vrrp.word(1, 0).store(u64::MAX, Relaxed);
@@ -687,17 +687,21 @@ fn what_has_an_address_of_an_instance_follows_it_whichever_came_first() {
 fn an_instance_keeps_its_number_and_its_word_over_a_restart() {
     let kernel = Kernel::new();
     let mut tables = kernel.tables();
-    tables.set_vrrp("a", &[ip("203.0.113.1")]).unwrap();
-    tables.set_vrrp("b", &[ip("203.0.113.2"), ip("2001:db8::2")]).unwrap();
-    tables.set_vrrp("c", &[ip("203.0.113.3")]).unwrap();
+    tables.set_vrrp("a", &[ip("203.0.113.1")], true).unwrap();
+    tables.set_vrrp("b", &[ip("203.0.113.2"), ip("2001:db8::2")], true).unwrap();
+    tables.set_vrrp("c", &[ip("203.0.113.3")], true).unwrap();
     for instance in 1..4 {
         kernel.views.vrrp.word(instance, 0).store(instance.into(), Relaxed);
     }
     // One is gone from the manifests, one is new, one has changed an address.
     let mut tables = kernel.tables();
-    assert_eq!(tables.set_vrrp("new", &[ip("203.0.113.9")]).unwrap(), 4, "1 to 3 may still be somebody's");
-    assert_eq!(tables.set_vrrp("b", &[ip("203.0.113.22"), ip("2001:db8::2")]).unwrap(), 2);
-    assert_eq!(tables.set_vrrp("c", &[ip("203.0.113.3")]).unwrap(), 3);
+    assert_eq!(
+        tables.set_vrrp("new", &[ip("203.0.113.9")], true).unwrap(),
+        4,
+        "1 to 3 may still be somebody's"
+    );
+    assert_eq!(tables.set_vrrp("b", &[ip("203.0.113.22"), ip("2001:db8::2")], true).unwrap(), 2);
+    assert_eq!(tables.set_vrrp("c", &[ip("203.0.113.3")], true).unwrap(), 3);
     tables.finish_recovery().unwrap();
     let words: Vec<u64> = (1..5).map(|i| kernel.views.vrrp.word(i, 0).load(Relaxed)).collect();
     assert_eq!(words, [0, 2, 3, 0]);
@@ -715,6 +719,32 @@ fn an_instance_keeps_its_number_and_its_word_over_a_restart() {
 }
 
 #[test]
+fn an_address_refuses_what_no_service_takes_for_as_long_as_its_instance_does() {
+    let kernel = Kernel::new();
+    let refuses = |address: &str| {
+        let record = kernel.addresses.0.lock().unwrap().get(&addresses::key(ip(address))).copied();
+        record.unwrap_or_default().roles & role::REFUSES != 0
+    };
+    let (vip, other) = ("203.0.113.10", "2001:db8::10");
+    let mut tables = kernel.tables();
+    tables.set_vrrp("edge", &[ip(vip), ip(other)], false).unwrap();
+    assert!(refuses(vip) && refuses(other));
+    tables.bind_address("web", Role::Vip, ip(vip)).unwrap();
+    assert!(refuses(vip), "a service has it now");
+    let mut tables = kernel.tables();
+    tables.bind_address("web", Role::Vip, ip(vip)).unwrap();
+    assert!(refuses(vip), "over a restart");
+    tables.set_vrrp("edge", &[ip(vip)], false).unwrap();
+    tables.finish_recovery().unwrap();
+    assert!(refuses(vip) && !refuses(other));
+    tables.set_vrrp("edge", &[ip(vip)], true).unwrap();
+    assert!(!refuses(vip));
+    tables.set_vrrp("edge", &[ip(vip)], false).unwrap();
+    tables.remove_vrrp("edge").unwrap();
+    assert!(!refuses(vip), "nobody's instance");
+}
+
+#[test]
 fn solicitations_of_an_instances_address_come_to_its_solicited_node_cell() {
     let kernel = Kernel::new();
     let cell = |group: &str| {
@@ -726,10 +756,10 @@ fn solicitations_of_an_instances_address_come_to_its_solicited_node_cell() {
     let mut tables = kernel.tables();
     tables.bind_address("web", Role::Vip, ip(first)).unwrap();
     assert_eq!(cell(group), 0, "without an instance solicitations are the kernel's");
-    tables.set_vrrp("edge", &[ip(first), ip(second)]).unwrap();
+    tables.set_vrrp("edge", &[ip(first), ip(second)], true).unwrap();
     assert_eq!(cell(group), cell::VRRP);
     let mut tables = kernel.tables();
-    tables.set_vrrp("edge", &[ip(second)]).unwrap();
+    tables.set_vrrp("edge", &[ip(second)], true).unwrap();
     tables.finish_recovery().unwrap();
     assert_eq!(cell(group), cell::VRRP, "one of two is left");
     tables.remove_vrrp("edge").unwrap();

@@ -21,15 +21,16 @@ impl Tables {
     /// Makes these addresses, and no others, follow a VRRP instance; returns its number for
     /// [`crate::dataplane::VrrpRoles`]. An address follows one instance: it leaves any other. Whatever virtual
     /// services and pools have these addresses, now or later, follows it with them; so does an address that has
-    /// none. A new instance is backup until its role is set.
-    pub fn set_vrrp(&mut self, name: &str, addresses: &[IpAddr]) -> Result<u8, Error> {
+    /// none. A new instance is backup until its role is set. `accept`: its master's kernel gets what no virtual service
+    /// takes (RFC 9568, section 6.1, Accept_Mode); otherwise only neighbour discovery.
+    pub fn set_vrrp(&mut self, name: &str, addresses: &[IpAddr], accept: bool) -> Result<u8, Error> {
         let instance = match self.vrrp.0.get(name).copied().or_else(|| self.adoptable_instance(addresses)) {
             Some(instance) => instance,
             None => self.new_instance(name)?,
         };
         self.vrrp.0.insert(name.to_owned(), instance);
         for address in addresses {
-            self.claim_address(name, *address, instance)?;
+            self.claim_address(name, *address, instance, accept)?;
             self.follow(*address, instance)?;
         }
         for (_, address) in self.addresses_of(name).into_iter().filter(|(role, _)| *role == Role::Vrrp) {
