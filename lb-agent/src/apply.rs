@@ -15,7 +15,7 @@ use lb_common::scratch;
 use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
-    ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as TableRole, ServiceSpec,
+    ClientVia, DestinationKey, DestinationSpec, NextHopKey, PathChange, Role as TableRole, ServiceSpec,
 };
 use crate::dataplane::{Ports as TablePorts, Tables, self_probe};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
@@ -103,6 +103,15 @@ impl Applier {
     /// A table that cannot be written.
     pub async fn maintain(&mut self) -> Result<()> {
         self.tables.maintain()?;
+        for change in self.tables.follow_paths(Instant::now())? {
+            let PathChange { address, mtu } = change;
+            match mtu {
+                Some(mtu) => {
+                    tracing::info!("real server {address}: its tunnel's path lets {mtu} bytes through")
+                }
+                None => tracing::info!("real server {address}: its tunnel's whole MTU is tried again"),
+            }
+        }
         let draining = self.tables.addresses_of(DRAINING);
         if !draining.is_empty() {
             let in_use = self.tables.real_servers(record::Forwarding::Nat);

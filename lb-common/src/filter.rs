@@ -49,6 +49,8 @@ pub mod role {
     pub const VRRP: u16 = 8;
     /// A VIP whose real servers are probed on the real path.
     pub const PROBED: u16 = 16;
+    /// A real server that tunnels lead to. It has no bit in the filter's cells: only ICMP errors are asked about it.
+    pub const TUNNEL: u16 = 64;
     /// Of an instance without accept mode: the kernel gets no packet to it (RFC 9568, section 6.1, Accept_Mode).
     pub const REFUSES: u16 = 32;
 }

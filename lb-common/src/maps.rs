@@ -105,6 +105,9 @@ pub mod own {
     pub const LIMITER: &str = "LIMITER";
     /// ARRAY, mmapable, of [`crate::probe::Target`].
     pub const PROBE_TARGETS: &str = "PROBE_TARGETS";
+    /// LRU_HASH of [`crate::filter::AddressKey`] of a real server to the MTU that a router said the path of tunnels to
+    /// it has (`u32`, bytes). Written by the data plane; the agent takes entries out and lowers destinations.
+    pub const PATHS: &str = "PATHS";
     /// ARRAY of the words of [`crate::probe::port`].
     pub const PROBE_PORTS: &str = "PROBE_PORTS";
     /// ARRAY, mmapable, of [`crate::witness::Witness`], by destination.

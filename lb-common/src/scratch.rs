@@ -54,8 +54,9 @@ pub struct Scratch {
     pub before: u32,
     /// For the tail of ICMP: the destination's cell in the address filter.
     pub cell: u32,
-    /// Spare; zero.
-    pub reserved: u32,
+    /// For an answer to somebody else than the frame's sender (`client_destination` and what follows it say how he is
+    /// reached): the frame's length as it came. Else 0.
+    pub bytes: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the walk over a list of servers.

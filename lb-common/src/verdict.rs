@@ -115,6 +115,8 @@ reasons! {
 
     80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
     81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error with its TTL or hop limit at its end: errors are never answered";
+    85 TunnelMtu "tunnel_mtu" Pass "an ICMP error about a tunnel packet of ours: the path MTU to its real server is lowered";
+    86 TunnelMtuTold "tunnel_mtu_told" Answer "an ICMP error about a tunnel packet of ours: the path MTU is lowered, and the client was told";
     82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";

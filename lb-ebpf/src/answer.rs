@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 /// ICMP type and code as the scratch record holds them.
-const fn icmp(kind: u8, code: u8) -> u16 {
+pub const fn icmp(kind: u8, code: u8) -> u16 {
     kind as u16 | (code as u16) << 8
 }
 
@@ -70,6 +70,7 @@ fn ask<const V6: bool>(
         scratch.answer = answer as u32;
         scratch.limited = limited as u32;
         scratch.source = source;
+        scratch.bytes = 0;
     }
     tail::call_with(packet, programs::ICMP)
 }

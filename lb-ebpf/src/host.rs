@@ -114,6 +114,7 @@ fn reason_of(number: u32) -> Reason {
         Reason::TooManyHeaders,
         Reason::Fragment,
         Reason::Icmp,
+        Reason::IcmpNoFlow,
         Reason::OtherProtocol,
         Reason::NotOurs,
     ] {

@@ -2,8 +2,9 @@
 //! before it, and goes back to its sender. The source is the VIP.
 
 use crate::{
-    answer, nexthop,
-    packet::{Frame, Words, ip_len, load16, source, store16, store32, sum},
+    answer,
+    nexthop::{self, Hop},
+    packet::{Frame, Words, ip_len, load16, opaque, source, store16, store32, sum},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
@@ -25,13 +26,17 @@ struct Say {
     mtu: u32,
     source: Words,
     answer: u32,
+    /// As [`lb_common::scratch::Scratch::bytes`], and the way to who is told.
+    bytes: u32,
+    elsewhere: Hop,
 }
 
 /// The tail's path.
 #[inline(always)]
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
-    if !answer::allowed() {
+    // An answer to somebody else was allowed by whoever asks for it.
+    if scratch.bytes == 0 && !answer::allowed() {
         return Err(if scratch.limited == Reason::TtlExpired as u32 {
             Reason::TtlExpired
         } else if scratch.limited == Reason::NoServer as u32 {
@@ -47,6 +52,12 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
         mtu: scratch.mtu,
         source: scratch.source,
         answer: scratch.answer,
+        bytes: scratch.bytes,
+        elsewhere: Hop {
+            destination: scratch.client_destination,
+            source: scratch.client_source,
+            ifindex: scratch.client_ifindex,
+        },
     };
     if scratch.family == 6 { build::<true>(frame, l3, say) } else { build::<false>(frame, l3, say) }
 }
@@ -56,9 +67,15 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     let header = if V6 { IPV6 } else { IPV4 };
     let ip = frame.at_dynamic(l3, header).ok_or(Reason::Internal)?;
     let to = source::<V6>(ip);
-    let back = nexthop::back(&frame, l3).ok_or(Reason::Internal)?;
-    let bytes = frame.len();
-    let quote = core::cmp::min(ip_len::<V6>(ip) as usize, QUOTE) & !1;
+    let mut back = nexthop::back(&frame, l3).ok_or(Reason::Internal)?;
+    let mut bytes = frame.len();
+    let mut quote = core::cmp::min(ip_len::<V6>(ip) as usize, QUOTE);
+    if say.bytes != 0 {
+        // A packet that was quoted to us: there may be less of it than it says.
+        (back, bytes) = (say.elsewhere, say.bytes);
+        quote = core::cmp::min(quote, frame.len() as usize - l3);
+    }
+    let quote = opaque(quote as u64) as usize & 0xfe;
     // Cut behind the quote, then make room for an untagged frame; tags come back with the addresses.
     let cut = (l3 + quote) as i32 - frame.len() as i32;
     // SAFETY: the kernel's helper; pointers are taken anew below.

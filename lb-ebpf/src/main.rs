@@ -36,6 +36,7 @@ mod reset;
 mod schedule;
 mod sip;
 mod tail;
+mod tunnel_mtu;
 mod witness;
 
 use aya_ebpf::{

@@ -82,6 +82,8 @@ pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
 #[btf_map]
 pub static PROBE_TARGETS: Array<Target, { TARGETS as usize }, MMAP> = Array::new();
 #[btf_map]
+pub static PATHS: LruHashMap<AddressKey, u32, 1024> = LruHashMap::new();
+#[btf_map]
 pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
 #[btf_map]
 pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();

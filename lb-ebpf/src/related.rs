@@ -17,7 +17,7 @@ use crate::{
     new_flow, nexthop,
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque},
     quote::{Quote, Tuple, translate},
-    tail, witness,
+    tail, tunnel_mtu, witness,
 };
 use lb_common::{
     connection::Kind,
@@ -59,6 +59,10 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
             let (cell, reason) = (scratch.cell as u16, scratch.reason);
             Err(host::unless_silent_number::<V6>(&frame, (l3, l4), cell, reason))
         }
+        Err(Reason::IcmpNoFlow) => {
+            let cell = tail::scratch().ok_or(Reason::Internal)?.cell as u16;
+            Err(host::unless_silent_at::<V6>(&frame, (l3, l4), cell, Reason::IcmpNoFlow))
+        }
         other => other,
     }
 }
@@ -90,6 +94,11 @@ fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         may_serve(to.vrrp)?;
     }
     let end = l3 + len as usize;
+    if to.roles & (role::VIP | role::POOL) == 0 && say.is_too_big::<V6>() {
+        if let Some(reason) = tunnel_mtu::heard::<V6>(&frame, (ip, l4), end) {
+            return Err(reason);
+        }
+    }
     let Some(quote) = Quote::of::<V6>(&frame, l4, end) else {
         return Err(unless_ours(to.roles));
     };
@@ -132,6 +141,15 @@ impl Say {
                 || self.kind == icmp::SOURCE_QUENCH
                 || self.kind == icmp::TIME_EXCEEDED
                 || self.kind == icmp::PARAMETER_PROBLEM
+        }
+    }
+
+    #[inline(always)]
+    fn is_too_big<const V6: bool>(self) -> bool {
+        if V6 {
+            self.kind == icmpv6::PACKET_TOO_BIG
+        } else {
+            self.kind == icmp::UNREACHABLE && self.code == icmp::FRAGMENTATION_NEEDED
         }
     }
 

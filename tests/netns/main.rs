@@ -9,6 +9,7 @@ mod lease;
 mod manifests;
 mod neighbours;
 mod net;
+mod path_mtu;
 mod probes;
 mod real_path;
 mod real_server;

@@ -7,7 +7,9 @@ use crate::{
         ACK, AH, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, ROUTING, SYN, Transport,
         checksum, framed,
     },
-    world::{Counted, DIRECTOR, GATEWAY, Seen, client, local, mac_of, same_frame, server, vip},
+    world::{
+        Counted, DIRECTOR, GATEWAY, Seen, client, local, mac_of, same_frame, server, tunnel_source, vip,
+    },
 };
 use lb_common::{service::Pick, verdict::Reason};
 use std::net::IpAddr;
@@ -380,5 +382,102 @@ fn a_server_that_refuses_the_first_packet_is_noticed() {
             let seen = flow.world.send(&refused.bytes());
             assert_eq!(seen.events, [Reason::IcmpToClient], "the flow stands");
         }
+    }
+}
+
+/// A router's word about a tunnel packet of ours that carries `inner`: `quoted` bytes of it behind the outer header.
+fn about_tunnel(flow: &Flow, inner: &Packet, mtu: u32, quoted: usize) -> Packet {
+    let v6 = flow.real.is_ipv6();
+    let outer = tunnelled(inner, flow.real);
+    let header = if v6 { 40 } else { 20 };
+    let mut body = if v6 { vec![2, 0, 0, 0] } else { vec![3, 4, 0, 0] };
+    body.extend(mtu.to_be_bytes());
+    body.extend(&outer[..(header + quoted).min(outer.len())]);
+    if !v6 {
+        let sum = checksum(&body);
+        body[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    let from = server(v6, 253);
+    Packet::other(from, tunnel_source(v6), if v6 { ICMPV6 } else { 1 }).with(|p| {
+        p.payload = body;
+        p.from = mac_of(from);
+    })
+}
+
+#[test]
+fn a_router_that_cuts_a_tunnel_lowers_its_destination_and_the_client_is_told() {
+    for method in [Method::TunV4, Method::TunV6] {
+        for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut flow = Flow::new(method, v6, udp);
+            flow.establish();
+            let sent = flow.packet(ACK).payload(1400);
+            let (mtu, header) = if method == Method::TunV4 { (1400, 20) } else { (1380, 40) };
+            let at_router = sent.clone().with(|p| p.ttl -= 1);
+            let inner_header = if v6 { 40 } else { 20 };
+            for (quoted, told) in
+                [(8, false), (inner_header + 7, false), (inner_header + 8, true), (500, true)]
+            {
+                let case = format!("{} {quoted} bytes quoted", flow.name());
+                let heard = about_tunnel(&flow, &at_router, mtu, quoted);
+                if !told {
+                    flow.world.ends(&case, &heard, Reason::TunnelMtu);
+                    continue;
+                }
+                let seen = flow.world.ends(&case, &heard, Reason::TunnelMtuTold);
+                let said = (if v6 { 2 } else { 3 }, if v6 { 0 } else { 4 }, mtu - header);
+                let body = quoted.min(128) - inner_header;
+                let expected = error(vip(v6), client(v6, 7), said, &at_router, body).with(|p| {
+                    (p.to, p.from, p.tos, p.ttl) = (GATEWAY, DIRECTOR, 0, 64);
+                    (p.id, p.fragment, p.flow_label) = (0, 0, 0);
+                });
+                same_frame(&case, &seen.frame, &expected.bytes());
+            }
+            // The agent looks: from now on the client's next packet is answered here.
+            flow.forward(&sent);
+            let now = std::time::Instant::now();
+            let changes = flow.world.tables.follow_paths(now).unwrap();
+            assert_eq!((changes.len(), changes[0].address, changes[0].mtu), (1, flow.real, Some(mtu as u16)));
+            flow.world.ends(&flow.name(), &sent, Reason::PacketTooBig);
+            let l4 = sent.l4() - sent.l3() + if udp { 8 } else { 20 };
+            flow.forward(&sent.clone().payload((mtu - header) as usize - l4));
+            // An unchanged apply leaves it; ten minutes later a larger one is tried.
+            flow.world.server(&flow.spec, flow.real, 0, method.forwarding());
+            flow.world.ends("applied again", &sent, Reason::PacketTooBig);
+            let later = now + std::time::Duration::from_secs(601);
+            assert_eq!(flow.world.tables.follow_paths(later).unwrap().len(), 1);
+            flow.forward(&sent);
+        }
+    }
+}
+
+#[test]
+fn a_word_about_a_tunnel_that_is_none_of_ours_changes_nothing() {
+    for method in [Method::TunV4, Method::TunV6] {
+        let v6 = method == Method::TunV6;
+        let mut flow = Flow::new(method, v6, false);
+        flow.establish();
+        let sent = flow.packet(ACK).payload(1400);
+        let good = about_tunnel(&flow, &sent, 1400, 500);
+        let least = if v6 { 1280 } else { 552 };
+        let elsewhere = Flow { real: server(v6, 77), ..Flow::new(method, v6, false) };
+        let cases = [
+            ("a server of nobody's", about_tunnel(&elsewhere, &sent, 1400, 500)),
+            ("it fitted", about_tunnel(&flow, &sent, 1500, 500)),
+            ("not to who sent it", good.clone().with(|p| p.destination = server(v6, 2))),
+            (
+                "unreachable",
+                good.clone().with(|p| p.payload[0..2].copy_from_slice(&[if v6 { 1 } else { 3 }, 0])),
+            ),
+            ("cut", good.clone().with(|p| p.payload.truncate(20))),
+        ];
+        for (case, packet) in cases {
+            flow.world.ends(&format!("{method:?} {case}"), &packet, Reason::NotOurs);
+        }
+        assert!(flow.world.tables.follow_paths(std::time::Instant::now()).unwrap().is_empty());
+        // Nobody's path is that narrow: who says so may want to make us send crumbs.
+        let crumbs = about_tunnel(&flow, &sent, 100, 8);
+        flow.world.ends("crumbs", &crumbs, Reason::TunnelMtu);
+        let changes = flow.world.tables.follow_paths(std::time::Instant::now()).unwrap();
+        assert_eq!(changes[0].mtu, Some(least));
     }
 }

@@ -25,6 +25,8 @@ pub enum Role {
     Vrrp,
     /// A VIP whose real servers are probed on the real path: what comes from it may be a reply.
     Probed,
+    /// A real server that tunnels lead to: errors about packets to it may be about them.
+    Tunnel,
 }
 
 impl Role {
@@ -35,6 +37,7 @@ impl Role {
             Role::Pool(_) => role::POOL,
             Role::Vrrp => role::VRRP,
             Role::Probed => role::PROBED,
+            Role::Tunnel => role::TUNNEL,
         }
     }
 }
@@ -200,7 +203,8 @@ impl Tables {
     pub(super) fn recover_addresses(&mut self) -> Result<(), Error> {
         for (key, record) in self.stores.addresses.entries()? {
             let address = key.address.to_ip(key.family == 6);
-            let roles = [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp, Role::Probed];
+            let roles =
+                [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp, Role::Probed, Role::Tunnel];
             let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
             let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
             let vrrp = record.vrrp as u8;

@@ -129,6 +129,8 @@ struct State {
     /// Index of its load: its own, or that of the binding of another endpoint that came first.
     load: u32,
     ordinal: u16,
+    /// The largest packet by its interface and its tunnel's header; 0: not known since the start.
+    mtu: u16,
     /// Its limit of packets as written; None: not looked at since the start.
     rate: Option<u32>,
 }
@@ -171,6 +173,7 @@ impl Destinations {
             claimed: false,
             load: record.load,
             ordinal: record.ordinal,
+            mtu: 0,
             rate: None,
         });
     }
@@ -219,6 +222,12 @@ impl Destinations {
         Some(self.by_key.get(self.by_index.get(&index)?)?.load)
     }
 
+    /// (index, forwarding method, MTU by its interface) of every binding of a real server.
+    pub fn mtus_of(&self, address: IpAddr) -> Vec<(u32, u8, u16)> {
+        let bindings = self.by_key.iter().filter(|(key, state)| key.1 == address && state.mtu != 0);
+        bindings.map(|(key, state)| (state.index, key.3, state.mtu)).collect()
+    }
+
     pub fn indices_in_use(&self) -> impl Iterator<Item = u32> {
         self.by_index.keys().copied()
     }
@@ -242,14 +251,19 @@ impl Tables {
                     spec.next_hop = self.views.destinations.get(state.index).next_hop;
                 }
                 state.ordinal = spec.standing.ordinal;
+                state.mtu = spec.mtu;
                 if std::mem::take(&mut state.removed) {
                     self.destinations.indices.revive(state.index);
                 }
                 state.index
             }
-            None => self.allocate_destination(inner, spec.standing.ordinal)?,
+            None => self.allocate_destination(inner, &spec)?,
         };
         self.set_load(index, &spec.standing)?;
+        if key.forwarding == Forwarding::Tun as u8 {
+            self.bind_tunnel(key.address)?;
+        }
+        spec.mtu = self.paths.inner_mtu(key.address, key.forwarding, spec.mtu);
         let record = self.destination_record(key, service, &spec);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         Ok(index)
@@ -315,7 +329,7 @@ impl Tables {
         counted | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
     }
 
-    fn allocate_destination(&mut self, key: Key, ordinal: u16) -> Result<u32, Error> {
+    fn allocate_destination(&mut self, key: Key, spec: &DestinationSpec) -> Result<u32, Error> {
         let mut index = self.destinations.indices.allocate();
         if index.is_none() {
             self.maintain()?;
@@ -324,11 +338,12 @@ impl Tables {
         let limit = self.views.destinations.len();
         let index =
             index.ok_or(Error::Full { what: "real server", limit, hint: super::MORE_REAL_SERVERS })?;
+        let (ordinal, mtu) = (spec.standing.ordinal, spec.mtu);
         let endpoints = self.services.endpoints(key.0);
         let load = self.destinations.load_in_group(&endpoints, key, ordinal).unwrap_or(index);
         self.destinations
             .by_key
-            .insert(key, State { index, removed: false, claimed: true, load, ordinal, rate: None });
+            .insert(key, State { index, removed: false, claimed: true, load, ordinal, mtu, rate: None });
         self.destinations.by_index.insert(index, key);
         Ok(index)
     }
@@ -370,9 +385,11 @@ impl Tables {
 
     /// Points a destination at another next hop or MTU, nothing else. False when it is not there.
     pub fn set_destination_path(&mut self, index: u32, next_hop: u32, mtu: u16) -> bool {
-        if !self.destinations.by_index.contains_key(&index) {
-            return false;
+        let Some(key) = self.destinations.by_index.get(&index) else { return false };
+        if let Some(state) = self.destinations.by_key.get_mut(key) {
+            state.mtu = mtu;
         }
+        let mtu = self.paths.inner_mtu(key.1, key.3, mtu);
         let mut record = self.views.destinations.get(index);
         record.next_hop = next_hop;
         record.word = record.word & !0xffff_0000 | (mtu as u64) << 16;

@@ -15,6 +15,7 @@ mod addresses;
 mod bindings;
 mod destinations;
 mod hops;
+mod paths;
 mod pools;
 mod recover;
 mod routes;
@@ -28,6 +29,7 @@ mod vrrp;
 pub use addresses::Role;
 pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing};
 pub use hops::NextHopKey;
+pub use paths::PathChange;
 pub use routes::ClientVia;
 pub use rules::{Access, Persistence, Quic, Rules};
 pub use services::ServiceSpec;
@@ -46,7 +48,7 @@ use lb_common::{
     filter::{AddressKey, AddressRecord},
     lease::PoolAddress,
     load::{Load, Rate},
-    maps::pinned,
+    maps::{own, pinned},
     service::{PortRanges, QuicKey, Service, ServiceKey},
 };
 use std::{
@@ -74,6 +76,7 @@ pub struct Stores {
     pub(super) acl4: BoxStore<(u32, [u8; 8]), u32>,
     pub(super) acl6: BoxStore<(u32, [u8; 20]), u32>,
     pub(super) quic_ids: BoxStore<QuicKey, u32>,
+    pub(super) paths: BoxStore<AddressKey, u32>,
     pub(super) traffic: BoxStore<u32, Vec<Traffic>>,
     pub(super) port_range_lists: u32,
 }
@@ -105,6 +108,7 @@ impl Stores {
             rates: Box::new(Kernel::<Array<MapData, Rate>>::of(RATES, map(RATES)?)?),
             acl4: Box::new(Kernel::<LpmTrie<MapData, [u8; 8], u32>>::of(ACL4, map(ACL4)?)?),
             acl6: Box::new(Kernel::<LpmTrie<MapData, [u8; 20], u32>>::of(ACL6, map(ACL6)?)?),
+            paths: Box::new(Kernel::<HashMap<MapData, AddressKey, u32>>::of(own::PATHS, map(own::PATHS)?)?),
             quic_ids: Box::new(Kernel::<HashMap<MapData, QuicKey, u32>>::of(QUIC_IDS, map(QUIC_IDS)?)?),
             traffic: Box::new(Kernel::<PerCpuArray<MapData, Traffic>>::of(TRAFFIC, map(TRAFFIC)?)?),
             port_range_lists: lists,
@@ -123,6 +127,7 @@ impl Stores {
             rates: Box::new(Memory::default()),
             acl4: Box::new(Memory::default()),
             acl6: Box::new(Memory::default()),
+            paths: Box::new(Memory::default()),
             quic_ids: Box::new(Memory::default()),
             traffic: Box::new(Memory::default()),
             port_range_lists,
@@ -145,6 +150,7 @@ pub struct Tables {
     servers: servers::Servers,
     access: rules::AccessLists,
     quic: BTreeMap<QuicKey, u32>,
+    paths: paths::Paths,
     /// Slot ranges that were replaced: (first, number, when).
     old_slots: Vec<(u32, u32, Instant)>,
     bindings: bindings::Bindings,
@@ -215,13 +221,14 @@ impl Tables {
             !shared.contains(&index)
                 && Self::is_out_of_use(quarantine, grace, since, scan, |scan| scan.saw_destination(index))
         });
+        let any = !freed.is_empty();
         for index in freed {
             self.retire_traffic(index)?;
             self.writes += self.views.destinations.update(index, &Destination::default(), 0) as u64;
             self.writes += self.views.loads.update(index, &Load::default(), 0) as u64;
             self.destinations.forget(index);
         }
-        Ok(())
+        if any { self.unbind_tunnels() } else { Ok(()) }
     }
 
     /// Moves a destination's traffic to the total of those that are no more, the element behind the last

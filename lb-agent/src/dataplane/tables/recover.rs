@@ -2,8 +2,8 @@
 
 use super::{
     super::{Error, Views, ports},
-    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, pools, rules, servers,
-    services, vrrp,
+    Board, GRACE, NextHopKey, Stores, Tables, addresses, bindings, destinations, hops, paths, pools, rules,
+    servers, services, vrrp,
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
@@ -32,6 +32,7 @@ impl Tables {
             servers: servers::Servers::new(views.servers.len()),
             access: rules::AccessLists::default(),
             quic: BTreeMap::new(),
+            paths: paths::Paths::default(),
             old_slots: Vec::new(),
             bindings: bindings::Bindings::new(stores.port_range_lists),
             addresses: addresses::Addresses::default(),

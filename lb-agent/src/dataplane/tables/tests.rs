@@ -61,6 +61,7 @@ struct Kernel {
     acl4: Shared<(u32, [u8; 8]), u32>,
     acl6: Shared<(u32, [u8; 20]), u32>,
     quic_ids: Shared<QuicKey, u32>,
+    paths: Shared<AddressKey, u32>,
 }
 
 impl Kernel {
@@ -98,6 +99,7 @@ impl Kernel {
             acl4: Shared::default(),
             acl6: Shared::default(),
             quic_ids: Shared::default(),
+            paths: Shared::default(),
         }
     }
 
@@ -115,6 +117,7 @@ impl Kernel {
             acl4: Box::new(self.acl4.clone()),
             acl6: Box::new(self.acl6.clone()),
             quic_ids: Box::new(self.quic_ids.clone()),
+            paths: Box::new(self.paths.clone()),
             port_range_lists: 4,
         };
         let mut tables = Tables::recover(self.views.clone(), self.board.clone(), stores).unwrap();
