@@ -1,7 +1,7 @@
 //! The state directory: what must outlive the agent. The API's objects (`objects.yaml`), those of them that no
 //! longer fit (`rejected.yaml`), the real servers that leave (`drains.json`), the last manifests that were right
-//! (`files.json`), for a start at which they are not, and the states of health checks (`health.json`). Every file is
-//! replaced as a whole: written beside, synced, renamed.
+//! (`files.json`) and the last lists of prefixes that were (`lists.json`), for a time at which they are not, and the
+//! states of health checks (`health.json`). Every file is replaced as a whole: written beside, synced, renamed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -185,6 +185,32 @@ impl StateDirectory {
         Ok(Drains::load(&saved))
     }
 
+    /// Keeps the files of prefixes that were right, by their paths.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn save_lists(&self, lists: &BTreeMap<&Path, &str>) -> Result<()> {
+        let text = serde_json::to_string(lists)?;
+        let saved = fs::read_to_string(self.path.join(LISTS));
+        if saved.as_ref().map_or(lists.is_empty(), |saved| *saved == text) {
+            return Ok(());
+        }
+        self.replace(LISTS, &text)
+    }
+
+    /// The last files of prefixes that were right.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn load_lists(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let path = self.path.join(LISTS);
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("read {}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
     /// Whoever reads the file sees the old text or the new, also after a power cut (rename(2), fsync(2) of file
     /// and directory).
     fn replace(&self, name: &str, text: &str) -> Result<()> {
@@ -209,6 +235,7 @@ const FILES: &str = "files.json";
 const HEALTH: &str = "health.json";
 const KERNEL_SETTINGS: &str = "kernel-settings.json";
 const DRAINS: &str = "drains.json";
+const LISTS: &str = "lists.json";
 const LOCK: &str = "lock";
 
 #[cfg(test)]

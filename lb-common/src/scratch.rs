@@ -73,16 +73,14 @@ pub struct Walk {
     pub avoid: u32,
     /// Which of equal servers is preferred: the first from here on.
     pub start: u32,
-    /// Servers in the list.
-    pub len: u32,
-    /// The best server's load as a fraction: numerator.
+    /// The best server: its destination plus one; 0 is none.
+    pub chosen: u32,
+    /// Its load as a fraction: numerator.
     pub load: u64,
     /// And denominator.
     pub weight: u64,
-    /// Its place in the order in which equally good servers are preferred.
-    pub rank: u32,
-    /// Its destination plus one; 0 is none.
-    pub chosen: u32,
+    /// Servers of a higher number than this are preferred to it when they are as good. -1 is all, `i64::MAX` is none.
+    pub ties_after: i64,
     /// Its entry in the packed lists.
     pub entry: u32,
     /// How many servers came into question.

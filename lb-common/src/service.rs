@@ -67,7 +67,8 @@ pub enum Pick {
     Fo = 8,
     /// The highest weight among those with no more active flows than their weight: overflow.
     Ovf = 9,
-    /// The better one, by weighted overhead, of two drawn at random by weight: power of two choices.
+    /// The better one, by weighted overhead, of two drawn at random by weight: power of two choices. Drawn from the
+    /// slots; where that finds nobody, by a walk.
     Twos = 10,
     /// The server that the VIP went to before, unless it is overloaded: locality-based least connection.
     Lblc = 11,
@@ -92,7 +93,7 @@ impl Pick {
         )
     }
 
-    /// Whether the list of servers is walked, not the slot table read.
+    /// Whether the list of servers may be walked: slots alone do not decide.
     pub const fn walks(self) -> bool {
         self.is_counted() || matches!(self, Pick::Fo)
     }
@@ -275,11 +276,13 @@ impl ServerEntry {
     pub const HOLE: ServerEntry = ServerEntry(0);
     /// In the set of lblcr.
     pub const MEMBER: u64 = 1 << 63;
+    /// Bits of the upper half that are the index of its load.
+    pub const LOAD: u32 = 0xff_ffff;
 
     /// An entry.
     #[inline(always)]
     pub const fn new(destination: u32, load: u32) -> Self {
-        Self((destination as u64 + 1) | (load as u64 & 0xff_ffff) << 32)
+        Self((destination as u64 + 1) | ((load & Self::LOAD) as u64) << 32)
     }
 
     /// The destination's index.
@@ -291,7 +294,7 @@ impl ServerEntry {
     /// The index of its load.
     #[inline(always)]
     pub const fn load(self) -> u32 {
-        (self.0 >> 32) as u32 & 0xff_ffff
+        (self.0 >> 32) as u32 & Self::LOAD
     }
 }
 

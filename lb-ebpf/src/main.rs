@@ -37,6 +37,8 @@ mod schedule;
 mod sip;
 mod tail;
 mod tunnel_mtu;
+mod twos;
+mod walk;
 mod witness;
 
 use aya_ebpf::{

@@ -3,7 +3,7 @@
 //! or closed to new flows.
 
 use crate::{
-    atomic, choose,
+    atomic,
     connection::{self, Hit, Place},
     maps::{DESTINATIONS, LOADS, SERVICES, keys},
     tail,
@@ -118,7 +118,7 @@ extern "C" fn lb_template_server(index: u32, named: u32) -> u64 {
         if ordinal as u32 >= len {
             return 0;
         }
-        let entry = ServerEntry(choose::entry(first + ordinal as u32));
+        let entry = ServerEntry(crate::walk::entry(first + ordinal as u32));
         let Some(destination) = entry.destination() else { return 0 };
         own = destination;
     }

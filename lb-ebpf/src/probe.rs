@@ -2,7 +2,7 @@
 //! `answered` is a tail for packets from a VIP that is probed, to an address that is not ours to serve.
 
 use crate::{
-    atomic, connection, count, forward,
+    atomic, connection, count,
     forward::{Target, dr, tun},
     host,
     maps::{PROBE_PORTS, PROBE_TARGETS, keys},

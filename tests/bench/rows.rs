@@ -155,7 +155,12 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
     }
     for (name, pick) in [
         ("rr", Pick::Cursor),
+        ("wrr", Pick::Cursor),
         ("sh", Pick::HashAddress),
+        ("mh", Pick::HashAddress),
+        ("dh", Pick::HashDestination),
+        ("ipvs-sh", Pick::IpvsSh),
+        ("ipvs-mh", Pick::IpvsMh),
         ("lc", Pick::Lc),
         ("wlc", Pick::Wlc),
         ("sed", Pick::Sed),

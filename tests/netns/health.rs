@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use lb_agent::control::health::HealthView;
 use lb_tests::http::Download;
 use lb_tests::{Agent, Namespace, Nginx, Topology, wait};
 use serde_json::Value;
@@ -19,6 +20,8 @@ const CHECK: &str = "healthCheck: {http: {}, interval: 200ms, timeout: 200ms, ri
 /// `fall` × interval + timeout.
 const DETECTED: Duration = Duration::from_millis(3 * 200 + 200);
 
+/// What a machine that is busy with other tests may add to a bound: threads wait for their turn.
+const SCHEDULING: Duration = Duration::from_secs(2);
 /// How long a state is waited for on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -130,10 +133,9 @@ fn a_server_that_dies_under_load_leaves_in_time_and_comes_back_and_a_restart_emp
     let before = load.more(100);
     assert_eq!(load.since(before).len(), 3, "all three answer: {:?}", load.since(before));
 
-    let killed = Instant::now();
+    let (killed, killed_at) = (Instant::now(), SystemTime::now());
     nginx[1].kill();
     let down = until_state(&agent, "web", died, "down");
-    let known = Instant::now();
     let reason = down["reason"].as_str().unwrap();
     assert!(reason.contains("refused"), "{reason:?} does not say what happened");
     let after = load.more(100);
@@ -144,9 +146,15 @@ fn a_server_that_dies_under_load_leaves_in_time_and_comes_back_and_a_restart_emp
     let check = checks.as_array().unwrap().iter().find(|check| check["state"] == "down").unwrap();
     assert_eq!((check["fall"].as_u64(), check["rise"].as_u64()), (Some(3), Some(2)), "{check:#}");
     assert!(check["failed"].as_u64() >= Some(3), "{check:#}");
+    let since: HealthView = serde_json::from_value(check.clone()).unwrap();
+    let epoch = killed_at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let detected = Duration::from_millis((since.since.as_millisecond() as u64).saturating_sub(epoch));
+    assert!(detected <= DETECTED + SCHEDULING, "it was down only {detected:?} after the kill");
     let lost = load.last("-").map_or(Duration::ZERO, |last| last.saturating_duration_since(killed));
-    let bound = DETECTED.max(known - killed) + Duration::from_secs(1);
-    assert!(lost <= bound, "connections were lost until {lost:?} after the kill");
+    assert!(
+        lost <= detected + SCHEDULING,
+        "it was down {detected:?} after the kill, and connections were lost until {lost:?}"
+    );
 
     // The agent's end and start change nothing for anybody.
     agent.kill9();

@@ -1,13 +1,16 @@
 //! Real connections under the schedulers that count them, persistence, thresholds, refusal and drain.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use lb_tests::http::{self, Download};
 use lb_tests::nginx::LARGE;
+use lb_tests::udp::{self, UdpServer};
 use lb_tests::{Agent, Namespace, Topology, wait};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::site::{SOON, director, get, nginx_everywhere, real_server, shares, until_all_in};
 
@@ -200,14 +203,86 @@ fn a_drained_server_finishes_what_it_has_until_the_deadline_and_denied_clients_e
     assert!(error.contains("reset") || error.contains("Connection"), "{error}");
     agent.cli(&["undrain", "web", &address]).expect_success();
 
-    // A client that is denied is refused, and what it has ends.
+    // A client that is denied, by a list in a file, is refused, and what it has ends.
+    let list = topology.director().namespace.directory().join("deny.txt");
+    let write = |text: &str| std::fs::write(&list, text).expect("write the list");
+    write("# nobody here\n192.0.2.0/24\n");
+    agent.apply(&manifest(&format!("sources: {{denyFile: {}}}", list.display())));
     let third = slow();
-    agent.apply(&manifest(&format!("sources: {{deny: [{}/32]}}", topology.client().v4())));
-    http::get(client, &http::url(vip, "/")).unwrap_err();
+    let denied = format!("{}/32 # this one\n", topology.client().v4());
+    write(&denied);
+    let url = http::url(vip, "/");
+    let connects = || client.run(|| TcpStream::connect_timeout(&vip, Duration::from_secs(1)).is_ok());
+    wait::until("new connections are refused", SOON, || !connects());
     wait::until("the denied connection is gone", SOON, || {
         let established = get(&agent, &["connections", "web", "--state", "established"]);
         established["connections"].as_array().is_some_and(Vec::is_empty)
     });
     let error = third.finish().unwrap_err();
     assert!(error.contains(&format!("of {LARGE} bytes")), "{error}");
+    assert!(counter(&agent, "access_denied") > 0);
+
+    // A list that is wrong is told with its place, and the last good one counts.
+    write("192.0.2.0/24\n  no prefix\n");
+    let place = format!("{}:2:3: ", list.display());
+    wait::until("the mistake is told", SOON, || {
+        get(&agent, &["status"])["problems"].to_string().contains(&place)
+    });
+    assert!(!connects(), "the list that was right denies the client");
+    write("192.0.2.0/24\n");
+    wait::until("the client is admitted again", SOON, || http::get(client, &url).is_ok());
+    assert_eq!(get(&agent, &["status"])["problems"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn bursts_above_a_limit_are_refused_and_the_service_goes_on() {
+    let topology = Topology::builder().servers(1).build();
+    let _nginx = nginx_everywhere(&topology, &[80]);
+    let server = &topology.servers[0];
+    let _udp = UdpServer::start(&server.namespace, "s1", &[53]);
+    topology.vip_on_servers(topology.vip_v4(0).into());
+    let client = &topology.client().namespace;
+    let agent = Agent::start(&topology.director().namespace, &director(&["eth0"]));
+    let web = service(&topology, "dr", "scheduler: rr\nlimits: {newConnectionsPerSecond: 3}", &[""]);
+    let dns = service(&topology, "dr", "scheduler: rr", &[", packetsPerSecond: 10"])
+        .replace("name: web", "name: dns")
+        .replace("ports: [80]\n  protocol: tcp", "ports: [53]\n  protocol: udp");
+    agent.apply(&format!("{web}---\n{dns}"));
+    until_all_in(&agent);
+    let vip = |port| SocketAddr::new(topology.vip_v4(0).into(), port);
+
+    // Two hundred SYNs at once; one that is not taken is dropped, and comes again from its sender's timer.
+    let mut before = open(client, vip(80), 1);
+    let burst: Vec<Socket> = client.run(|| {
+        let connect = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.set_nonblocking(true).expect("a socket that does not wait");
+            let _under_way = socket.connect(&vip(80).into());
+            socket
+        };
+        (0..200).map(connect).collect()
+    });
+    wait::until("the limit is reached", SOON, || counter(&agent, "new_flows_limited") > 0);
+    drop(burst);
+    let connection = &mut before[0];
+    connection.set_read_timeout(Some(SOON)).unwrap();
+    connection.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).expect("a connection that there was before goes on");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    wait::until("new ones are taken", SOON, || http::get(client, &http::url(vip(80), "/")).is_ok());
+
+    client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        (0..500).for_each(|_| drop(socket.send_to(b"again", vip(53))));
+    });
+    wait::until("the server's limit is reached", SOON, || counter(&agent, "packets_limited") > 0);
+    wait::until("the server is asked again", SOON, || udp::ask(client, vip(53)).is_ok());
+}
+
+/// Packets that ended with a reason.
+fn counter(agent: &Agent, reason: &str) -> u64 {
+    let counters = get(agent, &["counters"]);
+    let mut all = counters["reasons"].as_array().expect("a list").iter();
+    all.find(|count| count["name"] == reason).and_then(|count| count["packets"].as_u64()).unwrap_or(0)
 }

@@ -3,14 +3,22 @@
 use crate::{
     flows::{Flow, Method, matrix},
     frame::{ACK, FIN, Packet, RST, SYN, TCP},
+    random::frames::Random,
     world::{Counted, World, client, server, vip},
 };
 use lb_agent::dataplane::{
     Ports,
     tables::{Rules, Standing},
 };
-use lb_common::{destination::Forwarding, service::Pick, verdict::Reason};
+use lb_agent::model::Scheduler;
+use lb_agent::scheduler::reference::{self, Load};
+use lb_common::{
+    destination::Forwarding,
+    service::{Pick, Service},
+    verdict::Reason,
+};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// A DR service with servers of these weights, in the order of their addition.
 fn service(world: &mut World, v6: bool, pick: Pick, weights: &[u32], rules: Rules) -> Vec<u32> {
@@ -143,34 +151,120 @@ fn a_walk_finds_the_least_loaded_of_many_servers_wherever_it_stands() {
 }
 
 #[test]
+fn walks_choose_what_the_rules_of_ipvs_say() {
+    let mut sizes = crate::world::sizes();
+    (sizes.destinations, sizes.services) = (4096, 64);
+    let mut world = World::of(sizes);
+    let mut random = Random(7);
+    let mut below = move |n: u32| random.below(n as usize) as u32;
+    let picks = [
+        (Pick::Lc, Scheduler::Lc),
+        (Pick::Wlc, Scheduler::Wlc),
+        (Pick::Sed, Scheduler::Sed),
+        (Pick::Nq, Scheduler::Nq),
+        (Pick::Fo, Scheduler::Fo),
+        (Pick::Ovf, Scheduler::Ovf),
+    ];
+    let orders = || [Rules::default(), ipvs(), Rules { rotate: true, ..Rules::default() }];
+    let next_hop = world.hop(server(false, 11));
+    let mut vip_port = 1000;
+    for ((pick, scheduler), rules) in picks.into_iter().flat_map(|pick| orders().map(|rules| (pick, rules))) {
+        for servers in [3, 8, 41] {
+            vip_port += 1;
+            let name = format!("web-{vip_port}");
+            let mut spec = world.spec(&name, vip(false), TCP, &[Ports::One(vip_port)]);
+            let (rotates, last_first) = (rules.rotate, rules.last_first);
+            (spec.pick, spec.rules) = (pick, rules.clone());
+            let service = world.service(&spec);
+            let weights: Vec<u32> = (0..servers).map(|_| below(5) * below(3)).collect();
+            let mut all = Vec::new();
+            for (ordinal, weight) in weights.iter().enumerate() {
+                world.standing = Standing { weight: *weight, ordinal: ordinal as u16, ..Standing::DEFAULT };
+                let address = server(false, 11 + ordinal as u8);
+                all.push(world.server_by(&spec, address, 0, Forwarding::Dr, next_hop, 1500));
+            }
+            world.servers(&name, &all);
+            for port in 1..=60 {
+                // Counts near each other, so that many are equal. One may be below zero for a moment.
+                let most = 1 + below(20);
+                let mut loads = Vec::new();
+                for (destination, weight) in all.iter().zip(&weights) {
+                    let mut count = |n| {
+                        let count = i64::from(below(n));
+                        if count == 0 && port % 7 == 0 { -1 } else { count }
+                    };
+                    let (active, inactive) = (count(most), count(3));
+                    let word = active.wrapping_add(inactive << 32) as u64;
+                    let load = world.tables.load_of(*destination).expect("a destination");
+                    world.views().counts(load).store(word, Ordering::SeqCst);
+                    let (active, inactive) = (active.max(0) as u32, inactive.max(0) as u32);
+                    loads.push(Load { weight: *weight, active, inactive, overloaded: false });
+                }
+                let views = world.views();
+                let cursor = views.services.word(service, std::mem::offset_of!(Service, cursor));
+                let first = if rotates { cursor.load(Ordering::SeqCst) as usize % servers } else { 0 };
+                let mut order: Vec<_> = (0..servers).map(|n| (first + n) % servers).collect();
+                if last_first {
+                    order.reverse();
+                }
+                let walked: Vec<Load> = order.iter().map(|n| loads[*n]).collect();
+                let expected = reference::pick(scheduler, &walked, [0; 2]).map(|n| all[order[n]]);
+                let case = format!("{pick:?}, walked as {order:?}: {loads:?}");
+                let packet = Packet::tcp((client(false, 7), port), (vip(false), vip_port), SYN);
+                match expected {
+                    Some(expected) => assert_eq!(world.goes_to("flow", &packet), expected, "{case}"),
+                    None => drop(world.ends(&case, &packet, Reason::NoServer)),
+                }
+            }
+            world.forget_all();
+        }
+    }
+}
+
+/// How often each server gets a flow, all having these counts.
+fn shares(world: &mut World, all: &[u32], states: &[(u32, u32)], flows: u16) -> Vec<u32> {
+    let mut shares = vec![0; all.len()];
+    for port in 1..=flows {
+        shares[chosen(world, false, all, states, port)] += 1;
+        world.forget_all();
+    }
+    shares
+}
+
+#[test]
 fn two_choices_draw_by_weight_and_take_the_less_loaded_one() {
-    let mut world = World::new();
-    let all = service(&mut world, false, Pick::Twos, &[1, 1, 2], Rules::default());
-    let mut shares = [0; 3];
-    // Equal loads: the first draw decides, so shares are those of the weights.
-    for port in 1..=800 {
-        shares[chosen(&mut world, false, &all, &[(0, 0); 3], port)] += 1;
-        world.forget_all();
+    // From the slots, and from the list where there are none.
+    for slots in [&[0, 1, 2, 2][..], &[]] {
+        let mut world = World::new();
+        let all = service(&mut world, false, Pick::Twos, &[1, 1, 2], Rules::default());
+        let named: Vec<u32> = slots.iter().map(|n| all[*n]).collect();
+        world.slots("web", &named);
+        // Equal loads: the first draw decides, so shares are those of the weights.
+        let got = shares(&mut world, &all, &[(0, 0); 3], 800);
+        assert!((120..290).contains(&got[0]) && (300..510).contains(&got[2]), "{slots:?}: {got:?}");
+        // One is far more loaded: it is taken only when drawn twice, and that is rare.
+        let got = shares(&mut world, &all, &[(0, 0), (0, 0), (500, 0)], 400);
+        assert!((40..180).contains(&got[2]), "{slots:?}: a quarter expected: {got:?}");
+        // As IPVS draws, from 0 on: the last added has more.
+        let mut world = World::new();
+        let all = service(&mut world, false, Pick::Twos, &[1, 1], ipvs());
+        let named: Vec<u32> = slots.iter().take(2).map(|n| all[*n]).collect();
+        world.slots("web", &named);
+        let got = shares(&mut world, &all, &[(0, 0); 2], 600);
+        assert!((340..460).contains(&got[1]), "{slots:?}: two of three expected: {got:?}");
     }
-    assert!((120..290).contains(&shares[0]) && (300..510).contains(&shares[2]), "{shares:?}");
-    // As IPVS draws, from 0 on: the last added has more.
+}
+
+#[test]
+fn two_choices_pass_over_who_cannot_take_a_flow() {
     let mut world = World::new();
-    let all = service(&mut world, false, Pick::Twos, &[1, 1], ipvs());
-    let mut last = 0;
-    for port in 1..=600 {
-        last += chosen(&mut world, false, &all, &[(0, 0); 2], port);
-        world.forget_all();
-    }
-    assert!((340..460).contains(&last), "two of three expected: {last} of 600");
-    let mut world = World::new();
-    let all = service(&mut world, false, Pick::Twos, &[1, 1, 2], Rules::default());
-    // One is far more loaded: it is taken only when drawn twice, and that is rare.
-    let mut shares = [0; 3];
-    for port in 1000..1400 {
-        shares[chosen(&mut world, false, &all, &[(0, 0), (0, 0), (500, 0)], port)] += 1;
-        world.forget_all();
-    }
-    assert!((40..180).contains(&shares[2]), "a quarter expected: {shares:?}");
+    world.standing = Standing { upper: 1, ..Standing::DEFAULT };
+    let all = service(&mut world, false, Pick::Twos, &[1; 20], Rules::default());
+    world.slots("web", &all);
+    let mut taken: Vec<u32> = (1..=20).map(|port| world.goes_to("room", &syn(false, port))).collect();
+    taken.sort_unstable();
+    assert_eq!(taken, all, "each is full after one flow, the last one found among twenty");
+    world.ends("all full", &syn(false, 41), Reason::NoServer);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //!
 //! `LB_RANDOM_FRAMES` sets how many frames, `LB_RANDOM_SEED` the seed, which a failure prints.
 
-mod frames;
+pub mod frames;
 mod parser;
 mod world;
 

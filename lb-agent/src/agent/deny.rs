@@ -3,20 +3,21 @@
 //! ones are the data plane's; the table is walked here, beside the agent's task.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Agent;
 use crate::dataplane::dump;
-use crate::model::{Name, Sources};
+use crate::model::{Admission, Name, Sources};
 use crate::plan::{Layout, Step};
 
 /// The services of a plan whose sources are not those that were done, with the new ones.
-pub(super) fn newly_denied(steps: &[Step], done: &Layout) -> Vec<(Name, Sources)> {
+pub(super) fn newly_denied(steps: &[Step], done: &Layout) -> Vec<(Name, Arc<Sources>)> {
     let changed = steps.iter().filter_map(|step| match step {
         Step::SetService { name, service, .. } => {
             let sources = &service.rules.sources;
             let before = done.services.get(name).map(|layout| &layout.service.rules.sources);
-            (!sources.is_empty() && before != Some(sources)).then(|| (name.clone(), Sources::clone(sources)))
+            (!sources.is_empty() && before != Some(sources)).then(|| (name.clone(), Arc::clone(sources)))
         }
         _ => None,
     });
@@ -57,11 +58,11 @@ impl Agent {
     }
 
     /// Ends the flows of clients that are not admitted. Those to other services go on.
-    pub(super) fn end_denied(&self, changed: Vec<(Name, Sources)>) {
+    pub(super) fn end_denied(&self, changed: Vec<(Name, Arc<Sources>)>) {
         let tables = self.applier.tables();
-        let by_index: BTreeMap<u32, Sources> = changed
+        let by_index: BTreeMap<u32, Admission> = changed
             .into_iter()
-            .filter_map(|(name, sources)| Some((tables.service(&name)?, sources)))
+            .filter_map(|(name, sources)| Some((tables.service(&name)?, sources.admission())))
             .collect();
         if by_index.is_empty() {
             return;

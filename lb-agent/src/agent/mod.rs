@@ -9,6 +9,7 @@ mod events;
 mod health;
 mod health_views;
 pub(crate) mod host;
+pub(crate) mod lists;
 mod orders;
 mod passive;
 mod persistence_views;
@@ -18,7 +19,7 @@ mod views;
 mod vrrp;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -89,6 +90,7 @@ struct Agent {
     desired: Desired,
     drains: Drains,
     ebbs: drain::Ebbs,
+    lists: lists::Lists,
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
@@ -111,6 +113,7 @@ struct Agent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
     Files,
+    Lists,
     Stored,
     Tables,
     Interfaces,
@@ -139,7 +142,8 @@ impl Agent {
         let mut hang_up = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut watch = self.options.manifests.as_deref().map(Watch::start).transpose()?;
+        let mut watched = self.lists.paths();
+        let mut watch = Watch::start(self.options.manifests.as_deref(), &watched)?;
         // What changed between reading the directory and watching it.
         if watch.is_some() {
             self.reload().await;
@@ -156,7 +160,7 @@ impl Agent {
                 }
                 changed = changed(&mut watch) => {
                     if let Err(error) = changed {
-                        tracing::error!("{error:#}: changes of manifests are seen at SIGHUP only");
+                        tracing::error!("{error:#}: changes of files are seen at SIGHUP only");
                         watch = None;
                     } else {
                         // First: what changes while the files are read is seen as well.
@@ -187,14 +191,19 @@ impl Agent {
                 () = until(self.waiting.iter().map(|waiting| waiting.until).min()) => {}
             }
             self.answer_waiting();
+            // Other lists than before: what changed since they were read is read now.
+            if self.lists.paths() != watched {
+                watched = self.lists.paths();
+                watch = self.watch_again(watch);
+                self.reload().await;
+            }
         }
     }
 
     /// A directory that was replaced is another directory.
     fn watch_again(&mut self, watch: Option<Watch>) -> Option<Watch> {
-        let path: &Path = self.options.manifests.as_deref()?;
-        match Watch::start(path) {
-            Ok(new) => Some(new),
+        match Watch::start(self.options.manifests.as_deref(), &self.lists.paths()) {
+            Ok(new) => new,
             Err(error) => {
                 tracing::warn!("{error:#}");
                 watch

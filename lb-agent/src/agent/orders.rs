@@ -74,6 +74,7 @@ impl Agent {
     async fn order(&mut self, next: Desired, dry_run: bool) -> Result<Outcome, Refusal> {
         let objects = next.joined();
         self.check(&objects).await?;
+        let lists = self.read_lists(&objects)?;
         let before = self.director.objects().clone();
         let plan = changes(&before, &objects);
         let warnings = self.warnings(&plan);
@@ -81,6 +82,7 @@ impl Agent {
             let mut director = self.director.clone();
             director.handle(Event::Judged(self.health.roster.would_judge(Instant::now(), &objects)));
             director.handle(Event::Objects(objects));
+            director.handle(Event::Lists(lists.prefixes()));
             let steps = plan::diff(self.applier.done(), director.layout());
             let steps = steps.iter().map(ToString::to_string).collect();
             return Ok(Outcome { plan, steps, map_writes: 0, applied: false, warnings });
@@ -89,6 +91,8 @@ impl Agent {
         self.set_checks(&objects);
         self.follow_drains(&before, &objects);
         self.director.handle(Event::Objects(objects));
+        let lists_before = self.lists.clone();
+        self.use_lists(lists);
         let result = match self.run_plan().await {
             Ok(steps) => self.save(&next).map(|()| steps),
             Err(failed) => Err(failed),
@@ -96,6 +100,7 @@ impl Agent {
         match result {
             Ok(steps) => {
                 self.desired = next;
+                self.save_lists();
                 self.set_sinks();
                 self.set_vrrp();
                 let map_writes = self.applier.tables().writes() - writes;
@@ -105,6 +110,7 @@ impl Agent {
             Err(Failed { step, error }) => {
                 self.set_checks(&before);
                 self.director.handle(Event::Objects(before));
+                self.restore_lists(lists_before);
                 self.enforce().await;
                 Err(Refusal::Failed { step, cause: format!("{error:#}") })
             }

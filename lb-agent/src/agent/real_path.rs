@@ -39,11 +39,16 @@ impl Agent {
     /// have no next hop, or no record in the tables, and get no traffic either.
     pub(super) fn probed(&self) -> Vec<Assignment> {
         let mut assignments = self.health.roster.assignments();
-        assignments.retain(|assignment| match assignment.target {
-            Target::Direct { .. } => true,
-            Target::Real { .. } => self.real_paths.ways.contains_key(&assignment.target),
-        });
+        assignments.retain(|assignment| self.is_probed(&assignment.target));
         assignments
+    }
+
+    /// Whether the way that a check goes is known.
+    pub(super) fn is_probed(&self, target: &Target) -> bool {
+        match target {
+            Target::Direct { .. } => true,
+            Target::Real { .. } => self.real_paths.ways.contains_key(target),
+        }
     }
 
     /// Follows objects, tables and ways: to be called when a plan was run.

@@ -27,17 +27,20 @@ impl Applier {
             self.tables.ensure_service(&spec(plain))?;
             return self.forget_sources(name);
         }
-        let index = match self.tables.service(owner) {
+        // Never without its list, not even for a moment after a restart.
+        let found = match owner == name {
+            true => self.tables.find_service(&spec(plain.clone())),
+            false => self.tables.service(owner),
+        };
+        let index = match found {
             Some(index) => index,
             None => self.tables.ensure_service(&spec(plain.clone()))?,
         };
-        let list = list_number(index).with_context(|| {
-            format!("service {name}: access lists are for the first {} services", u16::MAX)
-        })?;
+        let list = self.tables.access_list_of(index)?;
         if owner == name {
             self.tables.set_access_list(list, &entries(&rules.sources))?;
         }
-        let others = if rules.sources.allow.is_empty() { Access::Allow } else { Access::Deny };
+        let others = if rules.sources.has_allowed() { Access::Deny } else { Access::Allow };
         plain.access = Some((list, others));
         self.tables.ensure_service(&spec(plain))?;
         Ok(())
@@ -45,9 +48,8 @@ impl Applier {
 
     /// Removes the access list of a service that has none, or is no more.
     pub(super) fn forget_sources(&mut self, service: &str) -> Result<()> {
-        let list = self.tables.service(service).and_then(list_number);
-        if let Some(list) = list.filter(|list| self.tables.access_lists().contains(list)) {
-            self.tables.set_access_list(list, &[])?;
+        if let Some(index) = self.tables.service(service) {
+            self.tables.forget_access_list(index)?;
         }
         Ok(())
     }
@@ -102,11 +104,6 @@ impl Applier {
             udp_inactive: rules.ipvs,
         }
     }
-}
-
-/// The number of a service's access list, which is its own as long as its index is; 0 would be none.
-fn list_number(service: u32) -> Option<u16> {
-    u16::try_from(service + 1).ok()
 }
 
 fn entries(sources: &Sources) -> Vec<(IpNet, Access)> {

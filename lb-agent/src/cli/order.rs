@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::arguments::{ApplyArgs, DeleteArgs, Format, PlanArgs, ValidateArgs};
 use super::{Refused, outcome, terminal};
-use crate::agent::{check_files, host};
+use crate::agent::{check_files, host, lists};
 use crate::control::Refusal;
 use crate::control::client::Client;
 use crate::manifest::{self, Source};
@@ -27,6 +27,7 @@ pub async fn validate(args: ValidateArgs) -> Result<()> {
     let facts = host::facts(&net.host_facts().await?);
     let mut report = manifest::check_against_host(&objects, &facts);
     report.0.extend(check_files::check(&objects));
+    report.0.extend(lists::check(&objects));
     if !report.0.is_empty() {
         return Err(refused(report, sources).into());
     }

@@ -165,8 +165,8 @@ impl Sizes {
             array(pinned::SERVERS, size_of::<service::ServerLine>(), self.server_lines()),
             array(pinned::LOADS, size_of::<load::Load>(), self.destinations),
             array(pinned::RATES, size_of::<load::Rate>(), self.destinations),
-            Spec { name: pinned::ACL4, kind: LpmTrie, key: 12, value: 4, entries: ACL_PREFIXES },
-            Spec { name: pinned::ACL6, kind: LpmTrie, key: 24, value: 4, entries: ACL_PREFIXES },
+            Spec { name: pinned::ACL4, kind: LpmTrie, key: 12, value: 4, entries: ACCESS_PREFIXES },
+            Spec { name: pinned::ACL6, kind: LpmTrie, key: 24, value: 4, entries: ACCESS_PREFIXES },
             Spec {
                 name: pinned::QUIC_IDS,
                 kind: Hash,
@@ -215,7 +215,7 @@ impl Sizes {
 /// Client prefixes per family.
 const CLIENT_ROUTES: u32 = 16_384;
 /// Prefixes of all access lists, per family.
-const ACL_PREFIXES: u32 = 1 << 18;
+pub const ACCESS_PREFIXES: u32 = 1 << 18;
 /// Directly attached clients that are remembered.
 const CLIENT_NEIGHBOURS: u32 = 65_536;
 /// Interfaces that frames may leave by.

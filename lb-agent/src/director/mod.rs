@@ -10,7 +10,10 @@ mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::health::{Judged, Judgement};
 use crate::manifest::Objects;
@@ -40,9 +43,14 @@ pub enum Event {
     Outputs(BTreeMap<u32, String>),
     /// The real servers that leave, all of them.
     Leaving(Leaving),
+    /// The prefixes of all files that sources name.
+    Lists(PrefixLists),
     /// Who of these services' real servers takes new connections.
     Judged(Vec<Judged>),
 }
+
+/// Prefixes by the file that lists them, sorted.
+pub type PrefixLists = BTreeMap<PathBuf, Arc<Vec<IpNet>>>;
 
 /// Desired state and what is known of the network.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +64,7 @@ pub struct Director {
     client_routes: Option<Vec<ClientRoute>>,
     outputs: BTreeMap<u32, String>,
     leaving: Leaving,
+    lists: PrefixLists,
     health: BTreeMap<Name, Arc<Judgement>>,
     /// Services by their real servers' addresses, and the other way round.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
@@ -117,6 +126,15 @@ impl Director {
                 }
             }
             Event::Leaving(leaving) => _ = self.set_leaving(leaving),
+            Event::Lists(lists) => {
+                for (service, _) in self.objects.services() {
+                    let mut files = service.scheduling.sources.files();
+                    if files.any(|file| self.lists.get(file) != lists.get(file)) {
+                        self.stale.insert(service.name.clone());
+                    }
+                }
+                self.lists = lists;
+            }
         }
     }
 

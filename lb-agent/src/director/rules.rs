@@ -12,7 +12,7 @@ use crate::plan::{Binding, NextPacket, Rules, Standing};
 use crate::scheduler::Candidate;
 
 /// The rules of a service with one endpoint.
-pub fn rules(service: &VirtualService) -> Rules {
+pub fn rules(director: &Director, service: &VirtualService) -> Rules {
     let scheduling = &service.scheduling;
     let prefix = scheduling.hash_prefix;
     let hashes = service.scheduler.hashes();
@@ -21,7 +21,9 @@ pub fn rules(service: &VirtualService) -> Rules {
         counted: has_thresholds(service),
         checked: has_thresholds(service),
         persistence: scheduling.persistence,
-        sources: Arc::new(scheduling.sources.clone()),
+        sources: Arc::new(
+            scheduling.sources.with_files(|file| director.lists.get(file).map(|nets| &nets[..])),
+        ),
         new_per_second: scheduling.new_connections_per_second.unwrap_or(0),
         when_no_server: scheduling.when_no_server,
         fallback: scheduling.fallback,

@@ -105,7 +105,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             mss: mss(service, destinations.values()),
             timeouts: timeouts(&service.timeouts),
             pool: pool(director, service),
-            rules: rules::rules(service),
+            rules: rules::rules(director, service),
         },
         destinations,
         slots: Slots { servers: Arc::new(servers), slots: Arc::new(table.slots), exact: table.exact },

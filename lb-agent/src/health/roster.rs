@@ -10,6 +10,7 @@ use super::pool::{Judgement, Known, Pool};
 use super::saved::Saved;
 use super::state::{Assignment, Change, CheckId, Machine, Pace, Report};
 use crate::manifest::Objects;
+use crate::model::health::Target;
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 
 /// Who is in which pool.
@@ -412,10 +413,10 @@ impl Roster {
         ids.into_iter().flatten().filter_map(of).collect()
     }
 
-    /// Whether every check has had its first outcome.
-    pub fn all_known(&self) -> bool {
+    /// Whether every check of a target that is `probed` has had its first outcome.
+    pub fn all_known(&self, probed: impl Fn(&Target) -> bool) -> bool {
         let known = |check: &Checked| check.machine.last().is_some() || check.machine.belief().is_known();
-        self.checks.values().all(known)
+        self.checks.values().all(|check| known(check) || !probed(&check.assignment.target))
     }
 
     /// The weight that the operator gave, and since when the server is disabled.

@@ -1,7 +1,7 @@
 //! Health checks and who takes part, as the operator writes them: `healthCheck`, `healthChecks` and what follows
 //! from their outcomes. `probe` reads what is sent and expected.
 
-mod probe;
+pub(super) mod probe;
 
 use std::sync::Arc;
 use std::time::Duration;

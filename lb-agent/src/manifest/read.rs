@@ -42,6 +42,15 @@ pub fn read_path(path: &Path) -> Result<Vec<Source>, ReadError> {
     files.iter().map(|file| read(file, open(file)?)).collect()
 }
 
+/// Reads one file, whatever it is called.
+///
+/// # Errors
+/// As [`read_path`].
+pub fn read_file(path: &Path) -> Result<Source, ReadError> {
+    let failed = |source| ReadError { path: path.to_owned(), source };
+    read(path, File::open(path).map_err(failed)?)
+}
+
 fn read(name: &Path, reader: impl Read) -> Result<Source, ReadError> {
     let failed = |source| ReadError { path: name.to_owned(), source };
     let mut text = String::new();

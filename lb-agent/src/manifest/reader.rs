@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use jiff::fmt::friendly::SpanParser;
 
 use super::marks::Part;
+use super::prefix_list;
 use super::raw::Raw;
 use crate::model::{Name, valid_interface_name};
 
@@ -162,17 +163,17 @@ impl<'a> Field<'a> {
 
     /// A prefix whose bits beyond its length are 0, or a single address.
     pub fn prefix(&self, what: &str, faults: &mut Faults) -> Option<IpNet> {
-        let text = self.text(what, faults)?;
-        let Ok(net) = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) else {
-            self.expected(what, faults);
-            return None;
-        };
-        if net.trunc() != net {
-            let fault = faults.add(self.path.as_str(), format!("{net} is not the beginning of a prefix"));
-            fault.help(format!("the prefix is {}; the single address is {}", net.trunc(), net.addr()));
-            return None;
+        match prefix_list::prefix(self.text(what, faults)?) {
+            Ok(net) => Some(net),
+            Err(prefix_list::Wrong::Syntax) => {
+                self.expected(what, faults);
+                None
+            }
+            Err(prefix_list::Wrong::HostBits(net)) => {
+                faults.add(self.path.as_str(), prefix_list::message(net)).help(prefix_list::help(net));
+                None
+            }
         }
-        Some(net)
     }
 
     /// A duration in the form `1h 30m`, `5m`, `2s`, `500ms`.

@@ -1,10 +1,12 @@
 //! The fields of a virtual service that are about who gets a new flow, who is refused, and how a server leaves.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::health::probe::absolute;
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use super::service::SCHEDULERS;
@@ -221,6 +223,8 @@ fn quic(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) -> O
 fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
     let mut map = field.map("a map like {deny: [192.0.2.0/24]}", faults)?;
     let mut lists = ["allow", "deny"].map(|key| map.get(key).map(|field| nets(&field, faults)));
+    let [allow_file, deny_file] =
+        ["allowFile", "denyFile"].map(|key| map.get(key).and_then(|field| absolute(&field, faults)));
     map.finish(faults);
     let [allow, deny] = [lists[0].take().unwrap_or_default(), lists[1].take().unwrap_or_default()];
     for (index, net) in deny.iter().enumerate() {
@@ -233,7 +237,7 @@ fn sources(field: &Field<'_>, faults: &mut Faults) -> Option<Sources> {
         nets.dedup();
         nets
     };
-    Some(Sources { allow: sorted(allow), deny: sorted(deny) })
+    Some(Sources { allow: sorted(allow), deny: sorted(deny), allow_file, deny_file })
 }
 
 fn nets(field: &Field<'_>, faults: &mut Faults) -> Vec<IpNet> {
@@ -306,9 +310,16 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
         .new_connections_per_second
         .map(|rate| Raw::map([("newConnectionsPerSecond", Some(Raw::integer(rate)))]));
     let nets = |nets: &[IpNet]| (!nets.is_empty()).then(|| Raw::List(nets.iter().map(Raw::text).collect()));
-    let Sources { allow, deny } = &scheduling.sources;
-    let sources =
-        (!scheduling.sources.is_empty()).then(|| Raw::map([("allow", nets(allow)), ("deny", nets(deny))]));
+    let Sources { allow, deny, allow_file, deny_file } = &scheduling.sources;
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| Raw::text(path.display()));
+    let sources = (!scheduling.sources.is_empty()).then(|| {
+        Raw::map([
+            ("allow", nets(allow)),
+            ("allowFile", path(allow_file)),
+            ("deny", nets(deny)),
+            ("denyFile", path(deny_file)),
+        ])
+    });
     let DrainPolicy { deadline, on_deadline } = scheduling.drain;
     let drain = deadline.map(|deadline| {
         Raw::map([

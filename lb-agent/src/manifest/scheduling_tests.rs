@@ -45,6 +45,7 @@ prop_compose! {
         rate in prop::option::of(1..=RATE_MAX),
         allow in prop::collection::btree_set(0u8..8, 0..3),
         deny in prop::collection::btree_set(8u8..16, 0..3),
+        files in (prop::option::of("/[a-z]{1,9}"), prop::option::of("/[a-z ]{1,9}x")),
         when_no_server in prop::sample::select(WHEN_NO_SERVER.map(|(_, what)| what).to_vec()),
         drain in prop::option::of((0u64..86_400, any::<bool>())),
     ) -> Wish {
@@ -57,7 +58,10 @@ prop_compose! {
         });
         Wish(Scheduling {
             ipvs_compatible, fallback, hash_prefix: HashPrefix { v4, v6 }, persistence, one_packet: false, quic: None,
-            new_connections_per_second: rate, sources: Sources { allow: nets(allow), deny: nets(deny) },
+            new_connections_per_second: rate, sources: Sources {
+                allow: nets(allow), deny: nets(deny),
+                allow_file: files.0.map(PathBuf::from), deny_file: files.1.map(PathBuf::from),
+            },
             when_no_server, drain,
         })
     }
@@ -105,7 +109,7 @@ fn what_is_not_asked_for_is_not_there() {
 fn every_field_is_understood() {
     let full = "schedulerFlags: [fallback, port]\nhash: {prefix4: 24, prefix6: 56}\nlimits: {newConnectionsPerSecond: 500}\n\
          persistence: {timeout: 2m, prefix: 24, prefix6: 64, engine: sip, keepWhenQuiesced: true}\n\
-         quic: {serverIdOffset: 2, serverIdLength: 2}\nsources: {allow: [192.0.2.0/24], deny: [192.0.2.7, 2001:db8::/32]}\n\
+         quic: {serverIdOffset: 2, serverIdLength: 2}\nsources: {allow: [192.0.2.0/24], deny: [192.0.2.7, 2001:db8::/32], denyFile: /etc/lb/deny.txt}\n\
          whenNoServer: unreachable\ndrain: {deadline: 10m, onDeadline: keep}\nonePacket: true\n\
          realServers: [{address: 10.0.0.11, serverId: \"00ff\", packetsPerSecond: 9, connections: {max: 8, resume: 5}}]";
     let service = service(full).unwrap();
@@ -119,6 +123,7 @@ fn every_field_is_understood() {
     assert!(persistence.engine == PersistenceEngine::Sip && persistence.keep_when_quiesced);
     assert_eq!(quic, Some(Quic { server_id_offset: 2, server_id_length: 2 }));
     assert_eq!((sources.allow.len(), sources.deny.len()), (1, 2));
+    assert_eq!((sources.allow_file, sources.deny_file), (None, Some("/etc/lb/deny.txt".into())));
     assert_eq!(service.scheduling.when_no_server, WhenNoServer::Unreachable);
     assert_eq!((drain.deadline, drain.on_deadline), (Some(Duration::from_secs(600)), OnDeadline::Keep));
     let limits = &service.real_servers[0].limits;

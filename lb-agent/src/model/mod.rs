@@ -26,8 +26,8 @@ pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{
-    DrainPolicy, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Quic, SOURCES_MAX, Scheduling,
-    ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
+    Admission, DrainPolicy, HashPrefix, LIST_FILE_MAX, OnDeadline, Persistence, PersistenceEngine, Quic,
+    SOURCES_MAX, Scheduling, ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
 };
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,

@@ -1,6 +1,10 @@
 //! Who gets a new flow of a virtual service, beyond the scheduler's name; who is refused; how a real server leaves.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -105,29 +109,100 @@ impl fmt::Display for ServerId {
 }
 
 /// Whose new connections are taken. The longest prefix that holds a client decides; who is in none is taken unless
-/// there are allowed ones.
+/// there is a list of allowed ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sources {
     /// Sorted.
     pub allow: Vec<IpNet>,
     /// Sorted.
     pub deny: Vec<IpNet>,
+    /// Files with more of them.
+    pub allow_file: Option<PathBuf>,
+    pub deny_file: Option<PathBuf>,
 }
 
 impl Sources {
+    /// Whether everybody is taken.
     pub fn is_empty(&self) -> bool {
-        self.allow.is_empty() && self.deny.is_empty()
+        self.allow.is_empty() && self.deny.is_empty() && self.files().next().is_none()
     }
 
-    /// Whether a client may open connections, as the data plane decides it.
-    pub fn admits(&self, client: std::net::IpAddr) -> bool {
-        let longest =
-            |nets: &[IpNet]| nets.iter().filter(|net| net.contains(&client)).map(IpNet::prefix_len).max();
-        match (longest(&self.allow), longest(&self.deny)) {
+    /// Whether only those that are allowed are taken.
+    pub fn has_allowed(&self) -> bool {
+        !self.allow.is_empty() || self.allow_file.is_some()
+    }
+
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.allow_file.iter().chain(&self.deny_file)
+    }
+
+    /// With the prefixes of its files, as `list` knows them. What one list allows and another denies is denied.
+    pub fn with_files<'a>(&self, list: impl Fn(&Path) -> Option<&'a [IpNet]>) -> Sources {
+        let mut all = self.clone();
+        let more = |own: &mut Vec<IpNet>, file: &Option<PathBuf>| {
+            if let Some(nets) = file.as_deref().and_then(&list) {
+                own.extend(nets);
+                own.sort();
+                own.dedup();
+            }
+        };
+        more(&mut all.allow, &self.allow_file);
+        more(&mut all.deny, &self.deny_file);
+        if self.files().next().is_some() {
+            let denied = &all.deny;
+            all.allow.retain(|net| denied.binary_search(net).is_err());
+        }
+        all
+    }
+
+    /// Made ready to decide about many clients.
+    pub fn admission(&self) -> Admission {
+        Admission {
+            allow: Prefixes::of(&self.allow),
+            deny: Prefixes::of(&self.deny),
+            strangers: !self.has_allowed(),
+        }
+    }
+}
+
+/// Whose connections are taken, as the data plane decides it.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    allow: Prefixes,
+    deny: Prefixes,
+    strangers: bool,
+}
+
+impl Admission {
+    pub fn admits(&self, client: IpAddr) -> bool {
+        match (self.allow.longest(client), self.deny.longest(client)) {
             (allowed, Some(denied)) => allowed.is_some_and(|allowed| allowed > denied),
             (Some(_), None) => true,
-            (None, None) => self.allow.is_empty(),
+            (None, None) => self.strangers,
         }
+    }
+}
+
+/// Prefixes by their lengths, the longest first: one look for each length that there is.
+#[derive(Debug, Clone)]
+struct Prefixes(BTreeMap<Reverse<u8>, HashSet<IpNet>>);
+
+impl Prefixes {
+    fn of(nets: &[IpNet]) -> Prefixes {
+        let mut lengths: BTreeMap<Reverse<u8>, HashSet<IpNet>> = BTreeMap::new();
+        for net in nets {
+            lengths.entry(Reverse(net.prefix_len())).or_default().insert(*net);
+        }
+        Prefixes(lengths)
+    }
+
+    /// The length of the longest that holds an address.
+    fn longest(&self, address: IpAddr) -> Option<u8> {
+        let holds = |length: u8, nets: &HashSet<IpNet>| {
+            IpNet::new(address, length).is_ok_and(|net| nets.contains(&net.trunc()))
+        };
+        self.0.iter().find(|(length, nets)| holds(length.0, nets)).map(|(length, _)| length.0)
     }
 }
 
@@ -183,8 +258,10 @@ pub struct Thresholds {
     pub resume: Option<u32>,
 }
 
-/// The most prefixes of one service's sources.
+/// The most prefixes of one list in a manifest.
 pub const SOURCES_MAX: usize = 16_384;
+/// The most prefixes of one file.
+pub const LIST_FILE_MAX: usize = 131_072;
 /// The most real servers that a scheduler that counts connections looks through.
 pub const WALKED_SERVERS_MAX: usize = lb_common::service::MAX_SERVERS as usize;
 
@@ -207,7 +284,11 @@ mod tests {
     #[test]
     fn the_longest_prefix_decides_and_an_allow_list_keeps_strangers_out() {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let of = |allow: &[&str], deny: &[&str]| Sources { allow: nets(allow), deny: nets(deny) };
+        let of = |allow: &[&str], deny: &[&str]| Sources {
+            allow: nets(allow),
+            deny: nets(deny),
+            ..Sources::default()
+        };
         for (sources, client, admitted) in [
             (of(&[], &[]), "192.0.2.1", true),
             (of(&[], &["192.0.2.0/24"]), "192.0.2.1", false),
@@ -218,7 +299,26 @@ mod tests {
             (of(&["192.0.2.1/32"], &["192.0.2.0/24"]), "192.0.2.2", false),
             (of(&["2001:db8::/32"], &[]), "192.0.2.1", false),
         ] {
-            assert_eq!(sources.admits(client.parse().unwrap()), admitted, "{sources:?} {client}");
+            assert_eq!(sources.admission().admits(client.parse().unwrap()), admitted, "{sources:?} {client}");
         }
+    }
+
+    #[test]
+    fn files_add_to_the_lists_and_what_is_allowed_here_and_denied_there_is_denied() {
+        let nets =
+            |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let sources = Sources {
+            allow: nets(&["192.0.2.0/24"]),
+            deny: nets(&["192.0.2.7/32"]),
+            allow_file: Some("/a".into()),
+            deny_file: Some("/d".into()),
+        };
+        let (allowed, denied) =
+            (nets(&["10.0.0.0/8", "192.0.2.0/24"]), nets(&["10.0.0.0/8", "192.0.2.8/32"]));
+        let all = sources.with_files(|path| Some(if path == Path::new("/a") { &allowed } else { &denied }));
+        assert_eq!(all.allow, nets(&["192.0.2.0/24"]));
+        assert_eq!(all.deny, nets(&["10.0.0.0/8", "192.0.2.7/32", "192.0.2.8/32"]));
+        let empty = Sources { allow_file: Some("/a".into()), ..Sources::default() }.with_files(|_| None);
+        assert!(!empty.is_empty() && !empty.admission().admits("192.0.2.1".parse().unwrap()), "fails closed");
     }
 }

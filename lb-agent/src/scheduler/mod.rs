@@ -1,7 +1,7 @@
 //! Schedulers as tables: which real server each slot of a service's slot table names. Pure. The data plane walks
 //! the table of rr and wrr with a cursor, and indexes that of sh, dh and mh with a hash; it knows nothing of
-//! weights there. Those that count connections have no table: the data plane walks the servers, by the rules that
-//! [`reference`] states. One file per scheduler.
+//! weights there. twos draws at random from its table. The others that count connections have none: the data plane
+//! walks the servers, by the rules that [`reference`] states. One file per scheduler.
 
 mod dh;
 mod mh;
@@ -9,6 +9,7 @@ mod mh_ipvs;
 pub mod reference;
 mod rr;
 mod sh;
+mod twos;
 mod wrr;
 
 use std::net::IpAddr;
@@ -66,7 +67,7 @@ pub struct Rules {
     pub vip: IpAddr,
 }
 
-/// Builds the slot table of a service; an empty one for schedulers that count connections.
+/// Builds the slot table of a service; an empty one for schedulers that look at the counts of all servers.
 ///
 /// For rr and wrr the order of `servers` is the order in which they were added, and decides the sequence. For our
 /// sh, dh and mh it does not matter: the table names the same servers in the same slots on every director that has
@@ -82,6 +83,7 @@ pub fn build(rules: &Rules, servers: &[Candidate]) -> SlotTable {
         (Scheduler::Dh, true) => dh::build_ipvs(servers, rules.vip),
         (Scheduler::Mh, false) => mh::build(servers),
         (Scheduler::Mh, true) => mh_ipvs::build(servers),
+        (Scheduler::Twos, _) => twos::build(servers),
         (counted, _) => {
             debug_assert!(counted.counts());
             SlotTable { slots: Vec::new(), exact: true }
@@ -200,7 +202,8 @@ pub(crate) mod tests {
         table.slots.iter().filter(|&&slot| slot as usize == server).count()
     }
 
-    const ALL: [Scheduler; 4] = [Scheduler::Rr, Scheduler::Wrr, Scheduler::Sh, Scheduler::Mh];
+    const ALL: [Scheduler; 5] =
+        [Scheduler::Rr, Scheduler::Wrr, Scheduler::Sh, Scheduler::Mh, Scheduler::Twos];
 
     fn build(scheduler: Scheduler, servers: &[Candidate]) -> SlotTable {
         let rules = Rules { scheduler, ipvs: false, vip: IpAddr::from([203, 0, 113, 1]) };
@@ -235,7 +238,7 @@ pub(crate) mod tests {
         fn shares_follow_weights(weights in prop::collection::vec(0u16..=300, 1..40), scale in 1u16..200) {
             let weights: Vec<u16> = weights.iter().map(|w| w.saturating_mul(scale)).collect();
             let total: f64 = weights.iter().copied().map(f64::from).sum();
-            for scheduler in [Scheduler::Wrr, Scheduler::Sh, Scheduler::Mh] {
+            for scheduler in [Scheduler::Wrr, Scheduler::Sh, Scheduler::Mh, Scheduler::Twos] {
                 let table = build(scheduler, &servers(&weights));
                 prop_assert_eq!(table.slots.is_empty(), total == 0.0);
                 let len = table.slots.len() as f64;

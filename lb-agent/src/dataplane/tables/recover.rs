@@ -203,6 +203,7 @@ impl Tables {
             self.remove_next_hop(&key);
         }
         self.forget_unclaimed_instances()?;
+        self.forget_lost_access_lists()?;
         self.remove_nobodys_addresses()?;
         self.retire_unclaimed_places()
     }

@@ -138,6 +138,9 @@ type Key6 = (u32, [u8; 20]);
 /// The access lists in the tables.
 #[derive(Debug, Default)]
 pub struct AccessLists {
+    /// The number of each service's own list, by the service's index, and the other way round.
+    of_service: BTreeMap<u32, u16>,
+    services: BTreeMap<u16, u32>,
     v4: BTreeMap<u16, BTreeMap<Key4, u32>>,
     v6: BTreeMap<u16, BTreeMap<Key6, u32>>,
 }
@@ -178,12 +181,57 @@ impl Tables {
         Ok(())
     }
 
+    /// The number of a service's own access list; it gets one if it has none.
+    pub fn access_list_of(&mut self, service: u32) -> Result<u16, Error> {
+        if let Some(list) = self.access.of_service.get(&service) {
+            return Ok(*list);
+        }
+        // Numbers are given in order, and again from 1 on when all were given once.
+        let last = self.access.services.last_key_value().map_or(0, |(list, _)| *list);
+        let after = last.checked_add(1);
+        let free = after.or_else(|| (1..=u16::MAX).find(|list| !self.access.services.contains_key(list)));
+        let list = free.ok_or_else(|| {
+            Error::Refused(format!("{} services have access lists, and there are no more numbers", u16::MAX))
+        })?;
+        self.own_access_list(service, list);
+        Ok(list)
+    }
+
+    fn own_access_list(&mut self, service: u32, list: u16) {
+        self.access.of_service.insert(service, list);
+        self.access.services.insert(list, service);
+    }
+
+    /// Removes a service's own access list, if it has one.
+    pub fn forget_access_list(&mut self, service: u32) -> Result<(), Error> {
+        let Some(list) = self.access.of_service.remove(&service) else { return Ok(()) };
+        self.access.services.remove(&list);
+        self.set_access_list(list, &[])
+    }
+
     /// The access lists that are in the tables.
     pub fn access_lists(&self) -> BTreeSet<u16> {
         self.access.v4.keys().chain(self.access.v6.keys()).copied().collect()
     }
 
+    /// Removes lists that belong to no service: an agent that was killed between two steps left them.
+    pub(super) fn forget_lost_access_lists(&mut self) -> Result<(), Error> {
+        let lost = self.access_lists().into_iter().filter(|list| !self.access.services.contains_key(list));
+        for list in lost.collect::<Vec<_>>() {
+            self.set_access_list(list, &[])?;
+        }
+        Ok(())
+    }
+
     pub(super) fn recover_access(&mut self) -> Result<(), Error> {
+        let owners: Vec<u32> = self.services.by_index.keys().copied().collect();
+        for index in owners {
+            let record = self.views.services.get(index);
+            // An endpoint of a service has its leader's.
+            if record.acl != 0 && record.leader == index {
+                self.own_access_list(index, record.acl);
+            }
+        }
         let list = |bytes: &[u8]| u16::from_be_bytes([bytes[2], bytes[3]]);
         for (key, value) in self.stores.acl4.entries()? {
             self.access.v4.entry(list(&key.1)).or_default().insert(key, value);

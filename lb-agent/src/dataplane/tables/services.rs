@@ -191,6 +191,12 @@ impl Tables {
         self.services.names.get(name).copied()
     }
 
+    /// The index that [`Tables::ensure_service`] would find for a service: one that an earlier run left is known by its
+    /// address and ports.
+    pub fn find_service(&self, spec: &ServiceSpec) -> Option<u32> {
+        self.service(&spec.name).or_else(|| self.services.adoptable(spec))
+    }
+
     /// The name of a service.
     pub fn service_name(&self, index: u32) -> Option<&str> {
         self.services.by_index.get(&index)?.name.as_deref()
@@ -280,6 +286,7 @@ impl Tables {
         self.set_slots_of(index, &[])?;
         self.set_servers_of(index, &[])?;
         self.forget_quic_ids(index)?;
+        self.forget_access_list(index)?;
         self.retire_destinations_of(index);
         let Some(state) = self.services.by_index.get_mut(&index).filter(|state| !state.removed) else {
             return Ok(());

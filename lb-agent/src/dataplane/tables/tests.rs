@@ -629,6 +629,39 @@ fn access_lists_and_quic_ids_are_replaced_by_what_differs() {
 }
 
 #[test]
+fn an_access_list_has_a_number_of_its_own_that_outlives_the_agent() {
+    let kernel = Kernel::new();
+    let deny = [("10.0.0.0/8".parse().unwrap(), Access::Deny)];
+    let v4 = || kernel.acl4.0.lock().unwrap().len();
+    let mut tables = kernel.tables();
+    let limit = |tables: &mut Tables, name: &str, port| {
+        let plain = spec(name, &[Ports::One(port)]);
+        let found = tables.find_service(&plain);
+        let index = found.unwrap_or_else(|| tables.ensure_service(&plain).unwrap());
+        let list = tables.access_list_of(index).unwrap();
+        tables.set_access_list(list, &deny).unwrap();
+        let rules = Rules { access: Some((list, Access::Allow)), ..plain.rules.clone() };
+        tables.ensure_service(&ServiceSpec { rules, ..plain }).unwrap();
+        tables.bind_ports(name, &[Ports::One(port)]).unwrap();
+        list
+    };
+    tables.ensure_service(&spec("open", &[Ports::One(1)])).unwrap();
+    let (a, b) = (limit(&mut tables, "a", 80), limit(&mut tables, "b", 81));
+    assert_eq!((a, b, v4()), (1, 2, 2), "whatever the index of the service");
+    let mut tables = kernel.tables();
+    assert_eq!((limit(&mut tables, "b", 81), limit(&mut tables, "a", 80), tables.writes()), (b, a, 0));
+    tables.remove_service("a").unwrap();
+    assert_eq!(v4(), 1, "gone with its service");
+    // What no service has is gone once the recovery is over.
+    tables.set_access_list(9, &deny).unwrap();
+    let mut tables = kernel.tables();
+    limit(&mut tables, "b", 81);
+    tables.finish_recovery().unwrap();
+    assert_eq!(tables.access_lists(), [b].into());
+    assert_eq!(limit(&mut tables, "c", 82), 3);
+}
+
+#[test]
 fn the_handles_can_go_to_other_threads() {
     fn sends<T: Send>() {}
     fn shares<T: Send + Sync>() {}

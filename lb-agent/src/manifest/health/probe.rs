@@ -293,7 +293,7 @@ fn boolean(field: &Field<'_>, faults: &mut Faults) -> Option<bool> {
     }
 }
 
-fn absolute(field: &Field<'_>, faults: &mut Faults) -> Option<PathBuf> {
+pub fn absolute(field: &Field<'_>, faults: &mut Faults) -> Option<PathBuf> {
     let text = field.text("the path of a file", faults)?;
     let path = PathBuf::from(text);
     if !path.is_absolute() {
