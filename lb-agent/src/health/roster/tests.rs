@@ -104,7 +104,7 @@ fn a_restart_goes_on_from_what_was_believed() {
     let mut again = Roster::new(Saved::read(&roster.save().write(clocks), clocks).unwrap());
     set(&mut again, now, &objects(&[("a", CHECKED)]));
     assert_eq!(standings(&again, "a"), [Standing::In, Standing::Disabled]);
-    assert!(again.all_known());
+    assert!(again.all_known(|_| true));
     assert!(again.disable(now, &web, key, false));
     assert_eq!(again.judge(now).len(), 1);
     assert_eq!(standings(&again, "a"), [Standing::In, Standing::In]);
