@@ -51,6 +51,8 @@ const A: u8 = 1;
 const B: u8 = 2;
 const BACKUP_PRIORITY: u8 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the agents are asked how late their timers were: they remember a minute at least.
+const LOOK: Duration = Duration::from_secs(50);
 
 pub fn run(quick: bool, busy: Duration, progress: impl Fn(&str)) -> Result<Times> {
     let mut takeovers = Vec::new();
@@ -82,11 +84,20 @@ pub fn run(quick: bool, busy: Duration, progress: impl Fn(&str)) -> Result<Times
     let spinners: Vec<_> = (0..2 * cores).map(|_| std::thread::spawn(spin(stop.clone()))).collect();
     let began = pair.heard().len();
     let end = Instant::now() + busy;
+    let (mut lag_of_master, mut lag_of_backup) = (0f64, 0f64);
+    let mut next_look = Instant::now() + LOOK;
     while Instant::now() < end {
+        // What the agents call recent does not reach back to the beginning of a long run.
+        if Instant::now() >= next_look {
+            lag_of_master = lag_of_master.max(lag(&pair.first)?);
+            lag_of_backup = lag_of_backup.max(lag(&pair.second)?);
+            next_look += LOOK;
+        }
         progress(&format!("VRRP at 30 ms, every core busy: {} s left", (end - Instant::now()).as_secs()));
         std::thread::sleep(Duration::from_secs(1).min(end.saturating_duration_since(Instant::now())));
     }
-    let (lag_of_master, lag_of_backup) = (lag(&pair.first)?, lag(&pair.second)?);
+    lag_of_master = lag_of_master.max(lag(&pair.first)?);
+    lag_of_backup = lag_of_backup.max(lag(&pair.second)?);
     stop.store(true, Ordering::Relaxed);
     spinners.into_iter().for_each(|spinner| drop(spinner.join()));
     let heard = pair.heard();

@@ -2,6 +2,7 @@
 //! agent carries. Needs root; no interface, no traffic.
 
 mod counted;
+mod differential;
 mod flows;
 mod forwarding;
 mod frame;

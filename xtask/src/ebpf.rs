@@ -52,6 +52,14 @@ pub fn build(out_dir: &Path) -> Result<Objects> {
 /// # Errors
 /// As [`build`].
 pub fn build_with(features: &[&str], out_dir: &Path) -> Result<Objects> {
+    build_from(&crate::root(), features, out_dir)
+}
+
+/// [`build_with`] from `lb-ebpf` and `lb-common` below another directory than the repository's.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_from(root: &Path, features: &[&str], out_dir: &Path) -> Result<Objects> {
     let toolchain = toolchain::find()?;
     let work = crate::target_dir().join("ebpf");
     let staging = work.join("staging");
@@ -66,6 +74,7 @@ pub fn build_with(features: &[&str], out_dir: &Path) -> Result<Objects> {
     }
 
     let mut cargo = cargo(&toolchain, "build");
+    cargo.current_dir(root.join("lb-ebpf"));
     cargo.args(["-Z", "unstable-options", "--artifact-dir"]).arg(&staging);
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));

@@ -131,7 +131,7 @@ impl Kernel {
         words.extend(TOO_LONG.iter().flat_map(|name| ["--skip".to_owned(), (*name).to_owned()]));
         let script = self.place.join(format!("{}.sh", self.release));
         let lines = format!(
-            "mount -t bpf bpf /sys/fs/bpf\nip link set lo up\ncd {}\nexport LB_AGENT={}\n{} --test-threads 2 {}\necho \"{ENDED} $?\"\n",
+            "mount -t bpf bpf /sys/fs/bpf\nip link set lo up\ncd {}\nexport LB_AGENT={} LB_DIFFERENTIAL_PACKETS=40000\n{} --test-threads 2 {}\necho \"{ENDED} $?\"\n",
             xtask::root().join("tests").display(),
             agent.display(),
             tests.display(),

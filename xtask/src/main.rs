@@ -5,6 +5,7 @@ mod build;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod differential;
 mod fuzz;
 mod kernels;
 mod lint;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Args),
     /// Fuzz what reads bytes from the network, with libFuzzer
     Fuzz(fuzz::Args),
+    /// Run the data plane beside its reference model for long, or seed bugs that must be found (needs root)
+    Differential(differential::Args),
     /// Check formatting, clippy for host and BPF target, licences
     Lint,
     /// Measure the data plane, orders and health checks (needs root)
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Differential(args) => differential::run(&args),
         Command::Lint => lint::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Ci => ci::run(),

@@ -450,7 +450,7 @@ pub enum VrrpOrder {
         #[arg(value_parser = parse_name)]
         name: Name,
         /// Where canaries connect: a TCP service behind the VIP that keeps a silent connection open
-        #[arg(long, value_name = "ADDR:PORT")]
+        #[arg(long, required = true, value_name = "ADDR:PORT")]
         canary: Vec<std::net::SocketAddr>,
         /// Connections that are kept open to each
         #[arg(long, default_value_t = 10, value_name = "N")]

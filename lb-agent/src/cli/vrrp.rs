@@ -1,20 +1,18 @@
 //! VRRP on the command line: what instances look like, and orders to move them.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use comfy_table::Cell;
 use serde::Serialize;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use super::arguments::{Format, VrrpArgs, VrrpOrder};
 use super::grid::{Grid, Look, Pairs, or_dash};
 use super::terminal;
 use crate::control::client::Client;
 use crate::control::vrrp::{HandoverView, SchedulingView, VrrpOverview, VrrpView};
+
+mod drill;
 
 pub async fn vrrp(client: &Client, args: VrrpArgs) -> Result<()> {
     let format = args.what.output().output;
@@ -24,7 +22,7 @@ pub async fn vrrp(client: &Client, args: VrrpArgs) -> Result<()> {
             print(format, &handed, handover);
         }
         VrrpOrder::Drill { name, canary, flows, .. } => {
-            let report = drill(client, &name, &canary, flows).await?;
+            let report = drill::run(client, &name, &canary, flows).await?;
             print(format, &report, |report| report.lines());
         }
     }
@@ -42,91 +40,6 @@ fn print<T: Serialize>(format: Format, value: &T, lines: impl FnOnce(&T) -> Stri
 fn handover(handed: &HandoverView) -> String {
     let HandoverView { instance, to, took_ms } = handed;
     format!("{instance}: {to} is master, {took_ms} ms after our goodbye; served here until then\n")
-}
-
-/// What became of a drill.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Drill {
-    handover: HandoverView,
-    /// Connections open when it began, those of them that were still whole two seconds after it, and those that
-    /// were reset or closed.
-    flows: usize,
-    survivors: usize,
-    resets: usize,
-    /// New connections tried once every 20 ms, and those that failed.
-    attempts: usize,
-    failures: usize,
-    /// The longest time without a new connection.
-    gap_ms: u64,
-}
-
-impl Drill {
-    fn lines(&self) -> String {
-        let mut text = handover(&self.handover);
-        if self.attempts > 0 {
-            let Drill { flows, survivors, resets, attempts, failures, gap_ms, .. } = self;
-            let _ = writeln!(text, "connections: {survivors} of {flows} survived, {resets} reset or closed");
-            let _ = writeln!(text, "attempts:    {failures} of {attempts} failed, longest gap {gap_ms} ms");
-        }
-        text
-    }
-}
-
-/// Holds canary connections, tries new ones, hands over meanwhile.
-async fn drill(client: &Client, name: &str, canaries: &[SocketAddr], flows: usize) -> Result<Drill> {
-    let mut held = Vec::new();
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
-    for canary in canaries {
-        for _ in 0..flows {
-            let connected = tokio::time::timeout(ATTEMPT, TcpStream::connect(canary)).await;
-            let held_open =
-                connected.map_err(|_| anyhow::anyhow!("{canary}: no answer within {ATTEMPT:?}"))??;
-            // A silent connection learns nothing of what became of it: the kernel asks for us.
-            socket2::SockRef::from(&held_open).set_tcp_keepalive(&keepalive)?;
-            held.push(held_open);
-        }
-    }
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let tries = tokio::spawn(attempts(canaries.to_vec(), stopped));
-    let handover = client.hand_over(name).await;
-    tokio::time::sleep(AFTER).await;
-    stop.send_replace(true);
-    let (attempts, failures, gap) = tries.await?;
-    let handover = handover?;
-    let count = held.len();
-    let mut survivors = 0;
-    for stream in &mut held {
-        let mut byte = [0];
-        // Nothing to read: it is there. An end or an error: it is not.
-        let read = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut byte)).await;
-        survivors += usize::from(!matches!(read, Ok(Ok(0) | Err(_))));
-    }
-    let resets = count - survivors;
-    let gap_ms = gap.as_millis() as u64;
-    Ok(Drill { handover, flows: count, survivors, resets, attempts, failures, gap_ms })
-}
-
-async fn attempts(
-    canaries: Vec<SocketAddr>,
-    stopped: tokio::sync::watch::Receiver<bool>,
-) -> (usize, usize, Duration) {
-    let (mut attempts, mut failures, mut gap) = (0, 0, Duration::ZERO);
-    let mut last = Instant::now();
-    while !*stopped.borrow() && !canaries.is_empty() {
-        for canary in &canaries {
-            attempts += 1;
-            match tokio::time::timeout(ATTEMPT, TcpStream::connect(canary)).await {
-                Ok(Ok(_)) => {
-                    gap = gap.max(last.elapsed());
-                    last = Instant::now();
-                }
-                _ => failures += 1,
-            }
-        }
-        tokio::time::sleep(BETWEEN).await;
-    }
-    (attempts, failures, gap)
 }
 
 /// Every instance in a line.
@@ -229,12 +142,3 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
     }
     text
 }
-
-/// One attempt to connect.
-const ATTEMPT: Duration = Duration::from_secs(1);
-const BETWEEN: Duration = Duration::from_millis(20);
-/// How often an open canary asks whether its connection is whole: the least that TCP_KEEPIDLE knows, and twice within
-/// [`AFTER`].
-const KEEPALIVE: Duration = Duration::from_secs(1);
-/// How long a drill looks on after the handover.
-const AFTER: Duration = Duration::from_secs(2);

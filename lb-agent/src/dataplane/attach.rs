@@ -1,11 +1,10 @@
-//! XDP links: attached once, pinned, and from then on only ever given a new program. The pin's name says
-//! what it is: `link-<ifindex>-<mode>` (bpffs refuses dots, so an interface's name cannot be used).
+//! XDP links: attached once, pinned, and from then on only ever given a new program.
 
-use super::{Error, bpf};
+use super::{Error, bpf, pins};
 use std::{
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// How the operator wants XDP on an interface.
@@ -29,10 +28,7 @@ pub enum Mode {
 impl Mode {
     /// As the operator reads it.
     pub fn name(self) -> &'static str {
-        match self {
-            Mode::Native => "native",
-            Mode::Generic => "generic",
-        }
+        pins::Mode::name(self)
     }
 
     fn suits(self, wanted: XdpMode) -> bool {
@@ -40,6 +36,18 @@ impl Mode {
             XdpMode::Auto => true,
             XdpMode::Native => self == Mode::Native,
             XdpMode::Generic => self == Mode::Generic,
+        }
+    }
+}
+
+impl pins::Mode for Mode {
+    const WHAT: &'static str = "link";
+    const ALL: &'static [Mode] = &[Mode::Native, Mode::Generic];
+
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
         }
     }
 }
@@ -75,38 +83,11 @@ impl Attached {
     }
 }
 
-struct Pin {
-    path: PathBuf,
-    ifindex: u32,
-    mode: Mode,
-}
-
-/// The link pins of a directory. Files of other names are none of ours.
-fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
-    let mut pins = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::os(format!("read {}", dir.display())))? {
-        let entry = entry.map_err(Error::os(format!("read {}", dir.display())))?;
-        if let Some((ifindex, mode)) = entry.file_name().to_str().and_then(parse_pin) {
-            pins.push(Pin { path: entry.path(), ifindex, mode });
-        }
-    }
-    Ok(pins)
-}
-
-/// Where a link is pinned.
-pub fn path(dir: &Path, ifindex: u32, mode: Mode) -> PathBuf {
-    dir.join(format!("link-{ifindex}-{}", mode.name()))
-}
-
-fn parse_pin(name: &str) -> Option<(u32, Mode)> {
-    let (ifindex, mode) = name.strip_prefix("link-")?.split_once('-')?;
-    let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.name() == mode)?;
-    Some((ifindex.parse().ok()?, mode))
-}
+type Pin = pins::Pin<Mode>;
 
 /// Gives an interface the program: through its pinned link, without losing a frame, or by a new link.
 pub fn attach(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Result<Attached, Error> {
-    for pin in pins(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
+    for pin in pins::list::<Mode>(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
         let link = bpf::open_pin(&pin.path).map_err(Error::os(format!("open {}", pin.path.display())))?;
         // An interface that went leaves a link without one; its number may since be another's.
         let alive = bpf::link_interface(link.as_fd(), bpf::LINK_TYPE_XDP)
@@ -149,7 +130,7 @@ fn attach_anew(dir: &Path, program: BorrowedFd<'_>, interface: &Interface) -> Re
             Err(native) => (create(Mode::Generic)?, Mode::Generic, Some(native.to_string())),
         },
     };
-    let path = path(dir, interface.ifindex, mode);
+    let path = pins::path(dir, interface.ifindex, mode);
     bpf::pin(link.as_fd(), &path).map_err(Error::os(format!("pin {}", path.display())))?;
     Ok(Attached { name: interface.name.clone(), ifindex: interface.ifindex, mode, replaced: false, refused })
 }
@@ -194,7 +175,7 @@ fn remove(pin: &Pin, link: BorrowedFd<'_>) -> Result<(), Error> {
 
 /// Detaches from every interface whose link is pinned here and which `keep` does not list.
 pub fn detach_except(dir: &Path, keep: &[u32]) -> Result<(), Error> {
-    for pin in pins(dir)?.into_iter().filter(|pin| !keep.contains(&pin.ifindex)) {
+    for pin in pins::list::<Mode>(dir)?.into_iter().filter(|pin| !keep.contains(&pin.ifindex)) {
         let link = bpf::open_pin(&pin.path).map_err(Error::os(format!("open {}", pin.path.display())))?;
         remove(&pin, link.as_fd())?;
     }
@@ -204,15 +185,6 @@ pub fn detach_except(dir: &Path, keep: &[u32]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_pins_of_links_are_taken_for_links() {
-        assert_eq!(parse_pin("link-7-native"), Some((7, Mode::Native)));
-        assert_eq!(parse_pin("link-12-generic"), Some((12, Mode::Generic)));
-        for other in ["TAILS-1", "link-7", "link-x-native", "link-7-offload", "v1-1"] {
-            assert_eq!(parse_pin(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn auto_keeps_what_is_there_and_a_stated_mode_does_not() {

@@ -7,19 +7,13 @@
 //! <bpffs dir>/egress-<ifindex>-clsact    the filter's program
 //! ```
 
-use super::{Attached, Dataplane, Error, Interface, bpf};
+use super::{Attached, Dataplane, Error, Interface, bpf, pins};
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 use lb_common::maps::programs;
-use std::{
-    collections::BTreeMap,
-    ffi::CStr,
-    fs, io,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, ffi::CStr, fs, io, os::fd::AsFd as _, path::Path};
 
 /// How the egress program is on an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,8 +25,17 @@ pub enum EgressMode {
 }
 
 impl EgressMode {
-    /// As in the pin's name, and for the operator.
+    /// For the operator.
     pub fn name(self) -> &'static str {
+        pins::Mode::name(self)
+    }
+}
+
+impl pins::Mode for EgressMode {
+    const WHAT: &'static str = "egress";
+    const ALL: &'static [EgressMode] = &[EgressMode::Tcx, EgressMode::Clsact];
+
+    fn name(self) -> &'static str {
         match self {
             EgressMode::Tcx => "tcx",
             EgressMode::Clsact => "clsact",
@@ -86,28 +89,7 @@ impl Dataplane {
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 
-struct Pin {
-    path: PathBuf,
-    ifindex: u32,
-    mode: EgressMode,
-}
-
-fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
-    let mut pins = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::os(format!("read {}", dir.display())))? {
-        let entry = entry.map_err(Error::os(format!("read {}", dir.display())))?;
-        if let Some((ifindex, mode)) = entry.file_name().to_str().and_then(parse_pin) {
-            pins.push(Pin { path: entry.path(), ifindex, mode });
-        }
-    }
-    Ok(pins)
-}
-
-fn parse_pin(name: &str) -> Option<(u32, EgressMode)> {
-    let (ifindex, mode) = name.strip_prefix("egress-")?.split_once('-')?;
-    let mode = [EgressMode::Tcx, EgressMode::Clsact].into_iter().find(|m| m.name() == mode)?;
-    Some((ifindex.parse().ok()?, mode))
-}
+type Pin = pins::Pin<EgressMode>;
 
 /// Gives an interface the program: in the place of an older version, or anew. `clsact` leaves links alone, as on a
 /// kernel that has none.
@@ -117,7 +99,7 @@ pub fn attach(
     interface: &Interface,
     clsact: bool,
 ) -> Result<EgressMode, Error> {
-    for pin in pins(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
+    for pin in pins::list::<EgressMode>(dir)?.into_iter().filter(|pin| pin.ifindex == interface.ifindex) {
         match pin.mode {
             EgressMode::Tcx => {
                 let opened = bpf::open_pin(&pin.path);
@@ -164,7 +146,7 @@ fn attach_anew(
     if !clsact {
         match bpf::create_link(fd_of(program)?, interface.ifindex, bpf::ATTACH_TYPE_TCX_EGRESS, 0) {
             Ok(link) => {
-                let path = path(dir, interface.ifindex, EgressMode::Tcx);
+                let path = pins::path(dir, interface.ifindex, EgressMode::Tcx);
                 bpf::pin(link.as_fd(), &path).map_err(Error::os(format!("pin {}", path.display())))?;
                 return Ok(EgressMode::Tcx);
             }
@@ -185,7 +167,7 @@ fn attach_anew(
         .attach_with_options(&interface.name, TcAttachType::Egress, TcAttachOptions::Netlink(options))
         .map_err(|error| Error::os(what())(io::Error::other(error)))?;
     keep(program, id)?;
-    repin(program, &path(dir, interface.ifindex, EgressMode::Clsact))?;
+    repin(program, &pins::path(dir, interface.ifindex, EgressMode::Clsact))?;
     Ok(EgressMode::Clsact)
 }
 
@@ -201,10 +183,6 @@ fn repin(program: &SchedClassifier, path: &Path) -> Result<(), Error> {
         fs::remove_file(path).map_err(Error::os(format!("remove {}", path.display())))?;
     }
     bpf::pin(fd_of(program)?, path).map_err(Error::os(format!("pin {}", path.display())))
-}
-
-fn path(dir: &Path, ifindex: u32, mode: EgressMode) -> PathBuf {
-    dir.join(format!("egress-{ifindex}-{}", mode.name()))
 }
 
 fn fd_of(program: &SchedClassifier) -> Result<std::os::fd::BorrowedFd<'_>, Error> {
@@ -226,7 +204,7 @@ fn there_already(error: &TcError) -> bool {
 /// Takes the program off the interfaces that `keep` does not list. The qdisc stays: somebody else may use it by
 /// now, and an empty one does nothing.
 pub fn detach_except(dir: &Path, keep: &[u32]) -> Result<(), Error> {
-    pins(dir)?.iter().filter(|pin| !keep.contains(&pin.ifindex)).try_for_each(remove)
+    pins::list::<EgressMode>(dir)?.iter().filter(|pin| !keep.contains(&pin.ifindex)).try_for_each(remove)
 }
 
 fn remove(pin: &Pin) -> Result<(), Error> {
@@ -260,15 +238,6 @@ fn interface_name(ifindex: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_pins_of_the_egress_program_are_taken_for_such() {
-        assert_eq!(parse_pin("egress-7-tcx"), Some((7, EgressMode::Tcx)));
-        assert_eq!(parse_pin("egress-12-clsact"), Some((12, EgressMode::Clsact)));
-        for other in ["link-7-native", "egress-7", "egress-x-tcx", "egress-7-xdp", "TAILS-1"] {
-            assert_eq!(parse_pin(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn an_interface_that_is_not_there_has_no_name() {

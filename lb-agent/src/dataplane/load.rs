@@ -73,7 +73,8 @@ impl Dataplane {
         check_bpffs(dir)?;
         let tables = tables_dir(dir, &options.sizes, options.recreate)?;
         fs::create_dir_all(&tables).map_err(Error::os(format!("make {}", tables.display())))?;
-        let mut this = Self::load(options.object, &options.sizes, options.answers_per_second, Some(&tables))?;
+        let mut this =
+            Self::load(options.object, &options.sizes, options.answers_per_second, Some(&tables), None)?;
         this.dir = Some(dir.clone());
         let number = numbers(dir, "TAILS-")?.into_iter().max().unwrap_or(0) + 1;
         let path = dir.join(format!("TAILS-{number}"));
@@ -96,17 +97,29 @@ impl Dataplane {
 
     /// The program with tables of its own and on no interface: for tests that run it on frames.
     pub fn open_for_test(object: &[u8], sizes: &Sizes) -> Result<Self, Error> {
-        Self::load(object, sizes, 1_000_000, None)
+        Self::load(object, sizes, 1_000_000, None, None)
     }
 
-    fn load(object: &[u8], sizes: &Sizes, answers: u32, tables: Option<&Path>) -> Result<Self, Error> {
+    /// As [`Dataplane::open_for_test`] with these secrets: flows share buckets in the same way in every run.
+    pub fn open_for_test_with(object: &[u8], sizes: &Sizes, secrets: Secrets) -> Result<Self, Error> {
+        Self::load(object, sizes, 1_000_000, None, Some(secrets))
+    }
+
+    fn load(
+        object: &[u8],
+        sizes: &Sizes,
+        answers: u32,
+        tables: Option<&Path>,
+        secrets: Option<Secrets>,
+    ) -> Result<Self, Error> {
         sizes.check().map_err(Error::Refused)?;
         raise_memlock();
         let clock = Clock::new()?;
         let config = sizes.config(clock.hz(), answers);
-        let secrets = match tables {
-            Some(dir) => pinned_secrets(dir)?.map_or_else(new_secrets, Ok)?,
-            None => new_secrets()?,
+        let secrets = match (tables, secrets) {
+            (Some(dir), _) => pinned_secrets(dir)?.map_or_else(new_secrets, Ok)?,
+            (None, Some(secrets)) => secrets,
+            (None, None) => new_secrets()?,
         };
         let mut ebpf = load_object(object, &sizes.specs(), &config, &secrets, tables)?;
         let map = ebpf.map_mut(pinned::SECRETS).ok_or(Error::Missing(pinned::SECRETS))?;

@@ -16,6 +16,7 @@ mod indices;
 pub mod layout;
 mod load;
 mod mapped;
+mod pins;
 mod ports;
 mod ranges;
 mod real_path;

@@ -3,7 +3,7 @@
 //! server is a made-up MAC behind the loopback interface, as which a test run's frames come in.
 
 use super::{
-    Action, Dataplane, Error, Ports, Tables, attach, bpf,
+    Action, Dataplane, Error, Ports, Tables, bpf, pins,
     tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
@@ -87,7 +87,7 @@ impl Dataplane {
         let loaded = program.info().map_err(|error| format!("look at the program {name}: {error}"))?.id();
         for attached in self.attached() {
             let interface = &attached.name;
-            let path = attach::path(dir, attached.ifindex, attached.mode);
+            let path = pins::path(dir, attached.ifindex, attached.mode);
             let link = bpf::open_pin(&path);
             let link = link.map_err(|error| format!("{interface}: open {}: {error}", path.display()))?;
             let facts = bpf::link_facts(link.as_fd(), bpf::LINK_TYPE_XDP)

@@ -278,3 +278,5 @@ pub const SIZE_MAX: usize = 16 << 20;
 mod tests;
 #[cfg(test)]
 mod vrrp_tests;
+#[cfg(test)]
+mod written;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::written::{completed, object, report};
 use super::*;
 use crate::model::*;
 
@@ -26,14 +27,6 @@ spec:
       weight: 50
 ";
 
-/// The lines of the report of loading `text` as `m.yaml`.
-fn report(text: &str) -> String {
-    match load_text("m.yaml", text) {
-        Ok(_) => String::new(),
-        Err(report) => report.to_string(),
-    }
-}
-
 /// WEB with a line replaced.
 fn web(from: &str, to: &str) -> String {
     assert!(WEB.contains(from), "{from}");
@@ -42,30 +35,22 @@ fn web(from: &str, to: &str) -> String {
 
 /// A service of this name and these fields, realServers last, beside address 203.0.113.10, tcp, dr and rr.
 fn service(name: &str, fields: &str) -> String {
-    let mut spec = String::from(fields);
-    let own = fields.split("realServers").next().unwrap_or_default();
-    for (key, value) in [
+    let others = [
         ("address", "203.0.113.10"),
         ("ports", "80"),
         ("protocol", "tcp"),
         ("forwarding", "dr"),
         ("scheduler", "rr"),
-    ] {
-        if !own.starts_with(&format!("{key}:")) && !own.contains(&format!(", {key}:")) {
-            spec.push_str(&format!("{}{key}: {value}", if spec.is_empty() { "" } else { ", " }));
-        }
-    }
-    format!("---\napiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    ];
+    object("VirtualService", name, &completed(fields, "realServers", &others))
 }
 
 fn pool(name: &str, fields: &str) -> String {
-    format!(
-        "---\napiVersion: lb/v1\nkind: LocalAddressPool\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n"
-    )
+    object("LocalAddressPool", name, fields)
 }
 
 fn director(name: &str, fields: &str) -> String {
-    format!("---\napiVersion: lb/v1\nkind: Director\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n")
+    object("Director", name, fields)
 }
 
 fn only_service(text: &str) -> VirtualService {

@@ -7,27 +7,18 @@ use std::time::Duration;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::written::{completed, object, report};
 use super::*;
 use crate::model::*;
 
 /// An instance of this name with these fields, beside interface eth0, virtual router 51 and one address.
 fn instance(name: &str, fields: &str) -> String {
-    let mut spec = String::from(fields);
-    for (key, value) in [("interface", "eth0"), ("virtualRouterId", "51"), ("addresses", "[203.0.113.10/24]")]
-    {
-        if !fields.starts_with(&format!("{key}:")) && !fields.contains(&format!(", {key}:")) {
-            spec.push_str(&format!("{}{key}: {value}", if spec.is_empty() { "" } else { ", " }));
-        }
-    }
-    format!("---\napiVersion: lb/v1\nkind: VrrpInstance\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    let others = [("interface", "eth0"), ("virtualRouterId", "51"), ("addresses", "[203.0.113.10/24]")];
+    object("VrrpInstance", name, &completed(fields, "track:", &others))
 }
 
 fn group(name: &str, fields: &str) -> String {
-    format!("---\napiVersion: lb/v1\nkind: VrrpSyncGroup\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n")
-}
-
-fn other(kind: &str, name: &str, fields: &str) -> String {
-    format!("---\napiVersion: lb/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{fields}}}\n")
+    object("VrrpSyncGroup", name, fields)
 }
 
 fn only(text: &str) -> VrrpInstance {
@@ -253,15 +244,15 @@ fn mistakes_have_a_place_and_a_reason() {
             "spec.vmac: `v` is already the VMAC of VrrpInstance `a`",
         ),
         (
-            other("LocalAddressPool", "p", "addresses: [10.0.0.1], vrrp: egde") + &instance("edge", ""),
+            object("LocalAddressPool", "p", "addresses: [10.0.0.1], vrrp: egde") + &instance("edge", ""),
             "spec.vrrp: there is no VrrpInstance `egde`\nhelp: did you mean `edge`?",
         ),
         (
-            other("LocalAddressPool", "p", "addresses: [203.0.113.10]") + &instance("edge", ""),
+            object("LocalAddressPool", "p", "addresses: [203.0.113.10]") + &instance("edge", ""),
             "spec.addresses[0]: 203.0.113.10 is an address of VrrpInstance `edge`",
         ),
         (
-            other(
+            object(
                 "VirtualService",
                 "w",
                 "address: 203.0.113.10, ports: 80, protocol: tcp, forwarding: dr, scheduler: rr, addressInterface: eth0",
@@ -279,7 +270,7 @@ fn mistakes_have_a_place_and_a_reason() {
             "spec.members[0]: `b` is already in VrrpSyncGroup `g`",
         ),
     ] {
-        let report = load_text("m.yaml", &text).err().map(|report| report.to_string()).unwrap_or_default();
+        let report = report(&text);
         let squeezed = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
         if !squeezed(&report).contains(&squeezed(expected)) {
             wrong.push(format!("wanted:\n{expected}\ngot:\n{report}\nin:\n{text}"));

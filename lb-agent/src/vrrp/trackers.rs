@@ -2,6 +2,7 @@
 //! none of them can delay it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -102,11 +103,12 @@ async fn follow(driver: Driver, (name, what): (Name, String), tracked: Tracked) 
             }
         }
         Tracked::Process(process) => {
-            let (mut last, mut missing_since) = (None, None);
+            let (mut last, mut missing_since, mut known) = (None, None, Vec::new());
             loop {
-                let comm = process.name.clone();
-                let running = tokio::task::spawn_blocking(move || running(Path::new("/proc"), &comm));
-                let enough = running.await.is_ok_and(|running| running >= process.quorum);
+                let (comm, quorum) = (process.name.clone(), process.quorum);
+                let look = move || running(Path::new("/proc"), &comm, known, quorum);
+                known = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+                let enough = known.len() >= process.quorum as usize;
                 let since = *missing_since.get_or_insert_with(Instant::now);
                 if enough {
                     missing_since = None;
@@ -199,20 +201,27 @@ async fn run(script: &TrackScript) -> Result<()> {
     }
 }
 
-/// How many processes have this name (`comm`, at most 15 bytes). A zombie has ended.
-fn running(proc: &Path, comm: &str) -> u32 {
-    let Ok(entries) = proc.read_dir() else { return 0 };
-    let is_process = |name: &std::ffi::OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
-    let entries = entries.flatten().filter(|entry| is_process(&entry.file_name()));
-    let named = entries.filter(|entry| {
-        std::fs::read(entry.path().join("comm")).is_ok_and(|found| found.trim_ascii_end() == comm.as_bytes())
-    });
-    let alive = named.filter(|entry| {
-        // The state follows the last bracket: a name may hold brackets itself.
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    });
-    alive.count() as u32
+/// The processes of this name (`comm`, at most 15 bytes), by their directories: those of `known` that still run, where they
+/// are enough, else all. So as long as nothing happens it is `quorum` processes that are looked at, and not the host's.
+fn running(proc: &Path, comm: &str, known: Vec<OsString>, quorum: u32) -> Vec<OsString> {
+    let known: Vec<OsString> = known.into_iter().filter(|process| runs(&proc.join(process), comm)).collect();
+    if known.len() >= quorum as usize {
+        return known;
+    }
+    let Ok(entries) = proc.read_dir() else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let processes = names.filter(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    processes.filter(|process| runs(&proc.join(process), comm)).collect()
+}
+
+/// Whether a process has this name and is alive. A zombie has ended.
+fn runs(process: &Path, comm: &str) -> bool {
+    if !std::fs::read(process.join("comm")).is_ok_and(|found| found.trim_ascii_end() == comm.as_bytes()) {
+        return false;
+    }
+    // The state follows the last bracket: a name may hold brackets itself.
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Changes in the directory of a file: editors replace files.
@@ -305,8 +314,33 @@ mod tests {
             std::fs::write(directory.join("comm"), format!("{comm}\n")).unwrap();
             std::fs::write(directory.join("stat"), format!("{pid} ({comm}) {state} 1 1")).unwrap();
         }
-        let count = |comm| running(proc.path(), comm);
+        let count = |comm| running(proc.path(), comm, Vec::new(), 1).len();
         assert_eq!((count("nginx"), count("nginx2"), count("a) b"), count("x")), (1, 1, 1, 0));
+    }
+
+    #[test]
+    fn processes_that_are_known_and_enough_are_not_looked_for() {
+        let proc = tempfile::tempdir().unwrap();
+        let start = |pid: &str| {
+            let directory = proc.path().join(pid);
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::write(directory.join("comm"), "nginx\n").unwrap();
+            std::fs::write(directory.join("stat"), format!("{pid} (nginx) S 1 1")).unwrap();
+        };
+        let look = |known: &[&str], quorum| {
+            let known = known.iter().map(OsString::from).collect();
+            let mut found = running(proc.path(), "nginx", known, quorum);
+            found.sort();
+            found
+        };
+        start("1");
+        start("2");
+        assert_eq!(look(&["1"], 1), ["1"]);
+        assert_eq!(look(&["1"], 2), ["1", "2"]);
+        std::fs::write(proc.path().join("1/comm"), "sh\n").unwrap();
+        assert_eq!(look(&["1"], 1), ["2"], "another program has its number now");
+        std::fs::remove_dir_all(proc.path().join("2")).unwrap();
+        assert!(look(&["2"], 1).is_empty());
     }
 
     #[tokio::test]

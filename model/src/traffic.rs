@@ -1,0 +1,396 @@
+//! Makes the frames of the differential test: conversations of clients with services, replies of servers, ports that are
+//! used again, strangers, and all of it with bytes turned. Everything comes from one seed and from what became of
+//! the frames before.
+
+use crate::{Config, Counted, Fate, wire, wire::sum};
+use lb_common::{
+    destination::{Destination, Forwarding},
+    state::{ACK, FIN, PSH, RST, SYN},
+};
+
+/// SplitMix64: every seed is a good one.
+#[derive(Clone, Copy)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (((self.number() >> 32) * n as u64) >> 32) as usize
+    }
+
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// Where a packet goes from and to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuple {
+    pub v6: bool,
+    pub udp: bool,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    pub ports: (u16, u16),
+}
+
+/// How a packet is written.
+#[derive(Clone, Debug)]
+struct Shape {
+    flags: u8,
+    ttl: u8,
+    class: u8,
+    payload: usize,
+    tags: Vec<u16>,
+    /// IPv4 options, in words.
+    options: usize,
+    /// IPv6 extension headers, by number.
+    extensions: Vec<u8>,
+    dont_fragment: bool,
+    mss: Option<u16>,
+    /// NOPs before the MSS option.
+    nops: usize,
+    no_checksum: bool,
+    protocol: Option<u8>,
+    seed: u64,
+}
+
+const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 0xd, 1];
+
+fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
+    let number = shape.protocol.unwrap_or(if tuple.udp { 17 } else { 6 });
+    let mut frame = DIRECTOR.to_vec();
+    frame.extend([2, 0, 0, 0, 0xc, shape.seed as u8 & 3]);
+    for (n, tag) in shape.tags.iter().enumerate() {
+        frame.extend(if n == 0 && shape.tags.len() > 1 { [0x88, 0xa8] } else { [0x81, 0x00] });
+        frame.extend(tag.to_be_bytes());
+    }
+    let transport = transport(tuple, shape, number);
+    let random = (shape.seed >> 16) as u16;
+    if tuple.v6 {
+        let headers = extension_headers(&shape.extensions, number);
+        frame.extend([0x86, 0xdd, 0x60 | shape.class >> 4, shape.class << 4 | (random & 15) as u8]);
+        frame.extend(random.to_be_bytes());
+        frame.extend(((headers.len() + transport.len()) as u16).to_be_bytes());
+        frame.extend([shape.extensions.first().copied().unwrap_or(number), shape.ttl]);
+        frame.extend(tuple.source);
+        frame.extend(tuple.destination);
+        frame.extend(headers);
+    } else {
+        let len = 20 + shape.options * 4;
+        let mut header = vec![0x40 | (len / 4) as u8, shape.class];
+        header.extend(((len + transport.len()) as u16).to_be_bytes());
+        header.extend(random.to_be_bytes());
+        header.extend([if shape.dont_fragment { 0x40 } else { 0 }, 0, shape.ttl, number, 0, 0]);
+        header.extend(&tuple.source[..4]);
+        header.extend(&tuple.destination[..4]);
+        header.extend(std::iter::repeat_n(1, shape.options * 4));
+        let checksum = !sum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        frame.extend([0x08, 0x00]);
+        frame.extend(header);
+    }
+    frame.extend(transport);
+    frame
+}
+
+fn transport(tuple: &Tuple, shape: &Shape, number: u8) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40 + shape.payload);
+    bytes.extend(tuple.ports.0.to_be_bytes());
+    bytes.extend(tuple.ports.1.to_be_bytes());
+    let at = if tuple.udp {
+        bytes.extend(((8 + shape.payload) as u16).to_be_bytes());
+        bytes.extend([0, 0]);
+        6
+    } else {
+        let mut options = vec![1; shape.nops];
+        if let Some(mss) = shape.mss {
+            options.extend([2, 4]);
+            options.extend(mss.to_be_bytes());
+        }
+        options.resize(options.len().next_multiple_of(4), 0);
+        bytes.extend((shape.seed as u32).to_be_bytes());
+        bytes.extend(((shape.seed >> 32) as u32).to_be_bytes());
+        bytes.extend([(5 + options.len() as u8 / 4) << 4, shape.flags, 0x20, shape.seed as u8, 0, 0, 0, 0]);
+        bytes.extend(options);
+        16
+    };
+    let byte = (shape.seed >> 40) as u8;
+    bytes.extend(std::iter::repeat_n(byte, shape.payload));
+    if !(shape.no_checksum && tuple.udp) {
+        let of = if tuple.v6 { 16 } else { 4 };
+        let mut all = [&tuple.source[..of], &tuple.destination[..of]].concat();
+        all.extend((bytes.len() as u32).to_be_bytes());
+        all.extend([0, 0, 0, number]);
+        all.extend(&bytes);
+        let checksum = match !sum(&all) {
+            0 if tuple.udp => 0xffff,
+            checksum => checksum,
+        };
+        bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    bytes
+}
+
+/// Each of eight bytes but AH, which has twelve.
+fn extension_headers(numbers: &[u8], last: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (i, number) in numbers.iter().enumerate() {
+        let next = numbers.get(i + 1).copied().unwrap_or(last);
+        match *number {
+            51 => bytes.extend([next, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            _ => bytes.extend([next, 0, 0, 0, 0, 0, 0, 0]),
+        }
+    }
+    bytes
+}
+
+/// A client's end of a conversation, and what its server would answer to.
+#[derive(Clone, Copy)]
+struct Conversation {
+    tuple: Tuple,
+    reply: Option<Tuple>,
+}
+
+/// How many conversations are gone on with.
+const CONVERSATIONS: usize = 96;
+
+/// The maker of frames.
+#[derive(Clone)]
+pub struct Traffic {
+    random: Random,
+    conversations: Vec<Conversation>,
+    /// The conversation of the frame before, and whether a reply of it is asked for.
+    last: Option<usize>,
+}
+
+impl Traffic {
+    pub fn new(seed: u64) -> Self {
+        Self { random: Random(seed), conversations: Vec::new(), last: None }
+    }
+
+    /// The dice, for what else is by chance.
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    /// The next frame.
+    pub fn next(&mut self, config: &Config) -> Vec<u8> {
+        self.last = None;
+        let tuple = match self.random.below(64) {
+            0 => self.stranger(config),
+            1 => self.at_local_address(config),
+            2..=13 => self.beginner(config),
+            _ if self.conversations.is_empty() => self.beginner(config),
+            choice => {
+                let at = self.random.below(self.conversations.len());
+                let conversation = self.conversations[at];
+                match conversation.reply {
+                    Some(reply) if choice < 38 => reply,
+                    _ => {
+                        self.last = Some(at);
+                        conversation.tuple
+                    }
+                }
+            }
+        };
+        let shape = self.shape(&tuple);
+        let mut frame = write(&tuple, &shape);
+        if self.random.one_in(24) {
+            for _ in 0..=self.random.below(2) {
+                self.turn_bytes(&mut frame);
+            }
+        }
+        frame.truncate(3000);
+        while frame.len() < 14 {
+            frame.push(self.random.number() as u8);
+        }
+        frame
+    }
+
+    /// What became of the frame: a server that was sent something may answer.
+    pub fn became(&mut self, config: &Config, fate: &Fate) {
+        let (Some(at), Fate::Forward(Counted::In(destination), out)) = (self.last, fate) else { return };
+        let target = &config.destinations[*destination as usize];
+        let method = Destination::forwarding_of(Destination::flags_of(target.word));
+        if !matches!(method, Forwarding::Nat | Forwarding::FullNat) {
+            return;
+        }
+        if let wire::Frame::Ip(ip) = wire::read(out)
+            && let wire::Inner::Transport(transport) = ip.inner
+        {
+            let (v6, source, destination) = (ip.v6, ip.source, ip.destination);
+            let packet = wire::Packet { frame: out.clone(), ip, transport };
+            if packet.is_whole() {
+                let (from, to) = packet.ports();
+                let reply = Tuple {
+                    v6,
+                    udp: transport.udp,
+                    source: destination,
+                    destination: source,
+                    ports: (to, from),
+                };
+                self.conversations[at].reply = Some(reply);
+            }
+        }
+    }
+
+    /// A client of a family: few of them with few ports, so that they meet again.
+    fn client(&mut self, v6: bool) -> ([u8; 16], u16) {
+        let mut address = [0; 16];
+        // The first two are behind a router, the others on an attached segment.
+        let n = self.random.below(6) as u8;
+        if v6 {
+            address[..6].copy_from_slice(&[0x20, 1, 0xd, 0xb8, 0, if n < 3 { 0xc } else { 0xe }]);
+            address[15] = n;
+        } else {
+            address[..4].copy_from_slice(&[198, if n < 3 { 51 } else { 52 }, 100, n]);
+        }
+        let port = match self.random.below(8) {
+            0 => self.random.number() as u16,
+            1 | 2 => 40_000 + self.random.below(256) as u16,
+            _ => 40_000 + self.random.below(12) as u16,
+        };
+        (address, port)
+    }
+
+    fn beginner(&mut self, config: &Config) -> Tuple {
+        let (vip, v6, udp, first, last, _) = config.ports[self.random.below(config.ports.len())];
+        let (source, port) = self.client(v6);
+        let to = if self.random.one_in(64) {
+            self.random.number() as u16
+        } else {
+            first + self.random.below((last - first) as usize % 64 + 1) as u16
+        };
+        let tuple = Tuple { v6, udp, source, destination: vip.v6(), ports: (port, to) };
+        let conversation = Conversation { tuple, reply: None };
+        let known = self.conversations.iter().position(|c| c.tuple == tuple);
+        let at = match known {
+            Some(at) => at,
+            None if self.conversations.len() < CONVERSATIONS => {
+                self.conversations.push(conversation);
+                self.conversations.len() - 1
+            }
+            None => {
+                let at = self.random.below(CONVERSATIONS);
+                self.conversations[at] = conversation;
+                at
+            }
+        };
+        self.last = Some(at);
+        tuple
+    }
+
+    /// Neither from a client nor to us, or from a server to anybody.
+    fn stranger(&mut self, config: &Config) -> Tuple {
+        let mut tuple = self.beginner(config);
+        self.last = None;
+        let random = self.random.number().to_ne_bytes();
+        tuple.destination[..4].copy_from_slice(&random[..4]);
+        if self.random.one_in(2) {
+            let target = config.destinations[self.random.below(config.destinations.len().min(24))];
+            tuple.source = target.address.v6();
+        }
+        tuple
+    }
+
+    fn at_local_address(&mut self, config: &Config) -> Tuple {
+        let mut tuple = self.beginner(config);
+        self.last = None;
+        let pool = config.pool[self.random.below(config.pool.len())];
+        if pool.family == if tuple.v6 { 6 } else { 4 } {
+            tuple.destination = pool.address.v6();
+            tuple.ports.1 = pool.first_port.wrapping_add(self.random.below(pool.ports as usize + 2) as u16);
+        }
+        tuple
+    }
+
+    fn shape(&mut self, tuple: &Tuple) -> Shape {
+        const FLAGS: [u8; 16] = [
+            SYN,
+            SYN,
+            SYN,
+            SYN,
+            ACK,
+            ACK,
+            ACK,
+            PSH | ACK,
+            PSH | ACK,
+            FIN | ACK,
+            FIN | ACK,
+            FIN,
+            RST,
+            RST | ACK,
+            SYN | ACK,
+            0,
+        ];
+        let random = &mut self.random;
+        let flags = if random.one_in(48) { random.number() as u8 } else { random.of(&FLAGS) };
+        let mut shape = Shape {
+            flags,
+            ttl: if random.one_in(32) { random.of(&[0, 1, 2, 255]) } else { 64 },
+            class: if random.one_in(8) { random.number() as u8 } else { 0 },
+            payload: match random.below(32) {
+                0 => 1380 + random.below(140),
+                1 => 1380 + random.below(1200),
+                _ => random.below(40),
+            },
+            tags: Vec::new(),
+            options: 0,
+            extensions: Vec::new(),
+            dont_fragment: !random.one_in(3),
+            mss: (flags & SYN != 0 && !random.one_in(4)).then(|| random.of(&[1460, 1440, 1220, 536, 8960])),
+            nops: if random.one_in(4) { random.below(4) } else { 0 },
+            no_checksum: random.one_in(8),
+            protocol: None,
+            seed: random.number(),
+        };
+        if random.one_in(16) {
+            let tags = if random.one_in(8) { 3 } else { 1 + random.below(2) };
+            shape.tags = (0..tags).map(|_| random.number() as u16).collect();
+        }
+        if !tuple.v6 && random.one_in(12) {
+            shape.options = 1 + random.below(10);
+        }
+        if tuple.v6 && random.one_in(12) {
+            let count = if random.one_in(4) { 1 + random.below(7) } else { 1 + random.below(3) };
+            shape.extensions = (0..count).map(|_| random.of(&[0, 43, 60, 51, 60])).collect();
+        }
+        if random.one_in(128) {
+            shape.protocol = Some(random.of(&[47, 4, 41, 50, 2]));
+        }
+        shape
+    }
+
+    fn turn_bytes(&mut self, frame: &mut Vec<u8>) {
+        let random = &mut self.random;
+        let len = frame.len();
+        match random.below(9) {
+            0..=2 => frame[random.below(len.min(90))] ^= 1 << random.below(8),
+            3 => frame[random.below(len.min(90))] = random.of(&[0, 1, 0x7f, 0x80, 0xff]),
+            4 => frame.truncate(14 + random.below(len - 13)),
+            5 => frame.truncate(14 + random.below(len.min(94) - 13)),
+            // Padding, as Ethernet's own.
+            6 => frame.extend(std::iter::repeat_n(0, random.below(40))),
+            // Lengths that lie.
+            7 => {
+                let at = random.of(&[14, 16, 17, 18, 19, 38, 39, 46, 58, 59, 66]);
+                if at < len {
+                    frame[at] = random.number() as u8;
+                }
+            }
+            _ => frame[random.below(len)] = random.number() as u8,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What is in a frame.
+
+/// A frame, as far as its bytes alone tell.
+pub enum Frame {
+    NotIp,
+    Arp,
+    /// Too short for the header that it announces.
+    Cut,
+    /// A third VLAN tag.
+    TooManyTags,
+    Ip(Ip),
+}
+
+/// An IP header of which the addresses could be read.
+#[derive(Clone, Debug)]
+pub struct Ip {
+    /// Offset in the frame.
+    pub l3: usize,
+    pub v6: bool,
+    /// IPv4 in the first four bytes.
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    /// Length of the packet by its own word.
+    pub length: usize,
+    pub inner: Inner,
+}
+
+/// What the IP header leads to.
+#[derive(Clone, Copy, Debug)]
+pub enum Inner {
+    /// Version or header length that cannot be believed, or an extension header beyond the frame.
+    Bad,
+    TooMany,
+    Fragment,
+    Icmp,
+    Other(u8),
+    Transport(Transport),
+}
+
+/// TCP or UDP: where its header should be.
+#[derive(Clone, Copy, Debug)]
+pub struct Transport {
+    pub udp: bool,
+    /// Offset in the frame.
+    pub l4: usize,
+}
+
+/// A TCP or UDP packet in its frame.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub frame: Vec<u8>,
+    pub ip: Ip,
+    pub transport: Transport,
+}
+
+/// IPv6 extension headers that are walked, and how far into the frame.
+const EXTENSION_HEADERS: usize = 6;
+const EXTENSIONS_END: usize = 1024;
+
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub fn read(frame: &[u8]) -> Frame {
+    let mut l3 = 14;
+    if frame.len() < l3 {
+        return Frame::Cut;
+    }
+    let mut kind = word(frame, 12);
+    for _ in 0..2 {
+        if kind != 0x8100 && kind != 0x88a8 {
+            break;
+        }
+        if frame.len() < l3 + 4 {
+            return Frame::Cut;
+        }
+        kind = word(frame, l3 + 2);
+        l3 += 4;
+    }
+    match kind {
+        0x0800 => ipv4(frame, l3),
+        0x86dd => ipv6(frame, l3),
+        0x0806 => Frame::Arp,
+        0x8100 | 0x88a8 => Frame::TooManyTags,
+        _ => Frame::NotIp,
+    }
+}
+
+fn ipv4(frame: &[u8], l3: usize) -> Frame {
+    let Some(header) = frame.get(l3..l3 + 20) else { return Frame::Cut };
+    let (mut source, mut destination) = ([0; 16], [0; 16]);
+    source[..4].copy_from_slice(&header[12..16]);
+    destination[..4].copy_from_slice(&header[16..20]);
+    let words = (header[0] & 15) as usize;
+    let inner = if header[0] >> 4 != 4 || words < 5 {
+        Inner::Bad
+    } else if word(header, 6) & 0x3fff != 0 {
+        Inner::Fragment
+    } else {
+        number(header[9], 1, l3 + words * 4)
+    };
+    Frame::Ip(Ip { l3, v6: false, source, destination, length: word(header, 2) as usize, inner })
+}
+
+fn number(number: u8, icmp: u8, l4: usize) -> Inner {
+    match number {
+        6 => Inner::Transport(Transport { udp: false, l4 }),
+        17 => Inner::Transport(Transport { udp: true, l4 }),
+        n if n == icmp => Inner::Icmp,
+        n => Inner::Other(n),
+    }
+}
+
+fn ipv6(frame: &[u8], l3: usize) -> Frame {
+    let Some(header) = frame.get(l3..l3 + 40) else { return Frame::Cut };
+    let (mut source, mut destination) = ([0; 16], [0; 16]);
+    source.copy_from_slice(&header[8..24]);
+    destination.copy_from_slice(&header[24..40]);
+    let inner = if header[0] >> 4 != 6 { Inner::Bad } else { behind_extensions(frame, l3, header[6]) };
+    Frame::Ip(Ip { l3, v6: true, source, destination, length: word(header, 4) as usize + 40, inner })
+}
+
+/// RFC 8200, section 4; AH's length is in words of four bytes, less two (RFC 4302, section 2.2).
+fn behind_extensions(frame: &[u8], l3: usize, first: u8) -> Inner {
+    let (mut next, mut at) = (first, l3 + 40);
+    for _ in 0..EXTENSION_HEADERS {
+        let unit = match next {
+            0 | 43 | 60 => (8, 1),
+            51 => (4, 2),
+            44 => return Inner::Fragment,
+            _ => return number(next, 58, at),
+        };
+        let Some(header) = frame.get(at..at + 8) else { return Inner::Bad };
+        next = header[0];
+        at += (header[1] as usize + unit.1) * unit.0;
+        if at > EXTENSIONS_END {
+            return Inner::TooMany;
+        }
+    }
+    match next {
+        6 | 17 | 58 => number(next, 58, at),
+        _ => Inner::TooMany,
+    }
+}
+
+impl Packet {
+    /// The fixed part of the transport header.
+    fn need(&self) -> usize {
+        if self.transport.udp { 8 } else { 20 }
+    }
+
+    /// Whether that part lies in the packet and the packet in the frame.
+    pub fn is_whole(&self) -> bool {
+        let (l3, l4) = (self.ip.l3, self.transport.l4);
+        l4 + self.need() <= self.frame.len()
+            && l3 + self.ip.length <= self.frame.len()
+            && l4 + self.need() <= l3 + self.ip.length
+    }
+
+    /// Whether the length that the transport header gives itself lies in the packet.
+    pub fn is_honest(&self) -> bool {
+        let header = self.segment();
+        let own = if self.transport.udp { word(header, 4) as usize } else { (header[12] >> 4) as usize * 4 };
+        own >= self.need() && self.transport.l4 + own <= self.ip.l3 + self.ip.length
+    }
+
+    /// From the transport header to the frame's end.
+    pub fn segment(&self) -> &[u8] {
+        &self.frame[self.transport.l4..]
+    }
+
+    /// TCP's flags; 0 for UDP.
+    pub fn flags(&self) -> u8 {
+        if self.transport.udp { 0 } else { self.segment()[13] }
+    }
+
+    /// (source, destination).
+    pub fn ports(&self) -> (u16, u16) {
+        (word(self.segment(), 0), word(self.segment(), 2))
+    }
+
+    pub fn hops_left(&self) -> u8 {
+        self.frame[self.ip.l3 + if self.ip.v6 { 7 } else { 8 }]
+    }
+
+    /// Whether routers may fragment it: IPv4 without DF.
+    pub fn may_fragment(&self) -> bool {
+        !self.ip.v6 && self.frame[self.ip.l3 + 6] & 0x40 == 0
+    }
+}
+
+/// The one's complement sum of bytes (RFC 1071), to be complemented.
+pub fn sum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]) as u32;
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// Whether every checksum of a frame that is no tunnel holds; of what is not TCP or UDP in IP, nothing is said.
+pub fn checksums_hold(frame: &[u8]) -> bool {
+    let Frame::Ip(ip) = read(frame) else { return true };
+    let Inner::Transport(transport) = ip.inner else { return true };
+    let packet = Packet { frame: frame.to_vec(), ip, transport };
+    if !packet.is_whole() {
+        return false;
+    }
+    let (l3, l4, end) = (packet.ip.l3, transport.l4, packet.ip.l3 + packet.ip.length);
+    if !packet.ip.v6 && sum(&frame[l3..l3 + (frame[l3] & 15) as usize * 4]) != 0xffff {
+        return false;
+    }
+    let segment = &frame[l4..end];
+    if transport.udp && word(segment, 6) == 0 {
+        // None; over IPv6 there must be one (RFC 8200, section 8.1).
+        return !packet.ip.v6;
+    }
+    let (pseudo, number) = if packet.ip.v6 {
+        (&frame[l3 + 8..l3 + 40], if transport.udp { 17u8 } else { 6 })
+    } else {
+        (&frame[l3 + 12..l3 + 20], if transport.udp { 17 } else { 6 })
+    };
+    let mut all = pseudo.to_vec();
+    all.extend((segment.len() as u32).to_be_bytes());
+    all.extend([0, 0, 0, number]);
+    all.extend(segment);
+    sum(&all) == 0xffff
+}
