@@ -443,6 +443,7 @@ fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => libc::IPPROTO_TCP as u8,
         Protocol::Udp => libc::IPPROTO_UDP as u8,
+        Protocol::Sctp => libc::IPPROTO_SCTP as u8,
     }
 }
 

@@ -6,13 +6,13 @@
 //! bits  0..37  payload: destination 21 | tag 16            (DR, TUN, NAT; templates)
 //!              payload: destination 21 | hop 8 | tag 8     (NAT reply: how the client is reached)
 //!              payload: lease 24 | tag 13                  (FULLNAT)
-//! bits 37..42  flags: extension record, dirty for sync, hashed, judged, one spare
+//! bits 37..42  flags: extension record, dirty for sync, hashed, SCTP, judged
 //! bits 42..58  deadline, in ticks: when the entry expires
 //! bits 58..62  state
 //! bits 62..64  kind
 //! ```
 
-use crate::{hash, state::State};
+use crate::{hash, sctp, state::State};
 
 /// Entries in a bucket.
 pub const WAYS: usize = 4;
@@ -67,8 +67,10 @@ pub const FLAG_EXTENSION: u64 = 1;
 pub const FLAG_DIRTY: u64 = 1 << 1;
 /// Set in a template's flags: its identity is a hash of a SIP Call-ID and no client can be read from it.
 pub const FLAG_HASHED: u64 = 1 << 2;
+/// Set in a flow's flags (and its lease's): the state is one of SCTP ([`sctp::State`]).
+pub const FLAG_SCTP: u64 = 1 << 3;
 /// Set in a flow's flags: how its server answered first was counted ([`crate::witness::Witness`]).
-pub const FLAG_JUDGED: u64 = 1 << 3;
+pub const FLAG_JUDGED: u64 = 1 << 4;
 
 const DESTINATION_BITS: u32 = 21;
 /// How many destinations a value word can name.
@@ -236,6 +238,31 @@ impl Value {
         Self(self.0 | (flags & 31) << FLAGS_SHIFT)
     }
 
+    /// Whether the state is one of SCTP.
+    #[inline(always)]
+    pub const fn is_sctp(self) -> bool {
+        self.0 >> FLAGS_SHIFT & FLAG_SCTP != 0
+    }
+
+    /// Whether both ends have agreed (UDP: a reply or a second packet was seen): nothing unproven takes its place.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        let settled =
+            1 << State::Established as u32 | if self.is_sctp() { 0 } else { 1 << State::Udp as u32 };
+        (settled as u32) >> self.state() & 1 != 0
+    }
+
+    /// Whether a connection is being set up.
+    #[inline(always)]
+    pub const fn is_half_open(self) -> bool {
+        let half_open: u32 = if self.is_sctp() {
+            sctp::State::HALF_OPEN
+        } else {
+            1 << State::SynReceived as u32 | 1 << State::SynSent as u32 | 1 << State::SynAck as u32
+        };
+        half_open >> self.state() & 1 != 0
+    }
+
     /// The payload bits: what a word is about, without when.
     #[inline(always)]
     pub const fn payload(self) -> u64 {
@@ -278,6 +305,24 @@ mod tests {
         assert!(Value::EMPTY.is_empty());
         assert!(!Value::BUSY.is_empty());
         assert!(!Value::flow(Kind::Flow, 0, 0, State::Established, 0).is_empty());
+    }
+
+    #[test]
+    fn a_word_knows_whose_its_states_number_is() {
+        let word = Value::flow(Kind::Flow, 7, 0, State::Established, 9);
+        let of = |number: u8, flags: u64| word.with(number, 9).with_flags(flags);
+        for number in 1..15 {
+            let tcp = State::from_number(number);
+            let half_open = matches!(tcp, Some(State::SynReceived | State::SynSent | State::SynAck));
+            let settled = matches!(tcp, Some(State::Established | State::Udp));
+            assert_eq!((of(number, 0).is_half_open(), of(number, 0).is_settled()), (half_open, settled));
+            let sctp = of(number, FLAG_SCTP);
+            assert_eq!((sctp.is_sctp(), sctp.state()), (true, number));
+            assert_eq!(sctp.is_half_open(), sctp::is_half_open(number));
+            assert_eq!(sctp.is_settled(), number == sctp::State::Established as u8);
+            assert_eq!(sctp.with(3, 7).payload(), word.payload());
+            assert!(sctp.with(3, 7).is_sctp(), "a step keeps the flag");
+        }
     }
 
     proptest! {

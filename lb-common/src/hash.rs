@@ -79,6 +79,24 @@ impl Secrets {
             ^ self.udp
     }
 
+    /// What tells the SCTP flows of an address from its TCP and UDP flows.
+    #[inline(always)]
+    const fn sctp_key(&self) -> u64 {
+        self.udp.rotate_left(41)
+    }
+
+    /// [`Secrets::identity_v4`] of an SCTP flow.
+    #[inline(always)]
+    pub const fn identity_v4_sctp(&self, key: u64, tuple: u64) -> u64 {
+        tuple ^ key ^ self.sctp_key()
+    }
+
+    /// [`Secrets::identity_v6`] of an SCTP flow.
+    #[inline(always)]
+    pub const fn identity_v6_sctp(&self, sum: u64, source: [u64; 2], ports: u32) -> u64 {
+        self.identity_v6(sum, source, ports, false) ^ self.sctp_key()
+    }
+
     /// The product whose top bits are the first bucket and whose bits 16 to 31 are the tag.
     ///
     /// Two multiplications with a fold between them: one alone is linear, and clients are rows of addresses and
@@ -178,6 +196,12 @@ pub const fn tuple_of_identity_v4(secrets: &Secrets, identity: u64, key: u64, ud
     (tuple as u32, (tuple >> 32) as u32)
 }
 
+/// The inverse of [`Secrets::identity_v4_sctp`] and [`tuple_v4`]: (source address, ports), memory order.
+pub const fn tuple_of_sctp_identity_v4(secrets: &Secrets, identity: u64, key: u64) -> (u32, u32) {
+    let tuple = secrets.identity_v4_sctp(key, identity);
+    (tuple as u32, (tuple >> 32) as u32)
+}
+
 /// The ports word of a packet, memory order, from host-order ports.
 #[inline(always)]
 pub const fn ports_word(source: u16, destination: u16) -> u32 {
@@ -228,6 +252,8 @@ mod tests {
             let key = s.key_v4(vip);
             let identity = s.identity_v4(key, tuple_v4(source, ports), udp);
             prop_assert_eq!(tuple_of_identity_v4(&s, identity, key, udp), (source, ports));
+            let identity = s.identity_v4_sctp(key, tuple_v4(source, ports));
+            prop_assert_eq!(tuple_of_sctp_identity_v4(&s, identity, key), (source, ports));
         }
     }
 
@@ -258,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn identities_of_a_million_flows_do_not_meet() {
+    fn identities_of_many_flows_of_every_protocol_do_not_meet() {
         let s = secrets();
         let mut seen = std::collections::HashSet::new();
         for vip in 0..4u32 {
@@ -269,9 +295,12 @@ mod tests {
                     assert!(seen.insert(s.identity_v4(key, tuple_v4(client, ports), udp)));
                     assert!(seen.insert(s.identity_v6(sum, [0xfd00, client as u64], ports, udp)));
                 }
+                let ports = ports_word(client as u16, 80);
+                assert!(seen.insert(s.identity_v4_sctp(key, tuple_v4(client, ports))));
+                assert!(seen.insert(s.identity_v6_sctp(sum, [0xfd00, client as u64], ports)));
             }
         }
-        assert_eq!(seen.len(), 1_000_000);
+        assert_eq!(seen.len(), 1_500_000);
     }
 
     #[test]

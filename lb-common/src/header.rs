@@ -23,6 +23,7 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
     pub const NONE: u8 = 59;
     pub const DESTINATION_OPTIONS: u8 = 60;
+    pub const SCTP: u8 = 132;
 }
 
 /// ICMP types (RFC 792).

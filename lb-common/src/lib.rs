@@ -6,6 +6,7 @@
 pub mod address;
 pub mod checksum;
 pub mod connection;
+pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;
 pub mod feed;
@@ -18,6 +19,7 @@ pub mod load;
 pub mod maps;
 pub mod probe;
 pub mod scratch;
+pub mod sctp;
 pub mod service;
 pub mod state;
 pub mod verdict;

@@ -1,7 +1,7 @@
 //! How much a real server has to do, and how much it may: its flows by kind, its weight and its thresholds. Half a
 //! line, since walks over many servers read nothing else. Also the limit of packets per second.
 
-use crate::{connection::Value, state::State};
+use crate::{connection::Value, sctp, state::State};
 
 /// Flows of a real server in a service or a service group.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -36,7 +36,11 @@ pub const fn counted(word: Value, udp_inactive: bool) -> u64 {
     if state == 0 || state == State::Busy as u8 {
         return 0;
     }
-    let active = State::ACTIVE & !(if udp_inactive { 1 << State::Udp as u32 } else { 0 });
+    let active = if word.is_sctp() {
+        sctp::State::ACTIVE
+    } else {
+        State::ACTIVE & !(if udp_inactive { 1 << State::Udp as u32 } else { 0 })
+    };
     if active >> state & 1 != 0 { ACTIVE } else { INACTIVE }
 }
 

@@ -135,8 +135,15 @@ pub mod programs {
     pub const PROBE: (&str, u32) = ("lb_probed", 7);
     /// ICMP that arrives: errors that quote a flow.
     pub const RELATED: (&str, u32) = ("lb_related", 8);
+    /// SCTP packets.
+    pub const SCTP: (&str, u32) = ("lb_sctp", 12);
+    /// As [`NEW`], for SCTP.
+    pub const SCTP_NEW: (&str, u32) = ("lb_sctp_new", 13);
+    /// Answers to SCTP packets with ABORT.
+    pub const ABORT: (&str, u32) = ("lb_abort", 14);
     /// All tails.
-    pub const TAILS: [(&str, u32); 8] = [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED];
+    pub const TAILS: [(&str, u32); 11] =
+        [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, SCTP, SCTP_NEW, ABORT];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

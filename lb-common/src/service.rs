@@ -121,7 +121,7 @@ pub enum NoServer {
     /// Nothing.
     #[default]
     Drop = 0,
-    /// TCP: RST. UDP and SCTP: as [`NoServer::Unreachable`].
+    /// TCP: RST. SCTP: ABORT. UDP: as [`NoServer::Unreachable`].
     Reset = 1,
     /// ICMP port unreachable.
     Unreachable = 2,

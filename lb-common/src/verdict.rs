@@ -46,19 +46,19 @@ reasons! {
     0 NotIp "not_ip" Pass "not IPv4 or IPv6 (ARP, LLDP, …)";
     1 NotOurs "not_ours" Pass "neither to a VIP or pool address nor from a NAT real server";
     2 NoService "no_service" Pass "to a VIP, but no virtual service has this port and protocol";
-    3 OtherProtocol "other_protocol" Pass "to one of our addresses, but neither TCP nor UDP nor ICMP";
+    3 OtherProtocol "other_protocol" Pass "to one of our addresses, but neither TCP, UDP, SCTP nor ICMP";
     4 Icmp "icmp" Pass "ICMP to one of our addresses that is no error: the kernel's";
     5 Fragment "fragment" Pass "an IP fragment to one of our addresses";
     6 ServerTraffic "server_traffic" Pass "from a NAT real server, but no reply of a flow of ours";
     7 VrrpBackup "vrrp_backup" Pass "this director is not the master of the VIP's VRRP instance";
-    8 UnknownFlowPassed "unknown_flow_passed" Pass "TCP without SYN and without a flow, onUnknownFlow: pass";
+    8 UnknownFlowPassed "unknown_flow_passed" Pass "begins no flow (TCP without SYN, SCTP without INIT) and belongs to none, onUnknownFlow: pass";
     9 BadHeader "bad_header" Pass "an IP header that is cut short or lies about its length";
     10 TooManyHeaders "too_many_headers" Pass "more IPv6 extension headers or VLAN tags than are walked";
 
-    16 BadTransport "bad_transport" Drop "to one of our addresses with a TCP or UDP header cut short or lying";
+    16 BadTransport "bad_transport" Drop "to one of our addresses with a TCP, UDP or SCTP header cut short or lying";
     17 BadFlags "bad_flags" Drop "TCP flags that no stack sends (SYN with RST or FIN)";
     18 NoServer "no_server" Drop "the virtual service has no real server to offer";
-    19 UnknownFlowDropped "unknown_flow_dropped" Drop "TCP without SYN and without a flow, onUnknownFlow: drop, or a RST";
+    19 UnknownFlowDropped "unknown_flow_dropped" Drop "begins no flow and belongs to none, onUnknownFlow: drop, or nothing that is answered (RST, ABORT)";
     20 TableFull "table_full" Drop "no room for a new flow: every entry in its two buckets is established";
     21 NoLocalPort "no_local_port" Drop "FULLNAT: no free local port found in the pool";
     22 ReplyConflict "reply_conflict" Drop "NAT: the reply would be another flow's at every server tried";
@@ -79,7 +79,7 @@ reasons! {
     37 NdExpired "nd_expired" Drop "neighbour discovery for an address of a VRRP instance whose lease has ended";
     38 NotAccepted "not_accepted" Drop "to an address of a VRRP instance without accept mode, and no virtual service takes it";
 
-    40 UnknownFlowReset "unknown_flow_reset" Answer "TCP without SYN and without a flow, answered with RST";
+    40 UnknownFlowReset "unknown_flow_reset" Answer "begins no flow (TCP without SYN, SCTP without INIT) and belongs to none, answered with RST or ABORT";
     41 TimeExceeded "time_exceeded" Answer "TTL or hop limit at its end, answered with ICMP time exceeded";
     42 PacketTooBig "packet_too_big" Answer "does not fit the path, answered with ICMP fragmentation needed or packet too big";
     43 ProbeReply "probe_reply" Divert "a real server's answer to a health probe on the real path: to the prober";
@@ -90,8 +90,8 @@ reasons! {
     47 NdUnsentExpired "nd_unsent_expired" Withheld "neighbour discovery from an address of a VRRP instance whose lease has ended";
 
     48 FlowNew "flow_new" Event "a flow was scheduled";
-    49 FlowAdopted "flow_adopted" Event "a TCP flow was taken up without its SYN";
-    50 FlowReplaced "flow_replaced" Event "a SYN began anew on the ports of a closing flow";
+    49 FlowAdopted "flow_adopted" Event "a flow was taken up without its SYN or INIT";
+    50 FlowReplaced "flow_replaced" Event "a SYN or INIT began anew on the ports of a closing flow";
     51 FlowMoved "flow_moved" Event "a flow left a real server that was removed";
     52 EvictedUnconfirmed "evicted_unconfirmed" Event "an unconfirmed entry made room";
     53 EvictedHalfOpen "evicted_half_open" Event "a half-open entry made room";
@@ -106,12 +106,12 @@ reasons! {
     65 NewFlowsLimited "new_flows_limited" Drop "the service's new flows of this second are used up";
     66 PacketsLimited "packets_limited" Drop "the real server's packets of this second are used up";
     67 NoCallId "no_call_id" Drop "SIP persistence: a packet of no flow without a Call-ID";
-    68 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST";
+    68 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST or ABORT";
     69 NoServerUnreachable "no_server_unreachable" Answer "the virtual service has no real server to offer, answered with ICMP port unreachable";
-    70 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST";
+    70 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST or ABORT";
     72 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
     73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
-    74 ServerTold "server_told" Event "a client's packet was turned into a RST that tells the real server that its flow is given up";
+    74 ServerTold "server_told" Event "a client's packet was turned into a RST or ABORT that tells the real server that its flow is given up";
 
     80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
     81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error with its TTL or hop limit at its end: errors are never answered";

@@ -46,13 +46,13 @@ pub fn unreachable<const V6: bool>(packet: &Packet<V6>, source: Words) -> Reason
     )
 }
 
-/// The sender is answered with RST, counted as `reason`.
+/// The sender is answered with RST (SCTP: ABORT), counted as `reason`.
 #[inline(always)]
 pub fn reset<const V6: bool>(packet: &Packet<V6>, reason: Reason) -> Reason {
     if let Some(scratch) = tail::scratch() {
         scratch.answer = reason as u32;
     }
-    tail::call_with(packet, programs::RESET)
+    tail::call_with(packet, if packet.sctp { programs::ABORT } else { programs::RESET })
 }
 
 #[inline(always)]

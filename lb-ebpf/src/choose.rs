@@ -15,7 +15,9 @@ use crate::{
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     destination::{Destination, flags},
-    hash, ipvs,
+    hash,
+    header::protocol,
+    ipvs,
     load::Load,
     maps::programs,
     scratch::Scratch,
@@ -33,7 +35,8 @@ pub fn handle(ctx: *mut xdp_md) -> Result<u32, Reason> {
         Ok(chosen) => scratch.chosen = chosen,
         Err(reason) => scratch.refused = reason as u32,
     }
-    Err(tail::call(&Frame::new(ctx), programs::NEW))
+    let back = if scratch.protocol == protocol::SCTP { programs::SCTP_NEW } else { programs::NEW };
+    Err(tail::call(&Frame::new(ctx), back))
 }
 
 /// The server of a new flow: its destination plus one. Limits and persistence are asked at the first try only, not

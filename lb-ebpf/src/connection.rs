@@ -233,12 +233,9 @@ fn cost(value: Value, now: u16) -> u32 {
     let state = value.state();
     let class = if state == State::Unconfirmed as u8 {
         UNCONFIRMED
-    } else if state == State::SynReceived as u8
-        || state == State::SynSent as u8
-        || state == State::SynAck as u8
-    {
+    } else if value.is_half_open() {
         HALF_OPEN
-    } else if state == State::Established as u8 || state == State::Udp as u8 {
+    } else if value.is_settled() {
         return NEVER;
     } else {
         CLOSING

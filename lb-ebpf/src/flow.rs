@@ -5,13 +5,13 @@ use crate::{
     connection::{self, Hit, Place},
     load,
     maps::{SERVICES, keys},
-    packet::{Packet, Words, opaque},
+    packet::{Packet, Protocol, Words, opaque},
     witness,
 };
 use lb_common::{
-    connection::{FLAG_JUDGED, Kind, Value, slack},
+    connection::{FLAG_JUDGED, FLAG_SCTP, Kind, Value, slack},
     destination::flags,
-    hash,
+    hash, sctp,
     service::Service,
     state::{self, Direction, State},
 };
@@ -21,7 +21,8 @@ use lb_common::{
 pub struct Step {
     pub direction: Direction,
     pub udp: bool,
-    /// TCP flags; 0 for UDP.
+    pub sctp: bool,
+    /// TCP flags; 0 for UDP; the event for SCTP.
     pub flags: u8,
     pub now: u16,
 }
@@ -29,7 +30,14 @@ pub struct Step {
 impl Step {
     #[inline(always)]
     pub fn of<const V6: bool>(packet: &Packet<V6>, direction: Direction, now: u16) -> Self {
-        Self { direction, udp: packet.udp, flags: if packet.udp { 0 } else { packet.tcp_flags() }, now }
+        let flags = if packet.sctp {
+            packet.sctp_event()
+        } else if packet.udp {
+            0
+        } else {
+            packet.tcp_flags()
+        };
+        Self { direction, udp: packet.udp, sctp: packet.sctp, flags, now }
     }
 
     fn is_pair(&self) -> bool {
@@ -41,6 +49,13 @@ impl Step {
     #[inline(always)]
     pub fn next(&self, value: Value, established: u16, service: u32) -> Option<Value> {
         let state = value.state();
+        if self.sctp {
+            if state == State::Established as u8 && self.flags == sctp::event::DATA {
+                return refreshed(value, state, established, self);
+            }
+            let new = lb_sctp_unsettled(value.0, service, self.pack());
+            return if new == 0 { None } else { Some(Value(new)) };
+        }
         let settled = if self.udp {
             state == State::Udp as u8
         } else {
@@ -66,7 +81,13 @@ impl Step {
             1 => Direction::Output,
             _ => Direction::InputOnly,
         };
-        Self { direction, udp: packed & 1 << 24 != 0, flags: (packed >> 16) as u8, now: packed as u16 }
+        Self {
+            direction,
+            udp: packed & 1 << 24 != 0,
+            sctp: false,
+            flags: (packed >> 16) as u8,
+            now: packed as u16,
+        }
     }
 }
 
@@ -84,14 +105,31 @@ extern "C" fn lb_unsettled(value: u64, service: u32, packed: u64) -> u64 {
     } else {
         state::step(step.direction, state, step.flags)
     };
-    let timeout = timeout_of(service, next);
     let judged = if step.udp { 0 } else { witness::answered(value, &step, next) };
+    stepped(value, next, service, &step, judged)
+}
+
+/// As [`lb_unsettled`], for SCTP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_sctp_unsettled(value: u64, service: u32, packed: u64) -> u64 {
+    let step = Step::unpack(packed);
+    let value = Value(value);
+    let next = sctp::step(step.direction, value.state(), step.flags);
+    stepped(value, next, service, &step, 0)
+}
+
+/// The word of a flow whose next state is `next`, with these flags more; 0 when nothing need be written.
+#[inline(always)]
+fn stepped(value: Value, next: u8, service: u32, step: &Step, judged: u64) -> u64 {
+    let state = value.state();
+    let timeout = timeout_of(service, next);
     if next == state {
         if next == State::Unconfirmed as u8 {
             // Nothing was proven, so the short deadline stays as it is.
             return 0;
         }
-        return match refreshed(value, next, timeout, &step) {
+        return match refreshed(value, next, timeout, step) {
             Some(new) => new.with_flags(judged).0,
             None if judged != 0 => value.with_flags(judged).0,
             None => 0,
@@ -131,12 +169,21 @@ pub fn service(index: u32) -> Option<*mut Service> {
 
 /// The place of the flow from `source` to `destination` with `ports` (source port first).
 #[inline(always)]
-pub fn place<const V6: bool>(source: Words, destination: Words, ports: u32, udp: bool) -> Place {
+pub fn place<const V6: bool>(source: Words, destination: Words, ports: u32, protocol: Protocol) -> Place {
+    let start = if V6 { keys().sum_v6(destination) } else { keys().key_v4(destination[0] as u32) };
+    place_at::<V6>(start, source, ports, protocol)
+}
+
+/// [`place`] of a destination address whose key (IPv4) or sum (IPv6) is known.
+#[inline(always)]
+pub fn place_at<const V6: bool>(start: u64, source: Words, ports: u32, protocol: Protocol) -> Place {
     let keys = keys();
-    let identity = if V6 {
-        keys.identity_v6(keys.sum_v6(destination), source, ports, udp)
-    } else {
-        keys.identity_v4(keys.key_v4(destination[0] as u32), hash::tuple_v4(source[0] as u32, ports), udp)
+    let tuple = hash::tuple_v4(source[0] as u32, ports);
+    let identity = match (V6, protocol.sctp) {
+        (true, true) => keys.identity_v6_sctp(start, source, ports),
+        (true, false) => keys.identity_v6(start, source, ports, protocol.udp),
+        (false, true) => keys.identity_v4_sctp(start, tuple),
+        (false, false) => keys.identity_v4(start, tuple, protocol.udp),
     };
     Place::of::<V6>(identity)
 }
@@ -181,13 +228,40 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
 /// Whether a packet of a known flow is for the tail of new ones, given the flags of its server: the server was removed
 /// and the flow can move, it was given up, or all its flows move.
 #[inline(always)]
-pub fn leaves(hit: &Hit, flags: u32, udp: bool) -> bool {
-    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, udp))
+pub fn leaves(hit: &Hit, flags: u32, protocol: Protocol) -> bool {
+    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, protocol))
 }
 
-/// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established.
+/// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established. Of an SCTP association
+/// that is being set up only the INIT moves: no other server could read the cookie of this one.
 #[inline(always)]
-pub fn moves(hit: &Hit, udp: bool) -> bool {
+pub fn moves(hit: &Hit, protocol: Protocol) -> bool {
     let state = hit.value.state();
-    udp || state == State::SynReceived as u8 || state == State::Unconfirmed as u8
+    protocol.udp || (!protocol.sctp && state == State::SynReceived as u8) || state == State::Unconfirmed as u8
+}
+
+/// Whether the client of this entry may be setting a connection up still, so that its SYN or INIT, sent again, must
+/// find the server that may have answered the first one.
+#[inline(always)]
+pub fn is_beginning(state: u8, protocol: Protocol) -> bool {
+    if protocol.sctp { sctp::is_half_open(state) } else { state == State::SynReceived as u8 }
+}
+
+/// Whether the flow is over, or was never one.
+#[inline(always)]
+pub fn is_closed(state: u8, protocol: Protocol) -> bool {
+    let closed = if protocol.sctp { sctp::State::Closed as u8 } else { State::Close as u8 };
+    state == closed || is_beginning(state, protocol)
+}
+
+/// Whether a SYN or INIT on an entry in this state begins another connection.
+#[inline(always)]
+pub fn starts_anew(state: u8, direction: Direction, protocol: Protocol) -> bool {
+    if protocol.sctp { sctp::init_starts_anew(state) } else { state::syn_starts_anew(state, direction) }
+}
+
+/// What the word of a flow of this protocol says of its states.
+#[inline(always)]
+pub fn marked(word: Value, protocol: Protocol) -> Value {
+    if protocol.sctp { word.with_flags(FLAG_SCTP) } else { word }
 }

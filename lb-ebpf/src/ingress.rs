@@ -3,21 +3,18 @@
 //! IPv4 options or IPv6 extension headers, whose offsets are constants; the slow tail walks the rest.
 
 use crate::{
-    connection::{self, Place},
-    flow,
+    connection, flow,
     forward::{self, Target, fullnat, nat},
     host,
     maps::{FILTER, config, keys},
-    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, load32, opaque, source},
+    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque, source},
     probe, related, tail,
 };
 use lb_common::{
     connection::Kind,
     filter::{CELLS_PER_LINE, cell},
-    hash,
     header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
     maps::programs,
-    state,
     verdict::Reason,
 };
 
@@ -118,6 +115,8 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
         (opaque(1), 8)
     } else if next == protocol::TCP {
         (opaque(0), 20)
+    } else if next == protocol::SCTP {
+        return Err(tail::call_sctp(&frame, l3, l4, V6, programs::SCTP));
     } else {
         if next == icmp::<V6>() {
             return Err(related::call::<V6>(&frame, (l3, l4), cell, Reason::Icmp));
@@ -132,7 +131,7 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     if len > frame.len() - l3 as u32 || len < (l4 - l3 + need) as u32 {
         return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));
     }
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, sctp: false, bytes: frame.len() };
     known(&packet, start, cell)
 }
 
@@ -159,7 +158,11 @@ fn transport<const V6: bool, const HOT: bool>(
         if load8(ip, 0) & 0xf0 != 0x60 {
             return Err(Reason::BadHeader);
         }
-        if next == protocol::TCP || next == protocol::UDP || next == protocol::ICMPV6 {
+        if next == protocol::TCP
+            || next == protocol::UDP
+            || next == protocol::ICMPV6
+            || next == protocol::SCTP
+        {
             return Ok(Some((l3 + IPV6, next)));
         }
         if HOT {
@@ -210,14 +213,14 @@ fn extension_headers(frame: &Frame, l3: usize, first: u8) -> Result<(usize, u8),
         }
     }
     match next {
-        protocol::TCP | protocol::UDP | protocol::ICMPV6 => Ok((offset, next)),
+        protocol::TCP | protocol::UDP | protocol::ICMPV6 | protocol::SCTP => Ok((offset, next)),
         _ => Err(Reason::TooManyHeaders),
     }
 }
 
 /// A packet that may be ours: to the flow that it belongs to, or to the tail for new ones.
 #[inline(always)]
-fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
+pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u32, Reason> {
     let now = connection::now();
     let pool = (cell >> cell::POOL_SHIFT) as u32;
     if pool != 0
@@ -227,33 +230,28 @@ fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Result<u
         return fullnat::to_client(packet, pool - 1, now);
     }
     let ports = packet.ports();
-    let identity = if V6 {
-        keys().identity_v6(start, packet.source(), ports, packet.udp)
-    } else {
-        keys().identity_v4(start, hash::tuple_v4(load32(packet.ip, 12), ports), packet.udp)
-    };
-    let place = Place::of::<V6>(identity);
+    let place = flow::place_at::<V6>(start, packet.source(), ports, packet.protocol());
     let Some(hit) = connection::find(&place, now) else {
-        return Err(tail::call_with(packet, programs::NEW));
+        return Err(tail::call_new(packet));
     };
     let kind = hit.value.kind();
     if let Kind::NatReply = kind {
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
         return nat::to_client(packet, hit, target, now);
     }
-    if !packet.udp && packet.tcp_flags() & state::SYN != 0 {
-        return Err(tail::call_with(packet, programs::NEW));
+    if packet.begins() {
+        return Err(tail::call_new(packet));
     }
     if let Kind::FullNat = kind {
         return match fullnat::to_server::<V6, true>(packet, hit, &place, now) {
-            Err(Reason::NoLease) => Err(tail::call_with(packet, programs::NEW)),
+            Err(Reason::NoLease) => Err(tail::call_new(packet)),
             other => other,
         };
     }
     let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
     if target.wants_attention() {
-        if flow::leaves(&hit, target.flags(), packet.udp) {
-            return Err(tail::call_with(packet, programs::NEW));
+        if flow::leaves(&hit, target.flags(), packet.protocol()) {
+            return Err(tail::call_new(packet));
         }
         if target.is_over_rate() {
             return Err(Reason::PacketsLimited);

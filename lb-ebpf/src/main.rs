@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 #![allow(internal_features)]
 
+mod abort;
 mod answer;
 mod arp;
 mod atomic;
@@ -34,6 +35,7 @@ mod quote;
 mod related;
 mod reset;
 mod schedule;
+mod sctp;
 mod sip;
 mod tail;
 mod tunnel_mtu;
@@ -87,6 +89,30 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, new_flow::handle(frame))
+}
+
+/// SCTP packets.
+#[xdp]
+#[inline(always)]
+pub fn lb_sctp(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, sctp::handle(frame))
+}
+
+/// As `lb_new`, for SCTP.
+#[xdp]
+#[inline(always)]
+pub fn lb_sctp_new(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, new_flow::handle_sctp(frame))
+}
+
+/// ABORTs.
+#[xdp]
+#[inline(always)]
+pub fn lb_abort(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, abort::handle(frame))
 }
 
 /// The choice of a server.

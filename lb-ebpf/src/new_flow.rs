@@ -10,7 +10,7 @@ use crate::{
     host, lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
-    packet::{Frame, Packet, Words, ip_len, load8, load16, opaque},
+    packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque},
     schedule, tail, witness,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -20,6 +20,7 @@ use lb_common::{
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
     maps::{ClientNeighbour, ON_LINK},
+    sctp,
     service::{NoServer, OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey, features},
     state::{self, Direction, State},
     verdict::Reason,
@@ -34,10 +35,25 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let udp = if scratch.protocol == protocol::UDP { opaque(1) } else { opaque(0) } != 0;
     // Back from the choice of a server: everything before it was done.
     let chosen = scratch.choices != 0;
+    let protocol = Protocol { udp, sctp: false };
     if scratch.family == 6 {
-        arrived::<true>(frame, l3, l4, udp, chosen)
+        arrived::<true>(frame, l3, l4, protocol, chosen)
     } else {
-        arrived::<false>(frame, l3, l4, udp, chosen)
+        arrived::<false>(frame, l3, l4, protocol, chosen)
+    }
+}
+
+/// The path of SCTP's tail.
+#[inline(always)]
+pub fn handle_sctp(frame: Frame) -> Result<u32, Reason> {
+    let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
+    let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
+    let chosen = scratch.choices != 0;
+    let protocol = Protocol { udp: false, sctp: true };
+    if scratch.family == 6 {
+        arrived::<true>(frame, l3, l4, protocol, chosen)
+    } else {
+        arrived::<false>(frame, l3, l4, protocol, chosen)
     }
 }
 
@@ -53,7 +69,7 @@ fn arrived<const V6: bool>(
     frame: Frame,
     l3: usize,
     l4: usize,
-    udp: bool,
+    protocol: Protocol,
     chosen: bool,
 ) -> Result<u32, Reason> {
     let Some(ip) = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }) else { return Err(Reason::Internal) };
@@ -72,7 +88,14 @@ fn arrived<const V6: bool>(
             return Err(host::unless_refused(to.roles, reason));
         }
     }
-    let need = if udp { 8 } else { 20 };
+    let Protocol { udp, sctp } = protocol;
+    let need = if sctp {
+        sctp::HEADER + sctp::CHUNK
+    } else if udp {
+        8
+    } else {
+        20
+    };
     let Some(transport) = frame.at_dynamic(l4, need) else { return Err(Reason::BadTransport) };
     let len = ip_len::<V6>(ip);
     let header = (l4 - l3) as u32;
@@ -80,12 +103,17 @@ fn arrived<const V6: bool>(
         return Err(Reason::BadTransport);
     }
     // The transport's own length must lie in the packet.
-    let claimed =
-        if udp { u16::from_be(load16(transport, 4)) as u32 } else { (load8(transport, 12) >> 4) as u32 * 4 };
+    let claimed = if sctp {
+        sctp::HEADER as u32 + u16::from_be(load16(transport, sctp::HEADER + 2)) as u32
+    } else if udp {
+        u16::from_be(load16(transport, 4)) as u32
+    } else {
+        (load8(transport, 12) >> 4) as u32 * 4
+    };
     if claimed < need as u32 || claimed > len - header {
         return Err(Reason::BadTransport);
     }
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes: frame.len() };
     let now = connection::now();
     if to.roles & role::POOL != 0 {
         return fullnat::to_client(&packet, to.pool as u32, now);
@@ -96,16 +124,16 @@ fn arrived<const V6: bool>(
 /// The service of a packet to a VIP.
 #[inline(always)]
 fn service_of<const V6: bool>(packet: &Packet<V6>) -> Option<(u32, *mut Service)> {
-    service_at::<V6>(packet.destination(), (packet.ports() >> 16) as u16, packet.udp)
+    service_at::<V6>(packet.destination(), (packet.ports() >> 16) as u16, packet.protocol())
 }
 
 /// The service at a VIP's port (as in a packet).
 #[inline(always)]
-pub fn service_at<const V6: bool>(vip: Words, port: u16, udp: bool) -> Option<(u32, *mut Service)> {
+pub fn service_at<const V6: bool>(vip: Words, port: u16, transport: Protocol) -> Option<(u32, *mut Service)> {
     let mut key = ServiceKey {
         address: nat::address(vip),
         port,
-        protocol: if udp { protocol::UDP } else { protocol::TCP },
+        protocol: transport.number(),
         family: if V6 { 6 } else { 4 },
     };
     // The entry of port 0 is a list of ranges: a packet to that port must not take it for a service.
@@ -130,7 +158,7 @@ pub fn service_at<const V6: bool>(vip: Words, port: u16, udp: bool) -> Option<(u
 
 #[inline(always)]
 fn to_vip<const V6: bool>(packet: &Packet<V6>, chosen: bool, now: u16) -> Result<u32, Reason> {
-    let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.udp);
+    let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.protocol());
     let (index, event) = if chosen {
         let scratch = tail::scratch().ok_or(Reason::Internal)?;
         (scratch.service, scratch.event)
@@ -160,12 +188,12 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         let to = exact::<V6>(packet.destination()).unwrap_or_default();
         return Err(host::unless_refused(to.roles, Reason::NoService));
     };
-    let flags = if packet.udp { 0 } else { packet.tcp_flags() };
-    let syn = flags & state::SYN != 0;
+    let flags = if packet.udp || packet.sctp { 0 } else { packet.tcp_flags() };
+    let syn = if packet.sctp { packet.begins() } else { flags & state::SYN != 0 };
     if syn && flags & (state::RST | state::FIN) != 0 {
         return Err(Reason::BadFlags);
     }
-    if syn {
+    if !packet.sctp && syn {
         // SAFETY: a map value.
         let mss = unsafe { core::ptr::read_volatile(&raw const (*service).mss) };
         if mss != 0 {
@@ -187,8 +215,10 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         if policy == OnUnknownFlow::Pass as u8 {
             return Err(Reason::UnknownFlowPassed);
         }
-        // A RST is never answered (RFC 9293, section 3.5.2), and opens nothing.
-        if policy == OnUnknownFlow::Drop as u8 || flags & state::RST != 0 {
+        // A RST or ABORT is never answered (RFC 9293, section 3.5.2; RFC 9260, section 8.4), and opens nothing.
+        if policy == OnUnknownFlow::Drop as u8
+            || if packet.sctp { packet.resets() } else { flags & state::RST != 0 }
+        {
             return Err(Reason::UnknownFlowDropped);
         }
         if policy == OnUnknownFlow::Reset as u8 {
@@ -239,23 +269,25 @@ fn take_up<const V6: bool>(
             syn || packet.udp
         } else if flags & flags::MOVES != 0 {
             // A RST opens nothing: it ends the flow where it is.
-            packet.udp || packet.tcp_flags() & state::RST == 0
+            !packet.resets()
         } else if flags & flags::REMOVED != 0 {
-            syn || flow::moves(&hit, packet.udp)
+            syn || flow::moves(&hit, packet.protocol())
         } else {
-            // A SYN sent again must find the server that may have answered the first one.
-            syn && state != State::SynReceived as u8
+            syn && !flow::is_beginning(state, packet.protocol())
         };
         if moves {
             return Ok(give_back(hit, leased, Reason::FlowMoved));
         }
-        // A RST ends the flow by itself.
-        if flags & flags::RESET != 0 && !packet.udp && packet.tcp_flags() & state::RST == 0 {
-            let open = state != State::Close as u8 && state != State::SynReceived as u8;
-            if !open || flags & flags::RESET_TELLS_SERVER == 0 {
+        // A RST or ABORT ends the flow by itself.
+        if flags & flags::RESET != 0 && !packet.udp && !packet.resets() {
+            if flow::is_closed(state, packet.protocol()) || flags & flags::RESET_TELLS_SERVER == 0 {
                 return Err(answer::reset(packet, Reason::FlowReset));
             }
-            packet.make_reset();
+            if packet.sctp {
+                packet.make_abort();
+            } else {
+                packet.make_reset();
+            }
             count::event(Reason::ServerTold);
         }
     }
@@ -263,10 +295,10 @@ fn take_up<const V6: bool>(
         Forwarding::Dr | Forwarding::Tun => Direction::InputOnly,
         Forwarding::Nat | Forwarding::FullNat => Direction::Input,
     };
-    if syn && state::syn_starts_anew(hit.value.state(), direction) {
+    if syn && flow::starts_anew(hit.value.state(), direction, packet.protocol()) {
         return Ok(give_back(hit, leased, Reason::FlowReplaced));
     }
-    let hit = if syn { witness::repeated(hit, &target) } else { hit };
+    let hit = if syn && !packet.sctp { witness::repeated(hit, &target) } else { hit };
     forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
 }
 
@@ -286,6 +318,12 @@ fn give_back(hit: Hit, leased: Option<fullnat::Leased>, why: Reason) -> Resumed 
     Resumed::Anew(why)
 }
 
+/// What a word with SCTP's flag takes for INIT1: of this number.
+const INIT1: State = match State::from_number(sctp::State::Init1 as u8) {
+    Some(state) => state,
+    None => panic!(),
+};
+
 /// State and deadline of a new entry.
 #[inline(always)]
 fn beginning<const V6: bool>(
@@ -300,7 +338,9 @@ fn beginning<const V6: bool>(
     } else {
         // A packet that is neither has SYN: the entry begins as SYN_RECV, or ESTABLISHED for a flow that moved.
         let step = Step::of(packet, direction, now);
-        if state::step(direction, 0, step.flags) == State::SynReceived as u8 {
+        if packet.sctp {
+            INIT1
+        } else if state::step(direction, 0, step.flags) == State::SynReceived as u8 {
             State::SynReceived
         } else {
             State::Unconfirmed
@@ -348,8 +388,8 @@ fn place_flow<const V6: bool>(
 fn nobody<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Reason {
     // SAFETY: a map value.
     let policy = unsafe { core::ptr::read_volatile(&raw const (*service).no_server) };
-    // A RST is never answered.
-    if policy == NoServer::Drop as u8 || (!packet.udp && packet.tcp_flags() & state::RST != 0) {
+    // A RST or ABORT is never answered.
+    if policy == NoServer::Drop as u8 || packet.resets() {
         return Reason::NoServer;
     }
     if policy == NoServer::Reset as u8 && !packet.udp {
@@ -423,6 +463,7 @@ fn translated<const V6: bool>(
     let hop = client_hop(packet)?;
     let reply = reply_place(packet, &target);
     let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let replies = flow::marked(replies, packet.protocol());
     // Established until the flow has its place: the two may share a bucket, and nobody's place is taken for less than
     // an established flow's.
     let held = replies.with(State::Established as u8, deadline);
@@ -431,6 +472,7 @@ fn translated<const V6: bool>(
         return Err(Reason::TableFull);
     }
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+    let word = flow::marked(word, packet.protocol());
     let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
     let held = connection::find_rarely(&reply, now);
     if let Some(hit) = held {
@@ -459,7 +501,7 @@ fn withdraw(place: &Place, now: u16) {
 #[inline(always)]
 fn reply_place<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Place {
     let ports = nat::reply_ports(packet.ports(), target);
-    flow::place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp)
+    flow::place::<V6>(target.address::<V6>(), packet.source(), ports, packet.protocol())
 }
 
 #[inline(always)]
@@ -487,6 +529,7 @@ fn direct<const V6: bool>(
     forward::fits(packet, target)?;
     let (state, deadline) = beginning(packet, service.0, event, Direction::InputOnly, now);
     let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+    let word = flow::marked(word, packet.protocol());
     let mut target = *target;
     match insert(packet, place, word, now, target.is_counted()) {
         Inserted::Done => count::event_number(event),
@@ -538,8 +581,10 @@ fn leased<const V6: bool>(
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
     let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
+    let word = flow::marked(word, packet.protocol());
     let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
     let entry = Value::full_nat(index, place.first, state, deadline);
+    let entry = flow::marked(entry, packet.protocol());
     if let Inserted::Full = insert(packet, place, entry, now, false) {
         lease::give_back(index, word);
         return Err(Reason::TableFull);

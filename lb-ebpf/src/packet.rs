@@ -3,7 +3,12 @@
 //! memory.
 
 use aya_ebpf::bindings::xdp_md;
-use lb_common::checksum;
+use lb_common::{
+    checksum, crc32c,
+    header::protocol,
+    sctp,
+    state::{RST, SYN},
+};
 
 /// Two words of an address in memory order; IPv4 in the low half of the first.
 pub type Words = [u64; 2];
@@ -107,7 +112,29 @@ impl Frame {
     }
 }
 
-/// An IP packet with a TCP or UDP header, both inside the frame.
+/// The transport protocol of a packet. TCP when neither is set.
+#[derive(Clone, Copy)]
+pub struct Protocol {
+    pub udp: bool,
+    /// A constant in each program: SCTP has programs of its own, so that the others hold none of it.
+    pub sctp: bool,
+}
+
+impl Protocol {
+    /// IP's number.
+    #[inline(always)]
+    pub fn number(&self) -> u8 {
+        if self.sctp {
+            protocol::SCTP
+        } else if self.udp {
+            protocol::UDP
+        } else {
+            protocol::TCP
+        }
+    }
+}
+
+/// An IP packet with a transport header (SCTP: and its first chunk's), all inside the frame.
 #[derive(Clone, Copy)]
 pub struct Packet<const V6: bool> {
     pub frame: Frame,
@@ -118,6 +145,8 @@ pub struct Packet<const V6: bool> {
     pub ip: *mut u8,
     pub transport: *mut u8,
     pub udp: bool,
+    /// As in [`Protocol`].
+    pub sctp: bool,
     /// Frame length as it came, for counters.
     pub bytes: u32,
 }
@@ -143,6 +172,64 @@ impl<const V6: bool> Packet<V6> {
     #[inline(always)]
     pub fn ports(&self) -> u32 {
         load32(self.transport, 0)
+    }
+
+    #[inline(always)]
+    pub fn protocol(&self) -> Protocol {
+        Protocol { udp: self.udp, sctp: self.sctp }
+    }
+
+    /// Whether it begins a connection: a TCP packet with SYN, an SCTP packet with INIT.
+    #[inline(always)]
+    pub fn begins(&self) -> bool {
+        if self.sctp {
+            load8(self.transport, sctp::HEADER) == sctp::chunk::INIT
+        } else {
+            !self.udp && self.tcp_flags() & SYN != 0
+        }
+    }
+
+    /// Whether it ends a connection at once: TCP's RST, SCTP's ABORT. Never answered.
+    #[inline(always)]
+    pub fn resets(&self) -> bool {
+        if self.sctp {
+            self.sctp_event() == sctp::event::ABORT
+        } else {
+            !self.udp && self.tcp_flags() & RST != 0
+        }
+    }
+
+    /// What an SCTP packet means to its flow ([`sctp::event`]), read as IPVS does: the first chunk, and behind a
+    /// COOKIE ECHO or COOKIE ACK an ABORT.
+    #[inline(always)]
+    pub fn sctp_event(&self) -> u8 {
+        let event = sctp::event_of(load8(self.transport, sctp::HEADER));
+        if event == sctp::event::COOKIE_ECHO || event == sctp::event::COOKIE_ACK {
+            let len = (u16::from_be(load16(self.transport, sctp::HEADER + 2)) as u32 + 3) & !3;
+            let second = (self.l4 - self.l3) as u32 + sctp::HEADER as u32 + len;
+            // Offsets of a frame are looked at up to 4095.
+            if len >= sctp::CHUNK as u32 && len < 2000 && second + sctp::CHUNK as u32 <= self.ip_len() {
+                if let Some(chunk) = self.frame.at_dynamic(self.l3 + second as usize, 1) {
+                    if load8(chunk, 0) == sctp::chunk::ABORT {
+                        return sctp::event::ABORT;
+                    }
+                }
+            }
+        }
+        event
+    }
+
+    /// Replaces a word of an SCTP packet, `at` bytes into it, and corrects the checksum by the difference.
+    #[inline(always)]
+    fn set_sctp_word(&self, at: usize, new: u32) {
+        let old = load32(self.transport, at);
+        if old == new {
+            return;
+        }
+        store32(self.transport, at, new);
+        let len = self.ip_len().wrapping_sub((self.l4 - self.l3) as u32 + at as u32);
+        let effect = lb_crc32c_effect(old ^ new, len) as u32;
+        store32(self.transport, 8, load32(self.transport, 8) ^ effect);
     }
 
     /// TCP flags. Only for TCP.
@@ -199,6 +286,14 @@ impl<const V6: bool> Packet<V6> {
         store16(self.transport, 16, checksum::update(load16(self.transport, 16), delta));
     }
 
+    /// Makes an SCTP packet an ABORT: its first chunk becomes one, and what stands behind an ABORT is not read
+    /// (RFC 9260, section 3.3.7). The verification tag is the client's and right.
+    #[inline(always)]
+    pub fn make_abort(&self) {
+        let chunk = u32::from_ne_bytes([sctp::chunk::ABORT, 0, 0, sctp::CHUNK as u8]);
+        self.set_sctp_word(sctp::HEADER, chunk);
+    }
+
     #[inline(always)]
     pub fn set_source(&self, address: Words) {
         if V6 {
@@ -222,6 +317,10 @@ impl<const V6: bool> Packet<V6> {
     /// Writes the ports and updates the transport checksum by `delta`, to which the ports are added here.
     #[inline(always)]
     pub fn set_ports(&self, old: u32, new: u32, delta: u64) {
+        if self.sctp {
+            // Its checksum covers no addresses.
+            return self.set_sctp_word(0, new);
+        }
         store32(self.transport, 0, new);
         let delta = checksum::sub(checksum::add(delta, new), old);
         if self.udp {
@@ -230,6 +329,13 @@ impl<const V6: bool> Packet<V6> {
             store16(self.transport, 16, checksum::update(load16(self.transport, 16), delta));
         }
     }
+}
+
+/// [`crc32c::effect`], as a global function: verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_crc32c_effect(word: u32, len: u32) -> u64 {
+    crc32c::effect(word, len) as u64
 }
 
 #[inline(always)]

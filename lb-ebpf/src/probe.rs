@@ -64,7 +64,7 @@ fn packet<const V6: bool>(frame: Frame, l3: usize) -> Option<Packet<V6>> {
     if ip_len::<V6>(ip) > frame.len() - l3 as u32 || ip_len::<V6>(ip) < (header + need) as u32 {
         return None;
     }
-    Some(Packet { frame, l3, l4, ip, transport, udp, bytes: frame.len() })
+    Some(Packet { frame, l3, l4, ip, transport, udp, sctp: false, bytes: frame.len() })
 }
 
 #[inline(always)]

@@ -2,7 +2,8 @@
 //! must be there (RFC 792); of TCP that is no checksum.
 
 use crate::packet::{
-    Frame, Packet, Words, destination, load8, load16, load32, opaque, source, store16, store32, sum, unsum,
+    Frame, Packet, Protocol, Words, destination, load8, load16, load32, opaque, source, store16, store32,
+    sum, unsum,
 };
 use lb_common::{
     checksum,
@@ -19,6 +20,7 @@ pub struct Quote {
     /// Where the error ends: what lies behind is padding.
     pub end: usize,
     pub udp: bool,
+    pub sctp: bool,
     pub source: Words,
     pub destination: Words,
     /// Source and destination port.
@@ -29,18 +31,25 @@ pub struct Quote {
 const EXTENSION_HEADERS: usize = 6;
 
 impl Quote {
-    /// The quote of an error whose ICMP header lies at `l4`; none when it does not reach the ports of a TCP or
-    /// UDP packet.
+    #[inline(always)]
+    pub fn protocol(&self) -> Protocol {
+        Protocol { udp: self.udp, sctp: self.sctp }
+    }
+
+    /// The quote of an error whose ICMP header lies at `l4`; none when it does not reach the ports of a TCP,
+    /// UDP or SCTP packet.
     #[inline(always)]
     pub fn of<const V6: bool>(frame: &Frame, l4: usize, end: usize) -> Option<Self> {
         let l3 = l4 + ICMP;
         let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 })?;
         let (at, next) = if V6 { transport_v6(frame, ip, l3)? } else { transport_v4(ip, l3)? };
         // A word that each branch makes anew, as in `ingress`.
-        let udp = if next == protocol::UDP {
-            opaque(1)
+        let (udp, sctp) = if next == protocol::UDP {
+            (opaque(1), opaque(0))
         } else if next == protocol::TCP {
-            opaque(0)
+            (opaque(0), opaque(0))
+        } else if next == protocol::SCTP {
+            (opaque(0), opaque(1))
         } else {
             return None;
         };
@@ -55,6 +64,7 @@ impl Quote {
             l4: at,
             end,
             udp: udp != 0,
+            sctp: sctp != 0,
             source: source::<V6>(ip),
             destination: destination::<V6>(ip),
             ports,
@@ -80,7 +90,7 @@ fn transport_v6(frame: &Frame, ip: *const u8, l3: usize) -> Option<(usize, u8)> 
     let mut next = load8(ip, 6);
     let mut at = l3 + IPV6;
     for _ in 0..EXTENSION_HEADERS {
-        if next == protocol::TCP || next == protocol::UDP {
+        if has_ports(next) {
             return Some((at, next));
         }
         let p = frame.at_dynamic(at, 8)?;
@@ -99,7 +109,12 @@ fn transport_v6(frame: &Frame, ip: *const u8, l3: usize) -> Option<(usize, u8)> 
             return None;
         }
     }
-    if next == protocol::TCP || next == protocol::UDP { Some((at, next)) } else { None }
+    if has_ports(next) { Some((at, next)) } else { None }
+}
+
+#[inline(always)]
+fn has_ports(next: u8) -> bool {
+    next == protocol::TCP || next == protocol::UDP || next == protocol::SCTP
 }
 
 /// Addresses and ports that a packet is given.
@@ -123,7 +138,7 @@ pub fn translate<const V6: bool>(
     let frame = &packet.frame;
     // The quoted addresses.
     let ip = frame.at_dynamic(quote.l3, if V6 { IPV6 } else { IPV4 })?;
-    let quoted = Packet::<V6> { ip, l3: quote.l3, l4: quote.l4, udp: quote.udp, ..*packet };
+    let quoted = Packet::<V6> { ip, l3: quote.l3, l4: quote.l4, udp: quote.udp, sctp: quote.sctp, ..*packet };
     let addresses = moved::<V6>((quote.source, quote.destination), (inner.source, inner.destination));
     quoted.set_source(inner.source);
     quoted.set_destination(inner.destination);
@@ -131,7 +146,8 @@ pub fn translate<const V6: bool>(
     if !V6 {
         total += replace16(ip, 10, checksum::update(load16(ip, 10), addresses));
     }
-    // The quoted ports, and the checksum that covers them.
+    // The quoted ports, and the checksum that covers them. SCTP's is left: it covers more than a quote has, and who
+    // gets the error looks at ports and verification tag (RFC 9260, section 10).
     let transport = frame.at_dynamic(quote.l4, 8)?;
     store32(transport, 0, inner.ports);
     let ports = checksum::sub(checksum::add(0, inner.ports), quote.ports);
@@ -139,7 +155,7 @@ pub fn translate<const V6: bool>(
     let delta = addresses + ports;
     if quote.udp {
         total += replace16(transport, 6, checksum::update_udp(load16(transport, 6), delta));
-    } else if quote.l4 + 18 <= quote.end {
+    } else if !quote.sctp && quote.l4 + 18 <= quote.end {
         let transport = frame.at_dynamic(quote.l4, 18)?;
         total += replace16(transport, 16, checksum::update(load16(transport, 16), delta));
     }

@@ -15,7 +15,7 @@ use crate::{
     host,
     maps::POOL,
     new_flow, nexthop,
-    packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque},
+    packet::{Frame, Packet, Protocol, Words, destination, ip_len, load8, load16, opaque},
     quote::{Quote, Tuple, translate},
     tail, tunnel_mtu, witness,
 };
@@ -26,6 +26,7 @@ use lb_common::{
     header::{ICMP, IPV4, IPV6, icmp, icmpv6},
     lease::lease_index,
     maps::programs,
+    sctp,
     service::{Pick, features},
     state::State,
     verdict::Reason,
@@ -102,7 +103,16 @@ fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     let Some(quote) = Quote::of::<V6>(&frame, l4, end) else {
         return Err(unless_ours(to.roles));
     };
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp: quote.udp, bytes: frame.len() };
+    let packet = Packet::<V6> {
+        frame,
+        l3,
+        l4,
+        ip,
+        transport: header,
+        udp: quote.udp,
+        sctp: false,
+        bytes: frame.len(),
+    };
     let to_address = packet.destination();
     // Who sent the quoted packet is told of it.
     if to_address[0] != quote.source[0] || to_address[1] != quote.source[1] {
@@ -170,7 +180,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
     let now = connection::now();
     // As the client's packets have them.
     let ports = turned(quote.ports);
-    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.udp);
+    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.protocol());
     let mut lease = 0;
     let found = match connection::find_rarely(&place, now) {
         Some(hit) => match hit.value.kind() {
@@ -237,7 +247,7 @@ const SLOT_TRIES: u32 = 8;
 /// answer everywhere. Persistence may have sent it elsewhere.
 #[inline(always)]
 fn by_slot<const V6: bool>(quote: &Quote, ports: u32) -> Option<u32> {
-    let (index, service) = new_flow::service_at::<V6>(quote.source, (ports >> 16) as u16, quote.udp)?;
+    let (index, service) = new_flow::service_at::<V6>(quote.source, (ports >> 16) as u16, quote.protocol())?;
     // SAFETY: a map value.
     let (pick, rules) = unsafe {
         (
@@ -280,7 +290,7 @@ fn from_nat<const V6: bool>(packet: &Packet<V6>, quote: &Quote, say: Say) -> Res
     let now = connection::now();
     // The entry of the flow's replies.
     let ports = turned(quote.ports);
-    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.udp);
+    let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.protocol());
     let hit = connection::find_rarely(&place, now).ok_or(Reason::Icmp)?;
     if !matches!(hit.value.kind(), Kind::NatReply) {
         return Err(Reason::Icmp);
@@ -324,6 +334,7 @@ fn from_leased<const V6: bool>(
         || server[1] != quote.destination[1]
         || quote.ports >> 16 != expected
         || quote.udp != (target.flags() & flags::UDP != 0)
+        || quote.sctp != (target.flags() & flags::SCTP != 0)
     {
         return Err(Reason::IcmpNoFlow);
     }
@@ -349,11 +360,11 @@ fn to_client<const V6: bool>(
     let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;
     count::forwarded(target.index, packet.bytes, true);
     count::event(Reason::IcmpToClient);
-    if say.is_unreachable::<V6>() && is_half_open(hit.value.state()) {
+    if say.is_unreachable::<V6>() && is_half_open(hit.value.state(), quote.sctp) {
         count::event(Reason::ServerUnreachable);
         // What passive detection counts at the server, once a flow.
         if let Some(new) = witness::unreachable(&hit, target) {
-            let flow = flow::place::<V6>(client, vip, ports, false);
+            let flow = flow::place::<V6>(client, vip, ports, Protocol { udp: false, sctp: false });
             flow::write_twin::<V6>(&flow, new, connection::now(), partner);
         }
     }
@@ -362,6 +373,11 @@ fn to_client<const V6: bool>(
 
 /// Whether the server has not answered yet.
 #[inline(always)]
-fn is_half_open(state: u8) -> bool {
-    state == State::SynReceived as u8 || state == State::SynSent as u8 || state == State::Unconfirmed as u8
+fn is_half_open(state: u8, sctp: bool) -> bool {
+    let begun: u32 = if sctp {
+        1 << sctp::State::Init1 as u32 | 1 << sctp::State::Init as u32
+    } else {
+        1 << State::SynReceived as u32 | 1 << State::SynSent as u32
+    };
+    (begun | 1 << State::Unconfirmed as u32) >> (state & 15) & 1 != 0
 }

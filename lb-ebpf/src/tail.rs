@@ -5,7 +5,7 @@ use crate::{
     packet::{Frame, Packet},
 };
 use aya_ebpf::programs::XdpContext;
-use lb_common::{scratch::Scratch, verdict::Reason};
+use lb_common::{header::protocol, maps::programs, scratch::Scratch, verdict::Reason};
 
 /// Calls a tail program. Returns only when it could not be called.
 #[inline(always)]
@@ -25,17 +25,37 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 /// Hands a packet whose headers were found to a tail program.
 #[inline(always)]
 pub fn call_with<const V6: bool>(packet: &Packet<V6>, program: (&str, u32)) -> Reason {
+    if packet.sctp {
+        return call_sctp(&packet.frame, packet.l3, packet.l4, V6, program);
+    }
     call_at(&packet.frame, packet.l3, packet.l4, V6, packet.udp, program)
+}
+
+/// Hands a packet whose flow must be looked for to the tail of new flows.
+#[inline(always)]
+pub fn call_new<const V6: bool>(packet: &Packet<V6>) -> Reason {
+    call_with(packet, if packet.sctp { programs::SCTP_NEW } else { programs::NEW })
 }
 
 /// As [`call_with`], before a transport header was checked.
 #[inline(always)]
 pub fn call_at(frame: &Frame, l3: usize, l4: usize, v6: bool, udp: bool, program: (&str, u32)) -> Reason {
+    call_as(frame, l3, l4, v6, if udp { protocol::UDP } else { protocol::TCP }, program)
+}
+
+/// As [`call_at`], for SCTP.
+#[inline(always)]
+pub fn call_sctp(frame: &Frame, l3: usize, l4: usize, v6: bool, program: (&str, u32)) -> Reason {
+    call_as(frame, l3, l4, v6, protocol::SCTP, program)
+}
+
+#[inline(always)]
+fn call_as(frame: &Frame, l3: usize, l4: usize, v6: bool, protocol: u8, program: (&str, u32)) -> Reason {
     let Some(scratch) = scratch() else { return Reason::Internal };
     scratch.choices = 0;
     scratch.l3 = l3 as u16;
     scratch.l4 = l4 as u16;
     scratch.family = if v6 { 6 } else { 4 };
-    scratch.protocol = if udp { lb_common::header::protocol::UDP } else { lb_common::header::protocol::TCP };
+    scratch.protocol = protocol;
     call(frame, program)
 }

@@ -80,8 +80,14 @@ impl Flow {
     }
 
     pub fn with(method: Method, v6: bool, udp: bool, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        Self::of(method, v6, if udp { UDP } else { TCP }, change)
+    }
+
+    /// Of any protocol; the packets it makes itself are TCP's or UDP's.
+    pub fn of(method: Method, v6: bool, protocol: u8, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        let udp = protocol == UDP;
         let mut world = World::new();
-        let mut spec = world.spec("web", vip(v6), if udp { UDP } else { TCP }, &[Ports::One(VIP_PORT)]);
+        let mut spec = world.spec("web", vip(v6), protocol, &[Ports::One(VIP_PORT)]);
         if method == Method::FullNat {
             spec.pool = Some(world.pool(local(v6), (1, 1)));
         }

@@ -6,7 +6,7 @@ use crate::{
     frame::{ACK, FIN, Packet, RST, SYN, Tag, Transport, framed},
     world::{Counted, DIRECTOR, INGRESS, MTU, client, mac_of, same_frame, vip},
 };
-use lb_agent::dataplane::Action;
+use lb_agent::dataplane::{Action, dump::Protocol};
 use lb_common::{maps::pinned, state::State, verdict::Reason};
 use std::net::SocketAddr;
 
@@ -33,7 +33,8 @@ fn every_method_forwards_a_flow_and_its_replies_to_the_byte() {
         assert_eq!(connection.client, SocketAddr::new(client(v6, 7), CLIENT_PORT), "{case}");
         assert_eq!(connection.vip, SocketAddr::new(vip(v6), VIP_PORT), "{case}");
         assert_eq!(connection.real_server, SocketAddr::new(flow.real, flow.server_port()), "{case}");
-        assert_eq!((connection.udp, connection.forwarding), (udp, method.forwarding()), "{case}");
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        assert_eq!((connection.protocol, connection.forwarding), (protocol, method.forwarding()), "{case}");
     }
 }
 

@@ -18,6 +18,7 @@ pub const FRAGMENT: u8 = 44;
 pub const AH: u8 = 51;
 pub const ICMPV6: u8 = 58;
 pub const DESTINATION_OPTIONS: u8 = 60;
+pub const SCTP: u8 = 132;
 
 pub const ETHERNET: usize = 14;
 
@@ -69,6 +70,8 @@ pub enum Transport {
         /// False: sent without a checksum (0).
         checksum: bool,
     },
+    /// The payload are its chunks.
+    Sctp { source: u16, destination: u16, tag: u32 },
     /// Anything else: the payload follows the IP header.
     Other { protocol: u8 },
 }
@@ -121,6 +124,12 @@ impl Packet {
         packet
     }
 
+    /// An SCTP packet of chunks as [`chunk`] makes them.
+    pub fn sctp(source: (IpAddr, u16), destination: (IpAddr, u16), tag: u32, chunks: &[Vec<u8>]) -> Self {
+        let transport = Transport::Sctp { source: source.1, destination: destination.1, tag };
+        Self::new(source.0, destination.0, transport).with(|p| p.payload = chunks.concat())
+    }
+
     pub fn other(source: IpAddr, destination: IpAddr, protocol: u8) -> Self {
         let mut packet = Self::new(source, destination, Transport::Other { protocol });
         packet.payload = vec![8, 0, 0xf7, 0xff, 0, 0, 0, 0];
@@ -154,18 +163,18 @@ impl Packet {
 
     pub fn ports(&self) -> (u16, u16) {
         match self.transport {
-            Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination, .. } => {
-                (source, destination)
-            }
+            Transport::Tcp { source, destination, .. }
+            | Transport::Udp { source, destination, .. }
+            | Transport::Sctp { source, destination, .. } => (source, destination),
             Transport::Other { .. } => (0, 0),
         }
     }
 
     pub fn set_ports(&mut self, new: (u16, u16)) {
         match &mut self.transport {
-            Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination, .. } => {
-                (*source, *destination) = new;
-            }
+            Transport::Tcp { source, destination, .. }
+            | Transport::Udp { source, destination, .. }
+            | Transport::Sctp { source, destination, .. } => (*source, *destination) = new,
             Transport::Other { .. } => {}
         }
     }
@@ -174,6 +183,7 @@ impl Packet {
         match self.transport {
             Transport::Tcp { .. } => TCP,
             Transport::Udp { .. } => UDP,
+            Transport::Sctp { .. } => SCTP,
             Transport::Other { protocol } => protocol,
         }
     }
@@ -210,9 +220,20 @@ impl Packet {
                 bytes.extend([0; 2]);
                 checksum.then_some(6)
             }
+            Transport::Sctp { source, destination, tag } => {
+                bytes.extend(source.to_be_bytes());
+                bytes.extend(destination.to_be_bytes());
+                bytes.extend(tag.to_be_bytes());
+                bytes.extend([0; 4]);
+                None
+            }
             Transport::Other { protocol } => (*protocol == ICMPV6).then_some(2),
         };
         bytes.extend(&self.payload);
+        if let Transport::Sctp { .. } = self.transport {
+            let crc = crc32c::crc32c(&bytes);
+            bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        }
         if let Some(at) = checksum_at {
             bytes[at..at + 2].fill(0);
             let mut covered = pseudo_header(self.source, self.destination, self.protocol(), bytes.len());
@@ -322,6 +343,15 @@ impl Ipv6 {
         bytes.extend(body);
         bytes
     }
+}
+
+/// An SCTP chunk (RFC 9260, section 3.2), filled up to whole words.
+pub fn chunk(kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, flags];
+    bytes.extend((4 + body.len() as u16).to_be_bytes());
+    bytes.extend(body);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// An Ethernet frame around an IP packet.

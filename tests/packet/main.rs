@@ -17,6 +17,7 @@ mod real_server;
 mod related;
 mod rules;
 mod scheduling;
+mod sctp;
 mod self_probe;
 mod size;
 mod translation;

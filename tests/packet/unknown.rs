@@ -5,6 +5,7 @@ use crate::{
     frame::{ACK, FIN, Packet, RST, SYN, Tag, Transport},
     world::{Counted, DIRECTOR, GATEWAY, same_frame, server, vip},
 };
+use lb_agent::dataplane::dump::FlowState;
 use lb_common::{service::OnUnknownFlow, state::State, verdict::Reason};
 
 fn flow(method: Method, v6: bool, policy: OnUnknownFlow) -> Flow {
@@ -214,7 +215,11 @@ fn a_syn_on_a_closing_flow_is_scheduled_anew_in_the_same_packet() {
             assert_eq!(seen.counted, Counted::In(other), "{case}");
             assert_eq!(seen.events, [Reason::FlowReplaced], "{case}");
             let connection = flow.world.connection(&case);
-            assert_eq!((connection.state, connection.destination), (State::SynReceived, other), "{case}");
+            assert_eq!(
+                (connection.state, connection.destination),
+                (FlowState::Common(State::SynReceived), other),
+                "{case}"
+            );
             (flow.destination, flow.real) = (other, real);
             same_frame(&case, &seen.frame, &flow.towards_server(&flow.first()));
             if method.translates() {

@@ -3,7 +3,7 @@
 
 use crate::{
     flows::{Flow, Method, matrix},
-    frame::{ACK, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, SYN},
+    frame::{ACK, FRAGMENT, HOP_BY_HOP, ICMPV6, Packet, SYN, chunk},
     world::{Counted, DIRECTOR, World, client, local, server, vip},
 };
 use lb_agent::dataplane::{VrrpRole, VrrpStanding};
@@ -300,7 +300,7 @@ fn packets_to_an_address_without_a_service_are_the_kernels_until_the_lease_ends(
             ("UDP", Packet::udp(from, to)),
             ("ICMP", icmp),
             ("fragment", fragment),
-            ("SCTP", Packet::other(from.0, to.0, 132)),
+            ("DCCP", Packet::other(from.0, to.0, 33)),
         ] {
             world.ends(&format!("{is:?} v6={v6}: {what}"), &packet, reason);
             let tagged = packet.tagged(&[(0x8100, 5)]);
@@ -319,7 +319,7 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
         let to = |port| Packet::tcp((client(v6, 7), 40_000), (vip(v6), port), SYN);
         let icmp =
             Packet::other(client(v6, 7), vip(v6), if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
-        let sctp = Packet::other(client(v6, 7), vip(v6), 132);
+        let dccp = Packet::other(client(v6, 7), vip(v6), 33);
         let fragment = Packet::udp((client(v6, 7), 1), (vip(v6), 80)).with(|p| {
             p.fragment = 0x2000;
             if v6 {
@@ -332,7 +332,7 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
             (VRRP_MASTER | now & VRRP_UNTIL, [Reason::LeaseExpired; 4]),
         ] {
             set(&mut flow, word);
-            for (packet, reason) in [&to(81), &icmp, &sctp, &fragment].into_iter().zip(reasons) {
+            for (packet, reason) in [&to(81), &icmp, &dccp, &fragment].into_iter().zip(reasons) {
                 flow.world.ends(&format!("v6={v6} {word:x}"), packet, reason);
             }
             // Also with the address of a real server that answers through us as their source.
@@ -421,7 +421,8 @@ fn without_accept_mode_services_are_served_and_nothing_else_of_their_addresses()
             ("another port, UDP", Packet::udp(from, (vip(v6), 81))),
             ("echo", icmp(vip(v6))),
             ("fragment", fragment),
-            ("SCTP", Packet::other(from.0, vip(v6), 132)),
+            ("DCCP", Packet::other(from.0, vip(v6), 33)),
+            ("another port, SCTP", Packet::sctp(from, (vip(v6), 81), 0, &[chunk(1, 0, &[0; 16])])),
         ];
         if method.translates() && method != Method::Nat {
             refused.push(("echo to the pool", icmp(local(v6))));

@@ -9,7 +9,7 @@ use aya::{
 use ipnet::IpNet;
 use lb_agent::dataplane::{
     Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
-    dump::{self, Connection},
+    dump::{self, Connection, FlowState},
     tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
@@ -20,6 +20,7 @@ use lb_common::{
     load::{Load, Rate},
     maps::{ClientNeighbour, own, pinned},
     scratch::{self, Limiter},
+    sctp,
     service::{OnUnknownFlow, Pick, QuicKey, ServiceKey},
     state::{DEFAULT_TIMEOUTS, State},
     verdict::{Class, Reason},
@@ -198,7 +199,8 @@ impl World {
             pick: Pick::Cursor,
             on_unknown_flow: OnUnknownFlow::Reset,
             mss: 0,
-            timeouts: DEFAULT_TIMEOUTS.map(|seconds| self.ticks(seconds)),
+            timeouts: if protocol == frame::SCTP { sctp::DEFAULT_TIMEOUTS } else { DEFAULT_TIMEOUTS }
+                .map(|seconds| self.ticks(seconds)),
             pool: None,
             rules: Rules::default(),
         }
@@ -415,7 +417,7 @@ impl World {
     }
 
     /// The state of the only live flow.
-    pub fn state(&self, case: &str) -> State {
+    pub fn state(&self, case: &str) -> FlowState {
         self.connection(case).state
     }
 

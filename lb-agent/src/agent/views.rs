@@ -16,7 +16,7 @@ use crate::control::views::{
     Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
-use crate::dataplane::dump::{self, Connection};
+use crate::dataplane::dump::{self, Connection, Protocol as Transport};
 use crate::dataplane::{Error, Scan};
 use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
@@ -467,7 +467,12 @@ fn connection_view(connection: Connection, service: String) -> ConnectionView {
         RecordForwarding::FullNat => Forwarding::FullNat,
     };
     ConnectionView {
-        protocol: if connection.udp { "udp" } else { "tcp" }.into(),
+        protocol: match connection.protocol {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+            Transport::Sctp => "sctp",
+        }
+        .into(),
         service,
         client: connection.client,
         virtual_address: connection.vip,

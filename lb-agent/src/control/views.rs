@@ -44,7 +44,7 @@ pub struct ServiceView {
     pub address: IpAddr,
     /// `80,443`, `8000-8099` or `any`.
     pub ports: String,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// `rr`, `wrr`, `sh` or `mh`.
     pub scheduler: String,
@@ -235,7 +235,7 @@ pub struct ConnectionsView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionView {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// The virtual service's name; empty when it is no more.
     pub service: String,

@@ -5,8 +5,9 @@ use super::{Clock, Error, Views};
 use lb_common::{
     connection::{Entry, FLAG_HASHED, Kind, Value, WAYS},
     destination::{Destination, Forwarding, flags},
-    hash::{ports_of_word, tuple_of_identity_v4},
+    hash::{ports_of_word, tuple_of_identity_v4, tuple_of_sctp_identity_v4},
     lease::PoolAddress,
+    sctp,
     state::State,
 };
 use std::{
@@ -19,16 +20,62 @@ use std::{
     time::Duration,
 };
 
+/// The transport protocol of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// The state of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowState {
+    /// Of TCP or UDP.
+    Common(State),
+    Sctp(sctp::State),
+}
+
+impl FlowState {
+    fn of(value: Value) -> Option<FlowState> {
+        if value.is_sctp() {
+            sctp::State::from_number(value.state()).map(FlowState::Sctp)
+        } else {
+            State::from_number(value.state()).map(FlowState::Common)
+        }
+    }
+
+    /// The name that `ipvsadm -Lc` gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FlowState::Common(state) => state.name(),
+            FlowState::Sctp(state) => state.name(),
+        }
+    }
+}
+
+impl PartialEq<State> for FlowState {
+    fn eq(&self, state: &State) -> bool {
+        *self == FlowState::Common(*state)
+    }
+}
+
+impl PartialEq<sctp::State> for FlowState {
+    fn eq(&self, state: &sctp::State) -> bool {
+        *self == FlowState::Sctp(*state)
+    }
+}
+
 /// One flow.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Connection {
-    pub udp: bool,
+    pub protocol: Protocol,
     pub client: SocketAddr,
     pub vip: SocketAddr,
     pub real_server: SocketAddr,
     /// FULLNAT: our address and port towards the real server.
     pub local: Option<SocketAddr>,
-    pub state: State,
+    pub state: FlowState,
     pub expires_in: Duration,
     pub forwarding: Forwarding,
     /// Index of the service.
@@ -252,7 +299,12 @@ fn read(
     if flags & flags::VALID == 0 {
         return None;
     }
-    let (udp, v6) = (flags & flags::UDP != 0, flags & flags::VIP_V6 != 0);
+    let v6 = flags & flags::VIP_V6 != 0;
+    let protocol = match flags & (flags::UDP | flags::SCTP) {
+        flags::UDP => Protocol::Udp,
+        flags::SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    };
     let (client, ports) = if v6 {
         let slot = bucket * WAYS as u32 + way;
         if slot >= views.cold_tuples.len() {
@@ -262,7 +314,11 @@ fn read(
         (tuple.source.to_ip(true), tuple.ports)
     } else {
         let key = views.secrets.key_v4(destination.vip.words()[0]);
-        let (source, ports) = tuple_of_identity_v4(&views.secrets, entry.identity, key, udp);
+        let (secrets, identity) = (&views.secrets, entry.identity);
+        let (source, ports) = match protocol {
+            Protocol::Sctp => tuple_of_sctp_identity_v4(secrets, identity, key),
+            other => tuple_of_identity_v4(secrets, identity, key, other == Protocol::Udp),
+        };
         (IpAddr::from(source.to_ne_bytes()), ports)
     };
     let (client_port, vip_port) = ports_of_word(ports);
@@ -275,12 +331,12 @@ fn read(
         Some(SocketAddr::new(address.address.to_ip(address.family == 6), lease as u16))
     });
     Some(Connection {
-        udp,
+        protocol,
         client: SocketAddr::new(client, client_port),
         vip: SocketAddr::new(destination.vip.to_ip(v6), vip_port),
         real_server: SocketAddr::new(destination.address.to_ip(flags & flags::REAL_V6 != 0), real_port),
         local,
-        state: State::from_number(value.state())?,
+        state: FlowState::of(value)?,
         expires_in: Duration::from_millis(clock.milliseconds(value.deadline().wrapping_sub(now))),
         forwarding: Destination::forwarding_of(flags),
         service: destination.service,
@@ -374,6 +430,26 @@ mod tests {
         assert_eq!(found[0].real_server.to_string(), "10.0.0.11:8080");
         assert_eq!((found[0].forwarding, found[0].service, found[0].local), (Forwarding::Nat, 3, None));
         assert_eq!(found[0].expires_in, Duration::from_millis(10 * 128 * 4));
+    }
+
+    #[test]
+    fn an_sctp_flow_is_read_back_with_a_state_of_its_own() {
+        use lb_common::connection::FLAG_SCTP;
+        let views = views();
+        destination(&views, 2, "203.0.113.10", "10.0.0.11", 0, flags::SCTP);
+        let word = |text: &str| Address::from(ip(text)).words()[0];
+        let tuple = tuple_v4(word("198.51.100.7"), ports_word(40_000, 3868));
+        let identity = views.secrets.identity_v4_sctp(views.secrets.key_v4(word("203.0.113.10")), tuple);
+        let first = views.secrets.first(identity);
+        for state in sctp::State::ALL {
+            let value = Value::flow(Kind::Flow, 2, first, State::Established, 10).with(state as u8, 10);
+            views.identity(0, 1).store(identity, Relaxed);
+            views.value(0, 1).store(value.with_flags(FLAG_SCTP).0, Relaxed);
+            let found = all(&views, &[]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!((found[0].protocol, found[0].state.name()), (Protocol::Sctp, state.name()));
+            assert_eq!(found[0].client.to_string(), "198.51.100.7:40000");
+        }
     }
 
     #[test]

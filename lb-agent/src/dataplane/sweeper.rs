@@ -7,8 +7,7 @@ use super::{Clock, Error, Views};
 use lb_common::{
     connection::{Kind, Value, WAYS},
     destination::{Destination, flags},
-    load::{Load, counted},
-    state::State,
+    load::{ACTIVE, Load, counted},
 };
 use std::{
     mem::offset_of,
@@ -20,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// States that a count tells apart: by number, [`State`].
-pub const STATES: usize = 13;
+/// States that a count tells apart: by number, of the flow's protocol.
+pub const STATES: usize = 15;
 
 /// Live flows of one destination.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -231,8 +230,8 @@ impl Scan {
             && let Some(of_state) = count.states.get_mut(state as usize)
         {
             *of_state += 1;
-            match State::from_number(state) {
-                Some(state) if state.is_active() => count.active += 1,
+            match counted(value, false) {
+                ACTIVE => count.active += 1,
                 _ => count.inactive += 1,
             }
         }

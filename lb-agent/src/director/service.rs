@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::destination::tunnel_overhead;
+use lb_common::sctp;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
 use super::{Director, health, rules};
@@ -103,7 +104,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             lookup: lookup(service),
             on_unknown_flow: service.on_unknown_flow,
             mss: mss(service, destinations.values()),
-            timeouts: timeouts(&service.timeouts),
+            timeouts: timeouts(service.protocol, &service.timeouts),
             pool: pool(director, service),
             rules: rules::rules(director, service),
         },
@@ -145,7 +146,7 @@ fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextH
         hop: way.map(|way| HopKey::of(way, false)),
         mtu: way.map_or(0, |way| mtu(service.forwarding_of(server), server.address, way)),
         timeout: match service.protocol {
-            Protocol::Tcp => service.timeouts.established,
+            Protocol::Tcp | Protocol::Sctp => service.timeouts.established,
             Protocol::Udp => service.timeouts.udp,
         },
         vip_port: translated.and(service.ports.single()).unwrap_or(0),
@@ -185,7 +186,10 @@ fn mss<'a>(service: &VirtualService, destinations: impl Iterator<Item = &'a Dest
 }
 
 /// By state number: what the manifest says, else IPVS's.
-fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
+fn timeouts(protocol: Protocol, timeouts: &Timeouts) -> [Duration; 16] {
+    if protocol == Protocol::Sctp {
+        return sctp_timeouts(timeouts);
+    }
     let mut all = DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
     for (state, timeout) in [
         (State::Established, timeouts.established),
@@ -206,6 +210,29 @@ fn timeouts(timeouts: &Timeouts) -> [Duration; 16] {
     all
 }
 
+/// As [`timeouts`], by the numbers of SCTP's states.
+fn sctp_timeouts(timeouts: &Timeouts) -> [Duration; 16] {
+    use sctp::State;
+    let mut all = sctp::DEFAULT_TIMEOUTS.map(|seconds| Duration::from_secs(seconds.into()));
+    for state in State::ALL {
+        all[state as usize] = match state {
+            State::Established => timeouts.established,
+            State::Init1 => timeouts.init1,
+            State::Init => timeouts.init,
+            State::CookieSent
+            | State::CookieReplied
+            | State::CookieWait
+            | State::Cookie
+            | State::CookieEchoed => timeouts.cookie,
+            State::ShutdownSent | State::ShutdownReceived | State::ShutdownAckSent => timeouts.shutdown,
+            State::Unconfirmed => timeouts.unconfirmed,
+            State::Rejected => timeouts.rejected,
+            State::Closed => timeouts.closed,
+        };
+    }
+    all
+}
+
 fn pool(director: &Director, service: &VirtualService) -> Option<(crate::model::Name, Pool)> {
     let name = service.local_addresses.clone()?;
     let id = ObjectId { kind: crate::model::Kind::LocalAddressPool, name: name.clone() };
@@ -214,5 +241,28 @@ fn pool(director: &Director, service: &VirtualService) -> Option<(crate::model::
             Some((name, Pool { addresses: pool.addresses().collect(), share: pool.share }))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_sctp_service_has_the_timeouts_of_ipvs_in_the_places_of_its_states() {
+        let all = timeouts(Protocol::Sctp, &Timeouts::default());
+        for state in sctp::State::ALL {
+            let expected = match state {
+                // IPVS has no such state.
+                sctp::State::Unconfirmed => 30,
+                other => sctp::DEFAULT_TIMEOUTS[other as usize],
+            };
+            assert_eq!(all[state as usize], Duration::from_secs(expected.into()), "{}", state.name());
+        }
+        let own = Timeouts { shutdown: Duration::from_secs(7), ..Timeouts::default() };
+        let of = |state: sctp::State| timeouts(Protocol::Sctp, &own)[state as usize].as_secs();
+        assert_eq!((of(sctp::State::ShutdownReceived), of(sctp::State::Closed)), (7, 61));
+        let tcp = timeouts(Protocol::Tcp, &own);
+        assert_eq!(tcp[State::TimeWait as usize], Timeouts::default().time_wait);
     }
 }

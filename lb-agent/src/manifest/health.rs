@@ -273,6 +273,10 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
         let fault = faults.add("spec.onServerDown", "udp flows always move at once").at_key(0);
         fault.help("leave `onServerDown` out");
     }
+    if service.protocol == Protocol::Sctp && policy.on_server_down == OnServerDown::Reschedule {
+        let fault = faults.add("spec.onServerDown", "no other server can take an sctp association over");
+        fault.help("`reset` ends it at its next packet");
+    }
     if policy.passive.is_some() {
         check_passive(service, servers, faults);
     }
@@ -327,9 +331,15 @@ fn check_check(
     let own_ports = |server: &&&RealServer| service.port_of(server).is_none();
     if check.probe.uses_port() && check.port.is_none() {
         let udp = service.protocol == Protocol::Udp;
+        let answers = if check.probe.speaks_udp() { "udp" } else { "tcp" };
         if matches!(check.probe, Probe::Agent(_)) {
             let fault = faults.add(format!("{path}.port"), "is required: the agent has a port of its own");
             fault.help("like `port: 9999`");
+        } else if service.protocol == Protocol::Sctp {
+            let message =
+                format!("is required: the service is sctp, and {word} needs a port that answers {answers}");
+            let fault = faults.add(format!("{path}.port"), message);
+            fault.help("like `port: 8080`; icmp, script and file need none");
         } else if udp && !check.probe.speaks_udp() {
             let fault = faults.add(
                 format!("{path}.port"),

@@ -83,7 +83,7 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
     let scheduling = &service.scheduling;
     if scheduling.one_packet {
         let mut wrong = |message: String| _ = faults.add("spec.onePacket", message).at_key(0);
-        if service.speaks(Protocol::Tcp) {
+        if service.speaks(Protocol::Tcp) || service.speaks(Protocol::Sctp) {
             wrong("only udp can be scheduled packet by packet".into());
         }
         let translated = [Forwarding::Nat, Forwarding::FullNat].into_iter().find(|m| service.uses(*m));

@@ -177,6 +177,8 @@ fn mistakes_are_told_with_their_place() {
             "forwarding: nat\nonePacket: true",
             "spec.onePacket: nat needs a connection to translate the replies",
         ),
+        ("protocol: sctp\nonePacket: true", "spec.onePacket: only udp can be scheduled packet by packet"),
+        ("protocol: sctp\npersistence: {engine: sip}", "spec.persistence.engine: sip is read from udp alone"),
         ("protocol: tcp\nquic: {serverIdLength: 1}", "spec.quic: only udp carries QUIC"),
         ("quic: {serverIdOffset: 1}", "spec.quic.serverIdLength: is required"),
         (

@@ -47,7 +47,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         local_addresses,
         on_unknown_flow: on_unknown_flow.unwrap_or(OnUnknownFlow::default_for(scheduler)),
         mss_clamp: MssClamp::Off,
-        timeouts: timeouts.unwrap_or_default(),
+        timeouts: Box::new(timeouts.unwrap_or_default()),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
         scheduling: Box::new(scheduling),
@@ -210,7 +210,7 @@ fn family(address: IpAddr) -> &'static str {
 
 /// `true`, `false`, or a number of bytes.
 fn mss_clamp(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) -> Option<MssClamp> {
-    if protocol == Some(Protocol::Udp) {
+    if protocol.is_some_and(|protocol| protocol != Protocol::Tcp) {
         faults.add(field.path.as_str(), "only tcp has segments").at_key(0);
         return None;
     }
@@ -230,14 +230,12 @@ fn timeouts(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) 
     let mut timeouts = Timeouts::default();
     for (key, of, slot) in timeout_fields(&mut timeouts) {
         let Some(field) = map.get(key) else { continue };
-        if let (Some(of), Some(protocol)) = (of, protocol)
-            && of != protocol
+        if let Some(protocol) = protocol
+            && !of.contains(&protocol)
         {
-            let message = format!(
-                "is of {}, the service is {}",
-                word_of(&PROTOCOLS, of),
-                word_of(&PROTOCOLS, protocol)
-            );
+            let of: Vec<_> = of.iter().map(|of| word_of(&PROTOCOLS, *of)).collect();
+            let message =
+                format!("is of {}, the service is {}", of.join(" and "), word_of(&PROTOCOLS, protocol));
             faults.add(field.path.as_str(), message).at_key(0);
         } else if let Some(duration) = field.duration(Timeouts::MIN..=Timeouts::MAX, faults) {
             *slot = duration;
@@ -247,24 +245,31 @@ fn timeouts(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) 
     Some(timeouts)
 }
 
-/// Every timeout: its key, the protocol it belongs to (None: both) and its place.
+/// Every timeout: its key, the protocols that have it and its place.
 fn timeout_fields(
     timeouts: &mut Timeouts,
-) -> [(&'static str, Option<Protocol>, &mut std::time::Duration); 12] {
-    let tcp = Some(Protocol::Tcp);
+) -> [(&'static str, &'static [Protocol], &mut std::time::Duration); 18] {
+    const TCP: &[Protocol] = &[Protocol::Tcp];
+    const SCTP: &[Protocol] = &[Protocol::Sctp];
     [
-        ("established", tcp, &mut timeouts.established),
-        ("synSent", tcp, &mut timeouts.syn_sent),
-        ("synReceived", tcp, &mut timeouts.syn_received),
-        ("finWait", tcp, &mut timeouts.fin_wait),
-        ("timeWait", tcp, &mut timeouts.time_wait),
-        ("close", tcp, &mut timeouts.close),
-        ("closeWait", tcp, &mut timeouts.close_wait),
-        ("lastAck", tcp, &mut timeouts.last_ack),
-        ("listen", tcp, &mut timeouts.listen),
-        ("synAck", tcp, &mut timeouts.syn_ack),
-        ("udp", Some(Protocol::Udp), &mut timeouts.udp),
-        ("unconfirmed", None, &mut timeouts.unconfirmed),
+        ("established", &[Protocol::Tcp, Protocol::Sctp], &mut timeouts.established),
+        ("synSent", TCP, &mut timeouts.syn_sent),
+        ("synReceived", TCP, &mut timeouts.syn_received),
+        ("finWait", TCP, &mut timeouts.fin_wait),
+        ("timeWait", TCP, &mut timeouts.time_wait),
+        ("close", TCP, &mut timeouts.close),
+        ("closeWait", TCP, &mut timeouts.close_wait),
+        ("lastAck", TCP, &mut timeouts.last_ack),
+        ("listen", TCP, &mut timeouts.listen),
+        ("synAck", TCP, &mut timeouts.syn_ack),
+        ("udp", &[Protocol::Udp], &mut timeouts.udp),
+        ("init1", SCTP, &mut timeouts.init1),
+        ("init", SCTP, &mut timeouts.init),
+        ("cookie", SCTP, &mut timeouts.cookie),
+        ("shutdown", SCTP, &mut timeouts.shutdown),
+        ("rejected", SCTP, &mut timeouts.rejected),
+        ("closed", SCTP, &mut timeouts.closed),
+        ("unconfirmed", &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp], &mut timeouts.unconfirmed),
     ]
 }
 
@@ -274,10 +279,10 @@ pub fn encode(service: &VirtualService) -> Raw {
         MssClamp::Auto => Raw::Bool(true),
         MssClamp::To(bytes) => Raw::integer(bytes),
     };
-    let mut timeouts = service.timeouts;
+    let mut timeouts = *service.timeouts;
     let timeouts = timeout_fields(&mut timeouts)
         .into_iter()
-        .filter(|(_, of, _)| of.is_none_or(|of| service.speaks(of)))
+        .filter(|(_, of, _)| of.iter().any(|of| service.speaks(*of)))
         .map(|(key, _, duration)| (key.to_owned(), Raw::Text(duration_text(*duration))))
         .collect();
     let tcp = service.speaks(Protocol::Tcp);
@@ -319,7 +324,8 @@ pub fn encode_server(server: &RealServer) -> Raw {
     Raw::map(fields.chain(health::encode_server(&server.health)))
 }
 
-pub const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+pub const PROTOCOLS: [(&str, Protocol); 3] =
+    [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 pub const FORWARDING: [(&str, Forwarding); 4] = [
     ("dr", Forwarding::Dr),
     ("tun", Forwarding::Tun),

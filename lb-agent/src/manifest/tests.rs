@@ -169,6 +169,16 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "m.yaml:10:14: spec.timeouts.udp: is of udp, the service is tcp",
         ),
         (
+            web("protocol: tcp", "protocol: sctp\n  timeouts: {finWait: 5m}"),
+            "spec.timeouts.finWait: is of tcp, the service is sctp",
+        ),
+        (
+            web("protocol: tcp", "protocol: udp\n  timeouts: {established: 5m}"),
+            "spec.timeouts.established: is of tcp and sctp, the service is udp",
+        ),
+        (web("protocol: tcp", "protocol: sctp\n  mssClamp: true"), "spec.mssClamp: only tcp has segments"),
+        (web("protocol: tcp", "protocol: dccp"), "spec.protocol: "),
+        (
             web("scheduler: wrr", "scheduler: wrr\n  mssClamp: 100"),
             "m.yaml:10:13: spec.mssClamp: 100 is below 536",
         ),
@@ -559,15 +569,22 @@ fn ports_() -> impl Strategy<Value = Ports> {
 }
 
 prop_compose! {
-    fn timeouts_()(t in prop::collection::vec(durations(), 7), tcp in any::<bool>()) -> (Protocol, Timeouts) {
+    fn timeouts_()(
+        t in prop::collection::vec(durations(), 7), protocol in select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
+    ) -> (Protocol, Timeouts) {
         let unconfirmed = t[6];
         let default = Timeouts { unconfirmed, ..Timeouts::default() };
-        if tcp {
-            let [established, syn_received, fin_wait, time_wait, close] = [t[0], t[1], t[2], t[3], t[4]];
-            (Protocol::Tcp, Timeouts { established, syn_received, fin_wait, time_wait, close, ..default })
-        } else {
-            (Protocol::Udp, Timeouts { udp: t[5], ..default })
-        }
+        let [established, a, b, c, d] = [t[0], t[1], t[2], t[3], t[4]];
+        let timeouts = match protocol {
+            Protocol::Tcp => {
+                Timeouts { established, syn_received: a, fin_wait: b, time_wait: c, close: d, ..default }
+            }
+            Protocol::Udp => Timeouts { udp: t[5], ..default },
+            Protocol::Sctp => {
+                Timeouts { established, init1: a, cookie: b, shutdown: c, closed: d, rejected: t[5], ..default }
+            }
+        };
+        (protocol, timeouts)
     }
 }
 
@@ -611,7 +628,7 @@ prop_compose! {
             local_addresses: None,
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
-            timeouts, address_interface, real_servers, health: Default::default(),
+            timeouts: Box::new(timeouts), address_interface, real_servers, health: Default::default(),
             scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {

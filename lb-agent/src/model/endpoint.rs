@@ -64,6 +64,7 @@ impl std::fmt::Display for Endpoint {
         let protocol = match self.protocol {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
         };
         write!(f, "{protocol}-{}", self.address)
     }

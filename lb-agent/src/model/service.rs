@@ -22,7 +22,7 @@ pub struct VirtualService {
     pub local_addresses: Option<Name>,
     pub on_unknown_flow: OnUnknownFlow,
     pub mss_clamp: MssClamp,
-    pub timeouts: Timeouts,
+    pub timeouts: Box<Timeouts>,
     /// The interface on which the agent puts the VIP (as /32 or /128). None: someone else does.
     pub address_interface: Option<String>,
     /// In the order of the manifest, which is the order of addition for rr and wrr. May be empty: the service
@@ -159,6 +159,7 @@ impl fmt::Display for PortRange {
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -240,7 +241,7 @@ pub enum FlowHash {
 pub enum OnUnknownFlow {
     /// Schedule it as if it began one.
     Adopt,
-    /// Answer a TCP segment with a RST.
+    /// Answer a TCP segment with a RST, an SCTP packet with an ABORT.
     Reset,
     /// Leave it to the director's own network stack.
     Pass,
@@ -277,10 +278,10 @@ impl MssClamp {
 }
 
 /// How long a connection is kept after its last packet, by state. The defaults are those of IPVS
-/// (net/netfilter/ipvs/ip_vs_proto_tcp.c and _udp.c, Linux 6.1), which has no `unconfirmed`.
+/// (net/netfilter/ipvs/ip_vs_proto_tcp.c, _udp.c and _sctp.c, Linux 6.1), which has no `unconfirmed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP, both ends have agreed.
+    /// TCP and SCTP, both ends have agreed.
     pub established: Duration,
     /// TCP, after the real server's SYN without one of the client.
     pub syn_sent: Duration,
@@ -302,7 +303,19 @@ pub struct Timeouts {
     pub syn_ack: Duration,
     /// UDP, once confirmed.
     pub udp: Duration,
-    /// A flow not yet shown to be alive: an adopted TCP flow; UDP before its second packet, or under nat and
+    /// SCTP, after the client's first INIT.
+    pub init1: Duration,
+    /// SCTP, after the client's INIT was sent again.
+    pub init: Duration,
+    /// SCTP, from INIT ACK to COOKIE ACK, whoever began.
+    pub cookie: Duration,
+    /// SCTP, from SHUTDOWN to SHUTDOWN COMPLETE.
+    pub shutdown: Duration,
+    /// SCTP, the server answered an INIT with ABORT.
+    pub rejected: Duration,
+    /// SCTP, after SHUTDOWN COMPLETE or ABORT.
+    pub closed: Duration,
+    /// A flow not yet shown to be alive: an adopted TCP or SCTP flow; UDP before its second packet, or under nat and
     /// fullnat before its first reply.
     pub unconfirmed: Duration,
 }
@@ -326,6 +339,12 @@ impl Default for Timeouts {
             listen: Duration::from_secs(120),
             syn_ack: Duration::from_secs(120),
             udp: Duration::from_secs(300),
+            init1: Duration::from_secs(4),
+            init: Duration::from_secs(61),
+            cookie: Duration::from_secs(61),
+            shutdown: Duration::from_secs(61),
+            rejected: Duration::from_secs(4),
+            closed: Duration::from_secs(61),
             unconfirmed: Duration::from_secs(30),
         }
     }

@@ -79,7 +79,7 @@ pub fn to_server<const V6: bool, const ATTENTIVE: bool>(
     }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     if ATTENTIVE && target.wants_attention() {
-        if crate::flow::leaves(&hit, target.flags(), packet.udp) {
+        if crate::flow::leaves(&hit, target.flags(), packet.protocol()) {
             return Err(Reason::NoLease);
         }
         if target.is_over_rate() {
@@ -158,8 +158,9 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     }
     let (server, source) = (target.address::<V6>(), packet.source());
     let expected = nat::server_ports(client_ports, &target) >> 16;
-    let udp = target.flags() & flags::UDP != 0;
-    if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || packet.udp != udp {
+    let own = if packet.sctp { flags::SCTP } else { (packet.udp as u32) * flags::UDP };
+    let same = target.flags() & (flags::UDP | flags::SCTP) == own;
+    if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
         return Err(Reason::WrongServer);
     }
     fits_mtu(packet, mtu, &target)?;
@@ -170,7 +171,7 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {
         if lease.hit().replace(new) {
             load::stepped(lease.word, new);
-            let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.udp);
+            let flow = place::<V6>(client, target.vip::<V6>(), client_ports, packet.protocol());
             write_twin::<V6>(&flow, new, now, index);
         }
     }

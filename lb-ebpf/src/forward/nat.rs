@@ -30,7 +30,7 @@ pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now
         if hit.replace(new) {
             load::stepped(hit.value, new);
             let ports = reply_ports(packet.ports(), target);
-            let reply = place::<V6>(target.address::<V6>(), packet.source(), ports, packet.udp);
+            let reply = place::<V6>(target.address::<V6>(), packet.source(), ports, packet.protocol());
             write_twin::<V6>(&reply, new, now, target.index);
         }
     }
@@ -81,8 +81,12 @@ pub fn to_client<const V6: bool>(
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(hit.value, target.timeout(), target.service()) {
         if hit.replace(new) {
-            let flow =
-                place::<V6>(packet.destination(), target.vip::<V6>(), turned(client_ports), packet.udp);
+            let flow = place::<V6>(
+                packet.destination(),
+                target.vip::<V6>(),
+                turned(client_ports),
+                packet.protocol(),
+            );
             write_twin::<V6>(&flow, new, now, target.index);
         }
     }

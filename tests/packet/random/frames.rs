@@ -242,7 +242,7 @@ fn shape(random: &mut Random) -> Shape {
     }
     shape.dont_fragment = !random.one_in(3);
     if random.one_in(16) {
-        shape.protocol = Some(random.of(&[1, 58, 47, 4, 41, 132, 59, 50, 2]));
+        shape.protocol = Some(random.of(&[1, 58, 47, 4, 41, 132, 132, 59, 50, 2]));
     }
     shape
 }

@@ -59,9 +59,11 @@ impl Expected {
     }
 }
 
-/// A TCP or UDP packet that is not a fragment, by its IP header.
+/// A TCP, UDP or SCTP packet that is not a fragment, by its IP header.
 struct Packet<'a> {
     tuple: Tuple,
+    /// The world has no service for it and no flow of it.
+    sctp: bool,
     /// From the IP header to the end of the frame.
     ip: &'a [u8],
     /// Offset of the transport header in `ip`.
@@ -79,7 +81,7 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
     if !to_vip && !to_pool && !from_server {
         return Expected::PASSES;
     }
-    let known = if whole { world.known.get(&tuple) } else { None };
+    let known = if whole && !packet.sctp { world.known.get(&tuple) } else { None };
     if !to_vip && !to_pool {
         return match known {
             Some(Known::Reply(flow)) => reply(world, &packet, *flow),
@@ -110,7 +112,7 @@ fn behind_tags(frame: &[u8]) -> Option<(u16, usize)> {
     None
 }
 
-/// The packet, and whether its ports and flags lie in the packet and in the frame. None: not TCP or UDP, a
+/// The packet, and whether its ports and flags lie in the packet and in the frame. None: not TCP, UDP or SCTP, a
 /// fragment, or an IP header that cannot be believed.
 fn packet(kind: u16, frame: &[u8], l3: usize) -> Option<(Packet<'_>, bool)> {
     let ip = &frame[l3..];
@@ -134,12 +136,13 @@ fn packet(kind: u16, frame: &[u8], l3: usize) -> Option<(Packet<'_>, bool)> {
         }
         _ => return None,
     };
-    let udp = match number {
-        protocol::TCP => false,
-        protocol::UDP => true,
+    let (udp, sctp, least) = match number {
+        protocol::TCP => (false, false, 20),
+        protocol::UDP => (true, false, 8),
+        protocol::SCTP => (false, true, 16),
         _ => return None,
     };
-    let end = transport + if udp { 8 } else { 20 };
+    let end = transport + least;
     let whole = end <= ip.len() && end <= length && length <= ip.len();
     let mut tuple =
         Tuple { v6, udp, source: [0; 16], destination: [0; 16], source_port: 0, destination_port: 0 };
@@ -154,14 +157,14 @@ fn packet(kind: u16, frame: &[u8], l3: usize) -> Option<(Packet<'_>, bool)> {
         tuple.source_port = u16::from_be_bytes([ip[transport], ip[transport + 1]]);
         tuple.destination_port = u16::from_be_bytes([ip[transport + 2], ip[transport + 3]]);
     }
-    Some((Packet { tuple, ip, transport }, whole))
+    Some((Packet { tuple, sctp, ip, transport }, whole))
 }
 
 /// Protocol and offset of what is behind at most six extension headers, which end at `limit` at most.
 fn behind_extensions(ip: &[u8], first: u8, limit: usize) -> Option<(u8, usize)> {
     let (mut number, mut at) = (first, 40);
     for walked in 0..=6 {
-        if matches!(number, protocol::TCP | protocol::UDP) {
+        if matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP) {
             return Some((number, at));
         }
         if walked == 6 {
@@ -211,7 +214,11 @@ impl Packet<'_> {
     /// Whether the transport header's own length lies in the packet.
     fn has_honest_transport(&self) -> bool {
         let rest = self.length() - self.transport;
-        let (own, least) = if self.tuple.udp {
+        let (own, least) = if self.sctp {
+            // Header and first chunk.
+            let at = self.transport + 14;
+            (12 + u16::from_be_bytes([self.ip[at], self.ip[at + 1]]) as usize, 16)
+        } else if self.tuple.udp {
             (u16::from_be_bytes([self.ip[self.transport + 4], self.ip[self.transport + 5]]) as usize, 8)
         } else {
             ((self.ip[self.transport + 12] >> 4) as usize * 4, 20)
@@ -267,6 +274,9 @@ fn of_no_flow(world: &World, packet: &Packet<'_>) -> Expected {
     if !packet.has_honest_transport() {
         return Expected::dropped(Reason::BadTransport);
     }
+    if packet.sctp {
+        return Expected::PASSES;
+    }
     let Some(index) = world.service_of(&packet.tuple) else { return Expected::PASSES };
     let service = &world.services[index];
     let flags = packet.flags();
@@ -306,7 +316,7 @@ fn to_local_address(world: &World, packet: &Packet<'_>) -> Expected {
     let Some(index) = world.leased.get(&(tuple.destination, tuple.destination_port)) else {
         return Expected::dropped(Reason::NoLease);
     };
-    if world.known.get(&tuple) != Some(&Known::Reply(*index)) {
+    if packet.sctp || world.known.get(&tuple) != Some(&Known::Reply(*index)) {
         return Expected::dropped(Reason::WrongServer);
     }
     reply(world, packet, *index)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dataplane::Sizes;
+use lb_common::state::State;
 use lb_common::{hash::Secrets, lease::lease_index};
 
 fn views() -> Views {

@@ -145,6 +145,14 @@ fn a_mistake_is_reported_with_its_place_and_the_way_out() {
             "11:3: spec.healthCheck.port: is required: the service is udp, and http",
         ),
         ("healthCheck: {udp: {}}", "spec.healthCheck.port: is required: the service is tcp, and udp"),
+        (
+            "protocol: sctp\nhealthCheck: tcp",
+            "spec.healthCheck.port: is required: the service is sctp, and tcp needs a port that answers tcp",
+        ),
+        (
+            "protocol: sctp\nhealthCheck: {udp: {}}",
+            "spec.healthCheck.port: is required: the service is sctp, and udp needs a port that answers udp",
+        ),
         ("healthCheck: {agent: {}}", "spec.healthCheck.port: is required: the agent has a port of its own"),
         ("healthCheck: {icmp: {}, port: 1}", "spec.healthCheck.port: icmp uses no port"),
         ("healthCheck: {file: {path: /x}, mark: 1}", "spec.healthCheck.mark: file sends nothing by itself"),
