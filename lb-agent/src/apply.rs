@@ -328,13 +328,20 @@ impl Applier {
     fn set_slots(&mut self, service: &Name, slots: &Slots) -> Result<()> {
         let index = |binding: &Binding| self.tables.destination(&destination_key(service, binding));
         let indices: Vec<Option<u32>> = slots.servers.iter().map(index).collect();
-        if let Some(missing) = slots.named().into_iter().find(|named| index(named).is_none()) {
-            bail!("real server {missing} is not in the tables");
+        let mut named = vec![false; indices.len()];
+        for slot in slots.slots.iter() {
+            // A slot without a server has an index beyond them all.
+            if let Some(named) = named.get_mut(*slot as usize) {
+                *named = true;
+            }
         }
-        // A slot without a server has an index beyond them all.
-        let table: Vec<Option<u32>> =
-            slots.slots.iter().map(|slot| indices.get(*slot as usize).copied().flatten()).collect();
-        Ok(self.tables.set_slots(service, &table)?)
+        let mut missing = slots.servers.iter().zip(&indices).zip(named);
+        if let Some(((binding, _), _)) = missing.find(|((_, index), named)| *named && index.is_none()) {
+            bail!("real server {binding} is not in the tables");
+        }
+        let words: Vec<u32> = indices.iter().map(|index| index.map_or(0, |index| index + 1)).collect();
+        let slot = |at: u32| words.get(slots.slots[at as usize] as usize).copied().unwrap_or(0);
+        Ok(self.tables.set_slots_by(service, slots.slots.len() as u32, slot)?)
     }
 
     async fn place(&mut self, interface: &str, address: IpAddr) -> Result<()> {

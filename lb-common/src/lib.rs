@@ -11,6 +11,7 @@ pub mod decapsulator;
 pub mod destination;
 pub mod feed;
 pub mod filter;
+pub mod fragment;
 pub mod hash;
 pub mod header;
 pub mod ipvs;

@@ -105,6 +105,8 @@ pub mod own {
     pub const LIMITER: &str = "LIMITER";
     /// ARRAY, mmapable, of [`crate::probe::Target`].
     pub const PROBE_TARGETS: &str = "PROBE_TARGETS";
+    /// LRU_HASH of [`crate::fragment::FragmentKey`] to [`crate::fragment::FirstFragment`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// LRU_HASH of [`crate::filter::AddressKey`] of a real server to the MTU that a router said the path of tunnels to
     /// it has (`u32`, bytes). Written by the data plane; the agent takes entries out and lowers destinations.
     pub const PATHS: &str = "PATHS";
@@ -135,6 +137,8 @@ pub mod programs {
     pub const PROBE: (&str, u32) = ("lb_probed", 7);
     /// ICMP that arrives: errors that quote a flow.
     pub const RELATED: (&str, u32) = ("lb_related", 8);
+    /// Fragments.
+    pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
     /// SCTP packets.
     pub const SCTP: (&str, u32) = ("lb_sctp", 12);
     /// As [`NEW`], for SCTP.
@@ -142,8 +146,8 @@ pub mod programs {
     /// Answers to SCTP packets with ABORT.
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
     /// All tails.
-    pub const TAILS: [(&str, u32); 11] =
-        [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, SCTP, SCTP_NEW, ABORT];
+    pub const TAILS: [(&str, u32); 12] =
+        [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -10,7 +10,7 @@ use crate::address::Address;
 pub struct Scratch {
     /// Offset of the IP header in the frame: 14, 18 or 22.
     pub l3: u16,
-    /// Offset of the TCP or UDP header.
+    /// Offset of the TCP or UDP header; with [`FIRST_FRAGMENT`] of a packet of which more is to come.
     pub l4: u16,
     /// 4 or 6.
     pub family: u8,
@@ -62,6 +62,9 @@ pub struct Scratch {
     /// Of the walk over a list of servers.
     pub walk: Walk,
 }
+
+/// In [`Scratch::l4`]: the packet is the first fragment of one, which may say that it is longer than what is here.
+pub const FIRST_FRAGMENT: u16 = 1 << 15;
 
 /// What a walk over a list of servers found so far.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

@@ -114,9 +114,14 @@ reasons! {
     74 ServerTold "server_told" Event "a client's packet was turned into a RST or ABORT that tells the real server that its flow is given up";
 
     80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
-    81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error with its TTL or hop limit at its end: errors are never answered";
+    81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error or a later fragment with its TTL or hop limit at its end: neither is answered";
     85 TunnelMtu "tunnel_mtu" Pass "an ICMP error about a tunnel packet of ours: the path MTU to its real server is lowered";
     86 TunnelMtuTold "tunnel_mtu_told" Answer "an ICMP error about a tunnel packet of ours: the path MTU is lowered, and the client was told";
+    87 FragmentBad "fragment_bad" Drop "a fragment that makes no packet: not the last and no multiple of 8 bytes, or beyond 65535";
+    88 FragmentTiny "fragment_tiny" Drop "a first fragment without the whole TCP or UDP header";
+    89 FragmentOverlap "fragment_overlap" Drop "a later fragment that overlaps the first one";
+    90 FragmentUnknown "fragment_unknown" Drop "a later fragment without its first one, or of no flow";
+    91 FragmentFollowed "fragment_followed" Event "a later fragment followed its first one";
     82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";

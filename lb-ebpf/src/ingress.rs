@@ -5,7 +5,7 @@
 use crate::{
     connection, flow,
     forward::{self, Target, fullnat, nat},
-    host,
+    fragment, host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque, source},
     probe, related, tail,
@@ -105,6 +105,7 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip) {
         Ok(Some(found)) => found,
         Ok(None) => return Err(tail::call(&frame, programs::SLOW)),
+        Err(Reason::Fragment) => return Err(fragment::call::<V6>(&frame, l3, cell)),
         Err(reason) => return Err(host::unless_silent::<V6>(&frame, l3, cell, reason)),
     };
     // One way for the verifier, whatever headers were walked.

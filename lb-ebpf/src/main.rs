@@ -16,6 +16,7 @@ mod count;
 mod egress;
 mod flow;
 mod forward;
+mod fragment;
 mod host;
 mod icmp;
 mod ingress;
@@ -137,6 +138,14 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 pub fn lb_related(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, related::handle(frame))
+}
+
+/// Fragments.
+#[xdp]
+#[inline(always)]
+pub fn lb_fragment(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, fragment::handle(frame))
 }
 
 /// Resets.

@@ -10,6 +10,7 @@ use lb_common::{
     connection::{Bucket, ColdTuple},
     destination::{Destination, NextHop, Traffic},
     filter::{AddressKey, AddressRecord, FilterLine},
+    fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
     hash::Secrets,
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
@@ -81,6 +82,9 @@ pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
 
 #[btf_map]
 pub static PROBE_TARGETS: Array<Target, { TARGETS as usize }, MMAP> = Array::new();
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment, { FRAGMENTED_PACKETS as usize }> =
+    LruHashMap::new();
 #[btf_map]
 pub static PATHS: LruHashMap<AddressKey, u32, 1024> = LruHashMap::new();
 #[btf_map]

@@ -20,6 +20,7 @@ use lb_common::{
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
     maps::{ClientNeighbour, ON_LINK},
+    scratch::FIRST_FRAGMENT,
     sctp,
     service::{NoServer, OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey, features},
     state::{self, Direction, State},
@@ -110,7 +111,9 @@ fn arrived<const V6: bool>(
     } else {
         (load8(transport, 12) >> 4) as u32 * 4
     };
-    if claimed < need as u32 || claimed > len - header {
+    // Of a datagram in fragments the rest is still to come.
+    let whole = sctp || !udp || tail::scratch().is_some_and(|scratch| scratch.l4 & FIRST_FRAGMENT == 0);
+    if claimed < need as u32 || (claimed > len - header && whole) {
         return Err(Reason::BadTransport);
     }
     let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes: frame.len() };

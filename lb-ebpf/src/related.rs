@@ -194,7 +194,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
             },
             _ => None,
         },
-        None => by_slot::<V6>(quote, ports),
+        None => by_slot::<V6>((quote.source, quote.destination), ports, quote.protocol()),
     };
     // One way for the verifier, however it was found.
     let lease = opaque(lease as u64) as u32;
@@ -246,8 +246,8 @@ const SLOT_TRIES: u32 = 8;
 /// The server that the flow has at whichever director knows it: the slot table of a hash service gives the same
 /// answer everywhere. Persistence may have sent it elsewhere.
 #[inline(always)]
-fn by_slot<const V6: bool>(quote: &Quote, ports: u32) -> Option<u32> {
-    let (index, service) = new_flow::service_at::<V6>(quote.source, (ports >> 16) as u16, quote.protocol())?;
+pub fn by_slot<const V6: bool>((vip, client): (Words, Words), ports: u32, protocol: Protocol) -> Option<u32> {
+    let (index, service) = new_flow::service_at::<V6>(vip, (ports >> 16) as u16, protocol)?;
     // SAFETY: a map value.
     let (pick, rules) = unsafe {
         (
@@ -263,7 +263,7 @@ fn by_slot<const V6: bool>(quote: &Quote, ports: u32) -> Option<u32> {
         return None;
     }
     let scratch = tail::scratch()?;
-    scratch.client = nat::address(quote.destination);
+    scratch.client = nat::address(client);
     scratch.ports = ports;
     let tries = if rules & features::FALLBACK != 0 { SLOT_TRIES } else { 1 };
     let mut first = 0;

@@ -7,6 +7,7 @@ mod frames;
 mod kernel;
 mod report;
 mod rows;
+mod scale;
 mod scene;
 mod veth;
 mod vrrp;
@@ -36,7 +37,7 @@ struct Arguments {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply`,
-    /// `checks` and `vrrp` are the parts in network namespaces
+    /// `scale`, `checks` and `vrrp` are the parts in network namespaces
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// How long the pair of the part `vrrp` has to bear busy cores, in seconds
@@ -71,12 +72,13 @@ struct Document {
     rows: Option<Report>,
     veth: Option<Vec<veth::Throughput>>,
     apply: Option<Vec<apply::Order>>,
+    scale: Option<scale::Scale>,
     checks: Option<Vec<checks::Probing>>,
     vrrp: Option<vrrp::Times>,
 }
 
 /// The parts that are not rows.
-const PARTS: [&str; 4] = ["veth", "apply", "checks", "vrrp"];
+const PARTS: [&str; 5] = ["veth", "apply", "scale", "checks", "vrrp"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
@@ -91,10 +93,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         .transpose()?;
     let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
+    let scale = wanted("scale").then(|| scale::run(arguments.quick, progress)).transpose()?;
     let checks = wanted("checks").then(|| checks::run(progress)).transpose()?;
     let busy = std::time::Duration::from_secs(if arguments.quick { 10 } else { arguments.busy });
     let vrrp = wanted("vrrp").then(|| vrrp::run(arguments.quick, busy, progress)).transpose()?;
-    let document = Document { rows, veth, apply, checks, vrrp };
+    let document = Document { rows, veth, apply, scale, checks, vrrp };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
@@ -110,6 +113,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(orders) = &document.apply {
         println!();
         apply::print(orders);
+    }
+    if let Some(scale) = &document.scale {
+        println!();
+        scale::print(scale);
     }
     if let Some(rows) = &document.checks {
         println!();

@@ -11,6 +11,7 @@ mod neighbours;
 mod net;
 mod path_mtu;
 mod probes;
+mod quic;
 mod real_path;
 mod real_server;
 mod scheduling;

@@ -16,8 +16,11 @@ use lb_agent::dataplane::{
     tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
+    connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop},
     hash::{self, ports_word, slot_hash, slot_of_hash, tag, tuple_v4},
+    lease::Lease,
+    load::{ACTIVE, Load, counted},
     service::{OnUnknownFlow, Pick},
     state::{ACK, FIN, RST, SYN},
     verdict::Reason,
@@ -74,6 +77,29 @@ fn two_cpus_a_sweeper_and_changing_servers_send_no_packet_to_a_wrong_server() ->
         if servers == Servers::ComeAndGo {
             assert!(seen.replaced >= CLASSES as u64, "{case:?}: few servers were replaced: {seen:?}");
         }
+    }
+    Ok(())
+}
+
+/// Nobody puts counts right meanwhile: each change of a flow must have been counted once, by whichever CPU made it.
+#[test]
+fn two_cpus_count_every_flow_once() -> Result<()> {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let objects = Objects::build(&[])?;
+    for (protocol, method) in [
+        (TCP, Forwarding::Dr),
+        (UDP, Forwarding::Dr),
+        (TCP, Forwarding::Nat),
+        (UDP, Forwarding::Nat),
+        (TCP, Forwarding::FullNat),
+    ] {
+        let case = Case { flows: Flows::Any, servers: Servers::StayCounted, protocol, method };
+        let seen = hammer(&objects, case, 4_000_000, Until::Done)?;
+        println!("{case:?}: {seen:?}");
+        assert_eq!(seen.wrong, 0, "{case:?}: {seen:?}");
+        // Of UDP, and of leases, a flow keeps its place until its time is over.
+        let least = if protocol == TCP && method != Forwarding::FullNat { 1000 } else { 16 };
+        assert!(seen.new >= least, "{case:?}: few flows began: {seen:?}");
     }
     Ok(())
 }
@@ -139,6 +165,8 @@ enum Flows {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Servers {
     Stay,
+    /// The same, with their flows counted, and the counts compared with the table in the end.
+    StayCounted,
     /// Each is replaced by another of its class, again and again.
     ComeAndGo,
     /// The same, with indices given out again at once.
@@ -214,7 +242,10 @@ fn hammer(objects: &Objects, case: Case, ops: u64, until: Until) -> Result<Seen>
     prepare(&mut feeder, &plane, &flows, case.protocol)?;
     let program: &Xdp = feeder.program("hammer").context("the feeder's program")?.try_into()?;
 
-    let sweeper = plane.sweeper(Duration::from_millis(1))?;
+    // The sweeper would put counts right.
+    let counted = case.servers == Servers::StayCounted;
+    let sweeper =
+        plane.sweeper(if counted { Duration::from_secs(3600) } else { Duration::from_millis(1) })?;
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let began = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
@@ -243,7 +274,10 @@ fn hammer(objects: &Objects, case: Case, ops: u64, until: Until) -> Result<Seen>
     let elapsed = began.elapsed();
     let walks = sweeper.board().latest().map_or(0, |scan| scan.number);
     drop(sweeper);
-    ensure!(walks > 0, "the sweeper did not walk");
+    ensure!(walks > 0 || counted, "the sweeper did not walk");
+    if counted {
+        pool.check_counts(&plane)?;
+    }
 
     let mut seen = read(&feeder)?;
     for (reason, count) in plane.counters()?.reasons()? {
@@ -459,7 +493,7 @@ impl Pool {
             mss: 0,
             timeouts: [1; 16],
             pool,
-            rules: Rules::default(),
+            rules: Rules { counted: case.servers == Servers::StayCounted, ..Rules::default() },
         })?;
         let mut classes = Vec::new();
         for class in 0..CLASSES as u8 {
@@ -503,7 +537,7 @@ impl Pool {
 
     /// Replaces the server of every class, one after the other: what is free again goes to the next class.
     fn turn_over(&mut self) -> Result<()> {
-        if self.case.servers == Servers::Stay {
+        if matches!(self.case.servers, Servers::Stay | Servers::StayCounted) {
             return Ok(());
         }
         for class in 0..CLASSES {
@@ -516,6 +550,46 @@ impl Pool {
             self.tables.maintain()?;
             self.replaced += 1;
         }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// That each server's counts are those of the flows that name it.
+    fn check_counts(&self, plane: &Dataplane) -> Result<()> {
+        let views = plane.views();
+        let mut flows = std::collections::BTreeMap::new();
+        let mut count = |word: Value| {
+            let (active, inactive) = flows.entry(word.destination()).or_insert((0, 0));
+            match counted(word, false) {
+                0 => {}
+                ACTIVE => *active += 1,
+                _ => *inactive += 1,
+            }
+        };
+        for bucket in 0..views.connections.len() {
+            let words = (0..WAYS as u32).map(|way| Value(views.value(bucket, way).load(Relaxed)));
+            words
+                .filter(|word| !word.is_empty() && word.kind() as u8 == Kind::Flow as u8)
+                .for_each(&mut count);
+        }
+        // A FULLNAT flow is counted by its lease.
+        for lease in 0..views.leases.len() {
+            let word = Value(views.leases.word(lease, std::mem::offset_of!(Lease, word)).load(Relaxed));
+            if !word.is_empty() {
+                count(word);
+            }
+        }
+        let mut all = (0, 0);
+        for class in 0..CLASSES {
+            let destination = self.tables.destination(&self.key(class)).context("a server of each class")?;
+            let load = self.tables.load_of(destination).context("its load")?;
+            let is = Load::counts_of(views.counts(load).load(Relaxed));
+            let expected = flows.get(&destination).copied().unwrap_or((0, 0));
+            ensure!(is == expected, "{:?}: counted {is:?}, in the table {expected:?}", self.case);
+            all = (all.0 + is.0, all.1 + is.1);
+        }
+        ensure!(all != (0, 0), "{:?}: nothing was counted", self.case);
         Ok(())
     }
 }

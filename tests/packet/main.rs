@@ -5,6 +5,7 @@ mod counted;
 mod differential;
 mod flows;
 mod forwarding;
+mod fragments;
 mod frame;
 mod full;
 mod hammer;

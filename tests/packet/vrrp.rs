@@ -289,6 +289,7 @@ fn packets_to_an_address_without_a_service_are_the_kernels_until_the_lease_ends(
         let icmp = Packet::other(from.0, to.0, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
         let fragment = Packet::udp(from, to).with(|p| {
             p.fragment = 0x2000;
+            p.payload = vec![0; 16];
             if v6 {
                 p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
             }
@@ -322,12 +323,13 @@ fn what_no_service_takes_is_silent_with_the_services_when_the_lease_ends() {
         let dccp = Packet::other(client(v6, 7), vip(v6), 33);
         let fragment = Packet::udp((client(v6, 7), 1), (vip(v6), 80)).with(|p| {
             p.fragment = 0x2000;
+            p.payload = vec![0; 16];
             if v6 {
                 p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
             }
         });
         for (word, reasons) in [
-            (VRRP_FOREVER, [Reason::NoService, Reason::Icmp, Reason::OtherProtocol, Reason::Fragment]),
+            (VRRP_FOREVER, [Reason::NoService, Reason::Icmp, Reason::OtherProtocol, Reason::NoService]),
             (0, [Reason::VrrpBackup; 4]),
             (VRRP_MASTER | now & VRRP_UNTIL, [Reason::LeaseExpired; 4]),
         ] {
@@ -360,6 +362,7 @@ fn without_accept_mode_a_master_takes_nothing_but_neighbour_discovery() {
         let icmp = Packet::other(from.0, to.0, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
         let fragment = Packet::udp(from, to).with(|p| {
             p.fragment = 0x2000;
+            p.payload = vec![0; 16];
             if v6 {
                 p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
             }
@@ -409,8 +412,9 @@ fn without_accept_mode_services_are_served_and_nothing_else_of_their_addresses()
         flow.forward(&packet);
         let from = (client(v6, 7), 40_000);
         let icmp = |to| Packet::other(from.0, to, if v6 { ICMPV6 } else { 1 }).with(|p| p.payload[0] = 128);
-        let fragment = Packet::udp(from, (vip(v6), 80)).with(|p| {
+        let fragment = Packet::udp(from, (vip(v6), 81)).with(|p| {
             p.fragment = 0x2000;
+            p.payload = vec![0; 16];
             if v6 {
                 p.extensions = vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 1])];
             }

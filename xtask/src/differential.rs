@@ -42,13 +42,13 @@ const BUGS: &[Bug] = &[
     (
         "a SYN sent again takes another turn of the scheduler",
         "lb-ebpf/src/new_flow.rs",
-        "if syn && state::syn_starts_anew(hit.value.state(), direction) {",
-        "if syn && (hit.value.state() == State::SynReceived as u8 || state::syn_starts_anew(hit.value.state(), direction)) {",
+        "if syn && flow::starts_anew(hit.value.state(), direction, packet.protocol()) {",
+        "if syn && (hit.value.state() == State::SynReceived as u8 || flow::starts_anew(hit.value.state(), direction, packet.protocol())) {",
     ),
     (
         "a SYN sent again leaves a draining server",
         "lb-ebpf/src/new_flow.rs",
-        "syn && state != State::SynReceived as u8",
+        "syn && !flow::is_beginning(state, packet.protocol())",
         "syn",
     ),
     (
@@ -58,10 +58,10 @@ const BUGS: &[Bug] = &[
         "&& let Some(lease) = leased.filter(|_| false)",
     ),
     (
-        "a SYN in LAST_ACK does not begin anew",
+        "a SYN in TIME_WAIT does not begin anew",
         "lb-common/src/state.rs",
         "state == TW || state == CL || state == LA ||",
-        "state == TW || state == CL ||",
+        "state == CL || state == LA ||",
     ),
     (
         "an entry outlives its deadline by a tick",
@@ -77,9 +77,9 @@ const BUGS: &[Bug] = &[
     ),
     (
         "a confirmed UDP flow may be evicted",
-        "lb-ebpf/src/connection.rs",
-        "} else if state == State::Established as u8 || state == State::Udp as u8 {",
-        "} else if state == State::Established as u8 {",
+        "lb-common/src/connection.rs",
+        "if self.is_sctp() { 0 } else { 1 << State::Udp as u32 };",
+        "if self.is_sctp() { 0 } else { 0 };",
     ),
     (
         "the last free slot of a bucket is not left to others",
@@ -120,7 +120,7 @@ const BUGS: &[Bug] = &[
     (
         "a packet of the other protocol passes through a lease",
         "lb-ebpf/src/forward/fullnat.rs",
-        " || packet.udp != udp {",
+        " || !same {",
         " {",
     ),
     (

@@ -219,9 +219,8 @@ impl Agent {
         let VrrpOverview { instances, scheduling } = &self.vrrp.seen;
         let mut problems = Vec::new();
         for view in instances {
-            let of_it = view.complaints();
-            problems
-                .extend(of_it.into_iter().map(|problem| format!("VrrpInstance/{}: {problem}", view.name)));
+            let of_it = view.complaints().into_iter().chain(scheduling.complaint(view));
+            problems.extend(of_it.map(|problem| format!("VrrpInstance/{}: {problem}", view.name)));
             let covered = self.running.interfaces.iter().any(|interface| interface.name == view.interface);
             if !self.running.interfaces.is_empty() && !covered && !self.lies_on_ours(&view.interface) {
                 problems.push(format!(

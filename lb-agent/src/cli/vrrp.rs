@@ -130,7 +130,7 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
         let priority = peer.priority.map_or(String::new(), |priority| format!(", priority {priority}"));
         lines.add("peer", &format!("{}{priority}, heard {} ms ago", peer.address, peer.heard_ms));
     }
-    for problem in view.complaints() {
+    for problem in view.complaints().into_iter().chain(scheduling.complaint(view)) {
         lines.add("!", &problem);
     }
     let mut text = lines.finish();

@@ -131,6 +131,22 @@ pub struct SchedulingView {
     pub mean_lag_us: u64,
 }
 
+impl SchedulingView {
+    /// What a host whose timers fire as late as lately means for an instance: others take over from a master that is
+    /// late by two intervals and a skew, so one is the time to say so.
+    pub fn complaint(&self, view: &VrrpView) -> Option<String> {
+        let (late, interval) = (self.recent_lag_us, view.configured_interval_ms);
+        (interval > 0 && late >= interval * 1000).then(|| {
+            format!(
+                "timers were up to {} ms late in the last minutes, and others take over from a master that is {} ms late: \
+                 this host needs a longer advertisementInterval, or a kernel that preempts (preempt=full)",
+                late / 1000,
+                2 * interval
+            )
+        })
+    }
+}
+
 /// What became of a handover.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,4 +156,19 @@ pub struct HandoverView {
     pub to: IpAddr,
     /// Milliseconds from our goodbye to the other's first advertisement. This director served until then.
     pub took_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_that_are_later_than_an_interval_are_complained_of() {
+        let view = |configured_interval_ms| VrrpView { configured_interval_ms, ..VrrpView::default() };
+        let late =
+            SchedulingView { recent_lag_us: 34_200, most_lag_us: 500_000, ..SchedulingView::default() };
+        let said = late.complaint(&view(30)).unwrap();
+        assert!(said.contains("up to 34 ms late") && said.contains("60 ms late"), "{said}");
+        assert_eq!(late.complaint(&view(100)), None, "what was long ago does not count");
+    }
 }

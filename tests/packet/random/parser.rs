@@ -100,6 +100,28 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
     }
 }
 
+/// Whether a frame carries a fragment, or an IPv6 packet with the header of one.
+pub fn is_fragment(frame: &[u8]) -> bool {
+    let Some((kind, l3)) = behind_tags(frame) else { return false };
+    let ip = &frame[l3..];
+    if kind == ethertype::IPV4 {
+        return ip.get(6..8).is_some_and(|word| u16::from_be_bytes([word[0], word[1]]) & 0x3fff != 0);
+    }
+    let (mut number, mut at) = (ip.get(6).copied().unwrap_or_default(), 40);
+    while kind == ethertype::IPV6 && number != protocol::FRAGMENT {
+        let Some(header) = ip.get(at..at + 8) else { return false };
+        at += match number {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                (header[1] as usize + 1) * 8
+            }
+            protocol::AH => (header[1] as usize + 2) * 4,
+            _ => return false,
+        };
+        number = header[0];
+    }
+    kind == ethertype::IPV6
+}
+
 /// What is behind at most two VLAN tags: its Ethernet type and offset.
 fn behind_tags(frame: &[u8]) -> Option<(u16, usize)> {
     for l3 in [14, 18, 22] {

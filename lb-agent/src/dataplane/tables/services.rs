@@ -219,21 +219,30 @@ impl Tables {
         self.set_slots_of(index, slots)
     }
 
+    /// As [`Tables::set_slots`], for tables of millions of slots: `slot` says destination plus one, or 0, for each of
+    /// `len` slots.
+    pub fn set_slots_by(&mut self, service: &str, len: u32, slot: impl Fn(u32) -> u32) -> Result<(), Error> {
+        let index = self.service_of(service)?;
+        self.set_slots_of_by(index, len, slot)
+    }
+
     pub(super) fn set_slots_of(&mut self, index: u32, slots: &[Option<u32>]) -> Result<(), Error> {
+        let slot = |at: u32| slots[at as usize].map_or(0, |destination| destination + 1);
+        self.set_slots_of_by(index, slots.len() as u32, slot)
+    }
+
+    fn set_slots_of_by(&mut self, index: u32, new_len: u32, slot: impl Fn(u32) -> u32) -> Result<(), Error> {
         let word = self.views.services.word(index, 0).load(Relaxed);
         let (first, len) = Service::slots_of(word);
-        let value = |slot: &Option<u32>| slot.map_or(0, |destination| destination + 1);
-        let same = len as usize == slots.len()
-            && (first..).zip(slots).all(|(at, slot)| self.views.slot(at).load(Relaxed) == value(slot));
+        let same = len == new_len && (0..len).all(|at| self.views.slot(first + at).load(Relaxed) == slot(at));
         if same {
             return Ok(());
         }
-        let new_len = slots.len() as u32;
         let new_first = if new_len == 0 { 0 } else { self.allocate_slots(new_len)? };
-        for (at, slot) in (new_first..).zip(slots) {
-            let cell = self.views.slot(at);
-            if cell.load(Relaxed) != value(slot) {
-                cell.store(value(slot), Release);
+        for at in 0..new_len {
+            let (cell, value) = (self.views.slot(new_first + at), slot(at));
+            if cell.load(Relaxed) != value {
+                cell.store(value, Release);
                 self.writes += 1;
             }
         }
