@@ -24,7 +24,7 @@ pub struct Args {
     args: Vec<String>,
 }
 
-/// The programs of `fuzz/targets`.
+/// The programs of `tests/fuzz/targets`.
 const TARGETS: [&str; 1] = ["vrrp"];
 
 /// What LLVM's coverage pass must put in for libFuzzer (the flags of cargo-fuzz 0.13, less the sanitizer).
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     let built = xtask::target_dir().join("fuzz");
     run_command(
         cargo()
-            .args(["build", "--release", "--bins", "--manifest-path", "fuzz/Cargo.toml", "--target", &host])
+            .args(["build", "--release", "--bins", "--manifest-path", "tests/fuzz/Cargo.toml", "--target", &host])
             .env("CARGO_TARGET_DIR", &built)
             .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.split_whitespace().collect::<Vec<_>>().join("\u{1f}")),
     )?;
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         run_command(
             Command::new(built.join(&host).join("release").join(target))
                 .arg(&corpus)
-                .arg(xtask::root().join("fuzz/seeds").join(target))
+                .arg(xtask::root().join("tests/fuzz/seeds").join(target))
                 .arg(format!("-max_total_time={}", args.seconds))
                 .arg(format!("-artifact_prefix={}/", found.display()))
                 .args(["-print_final_stats=1", "-timeout=5"])

@@ -11,7 +11,7 @@ pub fn run() -> Result<()> {
     step("formatting");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     run_command(cargo().args(["fmt", "--check", "--manifest-path", "lb-ebpf/Cargo.toml"]))?;
-    run_command(cargo().args(["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]))?;
+    run_command(cargo().args(["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]))?;
     step("clippy, host workspace");
     run_command(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Not together with the host's crates: one call unifies their features, and lb-ebpf's panic handler then

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_what_is_left_out() {
-        let page = include_str!("../../docs/testing.md");
+        let page = include_str!("../../../docs/testing.md");
         for what in Unmodelled::ALL {
             assert!(
                 page.contains(&format!("\n* {}", what.name())),
