@@ -319,7 +319,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
-            standing: rules::standing(destination, self.protocol_of(service)),
+            standing: rules::standing(destination),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;
         Ok(())
@@ -369,10 +369,6 @@ impl Applier {
 
     fn hop_index(&self, key: &HopKey) -> Result<u32> {
         self.tables.next_hop(&hop_key(key)).with_context(|| format!("next hop {key} is not in the tables"))
-    }
-
-    fn protocol_of(&self, service: &Name) -> Option<Protocol> {
-        self.done.services.get(service).map(|layout| layout.service.protocol)
     }
 
     pub(crate) fn ticks(&self, timeout: Duration) -> u16 {

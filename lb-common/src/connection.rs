@@ -6,7 +6,7 @@
 //! bits  0..37  payload: destination 21 | tag 16            (DR, TUN, NAT; templates)
 //!              payload: destination 21 | hop 8 | tag 8     (NAT reply: how the client is reached)
 //!              payload: lease 24 | tag 13                  (FULLNAT)
-//! bits 37..42  flags: extension record, dirty for sync, hashed, SCTP, one spare
+//! bits 37..42  flags: extension record, dirty for sync, hashed, SCTP, judged
 //! bits 42..58  deadline, in ticks: when the entry expires
 //! bits 58..62  state
 //! bits 62..64  kind
@@ -69,6 +69,8 @@ pub const FLAG_DIRTY: u64 = 1 << 1;
 pub const FLAG_HASHED: u64 = 1 << 2;
 /// Set in a flow's flags (and its lease's): the state is one of SCTP ([`sctp::State`]).
 pub const FLAG_SCTP: u64 = 1 << 3;
+/// Set in a flow's flags: how its server answered first was counted ([`crate::witness::Witness`]).
+pub const FLAG_JUDGED: u64 = 1 << 4;
 
 const DESTINATION_BITS: u32 = 21;
 /// How many destinations a value word can name.

@@ -42,10 +42,15 @@ pub mod flags {
     pub const UDP_INACTIVE: u32 = 1 << 12;
     /// The service is SCTP.
     pub const SCTP: u32 = 1 << 13;
+    /// Flows that go there are scheduled elsewhere with their next packet, TCP too: the server that gets it answers
+    /// an established connection that it does not know with RST.
+    pub const MOVES: u32 = 1 << 14;
+    /// First answers to new connections are counted ([`crate::witness::Witness`]).
+    pub const WATCHED: u32 = 1 << 15;
     /// What an established packet must look at, in one test.
-    pub const ATTENTION: u32 = REMOVED | RESET | RATED;
+    pub const ATTENTION: u32 = REMOVED | RESET | RATED | MOVES;
     /// What a new flow may not go to.
-    pub const CLOSED: u32 = REMOVED | RESET | DRAINING;
+    pub const CLOSED: u32 = REMOVED | RESET | DRAINING | MOVES;
     /// Bits 16 to 23: the VRRP instance that the VIP follows; 0 is none.
     pub const VRRP_SHIFT: u32 = 16;
 }

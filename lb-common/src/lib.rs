@@ -24,6 +24,7 @@ pub mod sctp;
 pub mod service;
 pub mod state;
 pub mod verdict;
+pub mod witness;
 
 #[cfg(feature = "aya")]
 mod pod;

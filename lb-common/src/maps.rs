@@ -112,6 +112,8 @@ pub mod own {
     pub const PATHS: &str = "PATHS";
     /// ARRAY of the words of [`crate::probe::port`].
     pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// ARRAY, mmapable, of [`crate::witness::Witness`], by destination.
+    pub const WITNESSES: &str = "WITNESSES";
 }
 
 /// Programs: (name in the object, slot in [`own::TAILS`]).

@@ -35,4 +35,5 @@ pod!(
     crate::service::ServiceKey,
     crate::service::SlotLine,
     crate::verdict::Count,
+    crate::witness::Witness,
 );

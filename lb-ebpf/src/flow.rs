@@ -6,9 +6,10 @@ use crate::{
     load,
     maps::{SERVICES, keys},
     packet::{Packet, Protocol, Words, opaque},
+    witness,
 };
 use lb_common::{
-    connection::{FLAG_SCTP, Kind, Value, slack},
+    connection::{FLAG_JUDGED, FLAG_SCTP, Kind, Value, slack},
     destination::flags,
     hash, sctp,
     service::Service,
@@ -104,7 +105,8 @@ extern "C" fn lb_unsettled(value: u64, service: u32, packed: u64) -> u64 {
     } else {
         state::step(step.direction, state, step.flags)
     };
-    stepped(value, next, service, &step)
+    let judged = if step.udp { 0 } else { witness::answered(value, &step, next) };
+    stepped(value, next, service, &step, judged)
 }
 
 /// As [`lb_unsettled`], for SCTP.
@@ -114,12 +116,12 @@ extern "C" fn lb_sctp_unsettled(value: u64, service: u32, packed: u64) -> u64 {
     let step = Step::unpack(packed);
     let value = Value(value);
     let next = sctp::step(step.direction, value.state(), step.flags);
-    stepped(value, next, service, &step)
+    stepped(value, next, service, &step, 0)
 }
 
-/// The word of a flow whose next state is `next`; 0 when nothing need be written.
+/// The word of a flow whose next state is `next`, with these flags more; 0 when nothing need be written.
 #[inline(always)]
-fn stepped(value: Value, next: u8, service: u32, step: &Step) -> u64 {
+fn stepped(value: Value, next: u8, service: u32, step: &Step, judged: u64) -> u64 {
     let state = value.state();
     let timeout = timeout_of(service, next);
     if next == state {
@@ -128,12 +130,13 @@ fn stepped(value: Value, next: u8, service: u32, step: &Step) -> u64 {
             return 0;
         }
         return match refreshed(value, next, timeout, step) {
-            Some(new) => new.0,
+            Some(new) => new.with_flags(judged).0,
+            None if judged != 0 => value.with_flags(judged).0,
             None => 0,
         };
     }
     let deadline = step.now.wrapping_add(timeout).wrapping_add(slack(timeout, step.is_pair()));
-    value.with(next, deadline).0
+    value.with(next, deadline).with_flags(judged).0
 }
 
 #[inline(always)]
@@ -212,7 +215,7 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
             twin.value.destination()
         };
         if named == partner {
-            let word = twin.value.with(new.state(), new.deadline());
+            let word = twin.value.with(new.state(), new.deadline()).with_flags(new.flags() & FLAG_JUDGED);
             // A FULLNAT flow was counted by its lease.
             if twin.replace(word) && matches!(twin.value.kind(), Kind::Flow) {
                 load::stepped(twin.value, word);
@@ -223,10 +226,10 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
 }
 
 /// Whether a packet of a known flow is for the tail of new ones, given the flags of its server: the server was removed
-/// and the flow can move, or it was given up.
+/// and the flow can move, it was given up, or all its flows move.
 #[inline(always)]
 pub fn leaves(hit: &Hit, flags: u32, protocol: Protocol) -> bool {
-    flags & flags::RESET != 0 || (flags & flags::REMOVED != 0 && moves(hit, protocol))
+    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, protocol))
 }
 
 /// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established. Of an SCTP association

@@ -42,6 +42,7 @@ mod tail;
 mod tunnel_mtu;
 mod twos;
 mod walk;
+mod witness;
 
 use aya_ebpf::{
     bindings::xdp_action,

@@ -19,6 +19,7 @@ use lb_common::{
     scratch::{Config, Limiter, Scratch},
     service::{PortRanges, QuicKey, ServerLine, Service, ServiceKey, SlotLine},
     verdict::{Count, REASONS as REASON_COUNT},
+    witness::Witness,
 };
 
 /// `BPF_F_MMAPABLE`: the agent reads the array without system calls, and its values begin on a cache line.
@@ -88,6 +89,8 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment, { FRAGMENTED_PACKET
 pub static PATHS: LruHashMap<AddressKey, u32, 1024> = LruHashMap::new();
 #[btf_map]
 pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
+#[btf_map]
+pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 #[btf_map]
 pub static TAILS: ProgramArray<16> = ProgramArray::new();
 #[btf_map]

@@ -11,7 +11,7 @@ use crate::{
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque},
-    schedule, tail,
+    schedule, tail, witness,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
@@ -270,6 +270,9 @@ fn take_up<const V6: bool>(
         let state = hit.value.state();
         let moves = if flags & flags::RESET != 0 {
             syn || packet.udp
+        } else if flags & flags::MOVES != 0 {
+            // A RST opens nothing: it ends the flow where it is.
+            !packet.resets()
         } else if flags & flags::REMOVED != 0 {
             syn || flow::moves(&hit, packet.protocol())
         } else {
@@ -298,6 +301,7 @@ fn take_up<const V6: bool>(
     if syn && flow::starts_anew(hit.value.state(), direction, packet.protocol()) {
         return Ok(give_back(hit, leased, Reason::FlowReplaced));
     }
+    let hit = if syn && !packet.sctp { witness::repeated(hit, &target) } else { hit };
     forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
 }
 

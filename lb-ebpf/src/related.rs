@@ -4,7 +4,8 @@
 
 use crate::{
     choose::{lb_is_usable, lb_slot},
-    connection, count,
+    connection::{self, Hit},
+    count,
     flow::{self, turned},
     forward::{
         Target, dr,
@@ -16,7 +17,7 @@ use crate::{
     new_flow, nexthop,
     packet::{Frame, Packet, Protocol, Words, destination, ip_len, load8, load16, opaque},
     quote::{Quote, Tuple, translate},
-    tail, tunnel_mtu,
+    tail, tunnel_mtu, witness,
 };
 use lb_common::{
     connection::Kind,
@@ -299,7 +300,7 @@ fn from_nat<const V6: bool>(packet: &Packet<V6>, quote: &Quote, say: Say) -> Res
     let (hop, _) = nat::client_hop::<V6>(hit.value.hop(), quote.source)?;
     let port = target.vip_port();
     let ports = if port == 0 { quote.ports } else { quote.ports & 0xffff | (port as u32) << 16 };
-    to_client(packet, quote, &target, (quote.source, ports, hop), (say, hit.value.state()))
+    to_client(packet, quote, &target, (quote.source, ports, hop), (say, hit, target.index))
 }
 
 /// An error about a packet that FULLNAT sent to a server from a local address of ours.
@@ -337,7 +338,7 @@ fn from_leased<const V6: bool>(
     {
         return Err(Reason::IcmpNoFlow);
     }
-    to_client(packet, quote, &target, (client, ports, hop), (say, lease.word.state()))
+    to_client(packet, quote, &target, (client, ports, hop), (say, lease.hit(), index))
 }
 
 /// Sends an error about a packet of the client's to it, from the VIP: whoever said it, the client asked the VIP, and
@@ -348,7 +349,7 @@ fn to_client<const V6: bool>(
     quote: &Quote,
     target: &Target,
     (client, ports, hop): (Words, u32, nexthop::Hop),
-    (say, state): (Say, u8),
+    (say, hit, partner): (Say, Hit, u32),
 ) -> Result<u32, Reason> {
     if packet.ttl() <= 1 {
         return Err(Reason::IcmpTtlExpired);
@@ -359,8 +360,13 @@ fn to_client<const V6: bool>(
     let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;
     count::forwarded(target.index, packet.bytes, true);
     count::event(Reason::IcmpToClient);
-    if say.is_unreachable::<V6>() && is_half_open(state, quote.sctp) {
-        refused(target);
+    if say.is_unreachable::<V6>() && is_half_open(hit.value.state(), quote.sctp) {
+        count::event(Reason::ServerUnreachable);
+        // What passive detection counts at the server, once a flow.
+        if let Some(new) = witness::unreachable(&hit, target) {
+            let flow = flow::place::<V6>(client, vip, ports, Protocol { udp: false, sctp: false });
+            flow::write_twin::<V6>(&flow, new, connection::now(), partner);
+        }
     }
     Ok(action)
 }
@@ -374,10 +380,4 @@ fn is_half_open(state: u8, sctp: bool) -> bool {
         1 << State::SynReceived as u32 | 1 << State::SynSent as u32
     };
     (begun | 1 << State::Unconfirmed as u32) >> (state & 15) & 1 != 0
-}
-
-/// The first packet of a flow was answered with ICMP unreachable: what passive detection counts at the server.
-#[inline(always)]
-fn refused(_target: &Target) {
-    count::event(Reason::ServerUnreachable);
 }

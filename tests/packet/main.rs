@@ -11,6 +11,7 @@ mod full;
 mod hammer;
 mod local_ports;
 mod parsing;
+mod passive;
 mod random;
 mod real_path;
 mod real_server;

@@ -25,7 +25,7 @@ fn inner_router(v6: bool) -> IpAddr {
 }
 
 /// Type and code of what is said, and the word behind the checksum.
-type Said = (u8, u8, u32);
+pub type Said = (u8, u8, u32);
 
 fn errors(v6: bool) -> &'static [Said] {
     if v6 {
@@ -36,7 +36,7 @@ fn errors(v6: bool) -> &'static [Said] {
 }
 
 /// An error about a packet, with `quoted` bytes of it behind its IP header and extensions.
-fn error(from: IpAddr, to: IpAddr, said: Said, about: &Packet, quoted: usize) -> Packet {
+pub fn error(from: IpAddr, to: IpAddr, said: Said, about: &Packet, quoted: usize) -> Packet {
     let v6 = about.is_v6();
     let ip = about.ip();
     let quoted = (about.l4() - about.l3() + quoted).min(ip.len());

@@ -1,7 +1,7 @@
 //! Persistence, limits, refusal, drain: what a new flow must meet beyond a scheduler, and how flows are given up.
 
 use crate::{
-    flows::{Flow, Method, matrix},
+    flows::{CLIENT_PORT, Flow, Method, matrix},
     frame::{ACK, FIN, Packet, RST, SYN, TCP, UDP},
     world::{Counted, World, client, server, vip},
 };
@@ -240,6 +240,63 @@ fn flows_of_a_server_that_was_given_up_are_reset_with_their_next_packet() {
             let syn = flow.packet(SYN);
             flow.world.ends(&case, &syn, Reason::NoServer);
         }
+    }
+}
+
+#[test]
+fn flows_that_move_go_to_another_server_with_their_next_packet_and_stay_there() {
+    for (method, v6, udp) in matrix() {
+        let mut flow = Flow::new(method, v6, udp);
+        let case = flow.name();
+        flow.establish();
+        let reply = method.translates().then(|| flow.reply(if udp { 0 } else { ACK }));
+        let half_open = flow.packet_from(client(v6, 8), CLIENT_PORT, SYN);
+        flow.world.goes_to(&case, &half_open);
+        let other = flow.world.server(
+            &flow.spec,
+            server(method.real_is_v6(v6), 12),
+            flow.real_port,
+            method.forwarding(),
+        );
+        flow.world.slots("web", &[other]);
+        flow.stand(Standing { on_next_packet: OnNextPacket::Move, draining: true, ..Standing::DEFAULT });
+        if let Some(reply) = reply {
+            let seen = flow.world.send(&reply.bytes());
+            assert_eq!(
+                seen.counted,
+                Counted::Out(flow.destination),
+                "{case}: what it still says is passed on"
+            );
+        }
+        for (packet, name) in [(flow.packet(ACK), "established"), (half_open, "half-open")] {
+            let seen = flow.world.send(&packet.bytes());
+            assert_eq!(seen.counted, Counted::In(other), "{case}: {name}");
+            assert_eq!(seen.events, [Reason::FlowMoved], "{case}: {name}");
+            let seen = flow.world.send(&packet.bytes());
+            assert_eq!(
+                (seen.counted, &seen.events[..]),
+                (Counted::In(other), &[][..]),
+                "{case}: {name} stays"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_reset_of_a_flow_that_would_move_goes_to_its_server() {
+    for (method, v6, udp) in matrix() {
+        if udp {
+            continue;
+        }
+        let mut flow = Flow::new(method, v6, false);
+        let case = flow.name();
+        flow.establish();
+        flow.world.slots("web", &[]);
+        flow.stand(Standing { on_next_packet: OnNextPacket::Move, draining: true, ..Standing::DEFAULT });
+        assert_eq!(flow.world.goes_to(&case, &flow.packet(RST | ACK)), flow.destination, "{case}");
+        assert_eq!(flow.world.state(&case), State::Close, "{case}");
+        // Without a server there is nowhere to go.
+        flow.world.ends(&case, &flow.packet(ACK), Reason::NoServer);
     }
 }
 

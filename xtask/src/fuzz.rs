@@ -49,7 +49,15 @@ pub fn run(args: &Args) -> Result<()> {
     let built = xtask::target_dir().join("fuzz");
     run_command(
         cargo()
-            .args(["build", "--release", "--bins", "--manifest-path", "tests/fuzz/Cargo.toml", "--target", &host])
+            .args([
+                "build",
+                "--release",
+                "--bins",
+                "--manifest-path",
+                "tests/fuzz/Cargo.toml",
+                "--target",
+                &host,
+            ])
             .env("CARGO_TARGET_DIR", &built)
             .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.split_whitespace().collect::<Vec<_>>().join("\u{1f}")),
     )?;

@@ -50,7 +50,7 @@ impl Health {
 
     /// Whether an answer to an order should wait for first outcomes.
     pub fn settled(&self, now: Instant) -> bool {
-        self.settles.is_none_or(|until| until <= now) || self.roster.all_known()
+        self.settles.is_none_or(|until| until <= now) || self.roster.all_known(|_| true)
     }
 }
 
@@ -108,6 +108,7 @@ impl Agent {
     /// Judges what may have changed. True when the tables must follow.
     pub(super) fn judge(&mut self, now: Instant) -> bool {
         let judged = self.health.roster.judge(now);
+        self.run_errands();
         if judged.is_empty() {
             return false;
         }
@@ -191,6 +192,7 @@ pub fn word(standing: Standing) -> &'static str {
         Standing::Panic => "panic",
         Standing::Waiting => "waiting",
         Standing::Failed => "down",
+        Standing::Probation => "probation",
         Standing::Draining => "draining",
         Standing::Disabled => "disabled",
         Standing::Standby => "standby",

@@ -25,9 +25,41 @@ impl Agent {
             for server in &service.real_servers {
                 let checks = self.health.roster.checks_of(service, server);
                 views.extend(checks.iter().map(|check| view(&now, service, server, check)));
+                views.extend(self.passive_view(&now, service, server));
             }
         }
         views
+    }
+
+    /// What is seen of a server's answers to new connections, beside its checks.
+    fn passive_view(&self, now: &Now, service: &VirtualService, server: &RealServer) -> Option<HealthView> {
+        let rules = service.health.passive?;
+        let watcher = self.health.roster.watcher_of(service, server)?;
+        let key = service.key_of(server);
+        let probation = watcher.probation();
+        let tally = probation.map_or_else(|| watcher.tally(now.monotonic, rules.window), |doubt| doubt.tally);
+        let since = probation.map(|doubt| doubt.since).or(watcher.ended()).unwrap_or(self.started);
+        Some(HealthView {
+            service: service.name.to_string(),
+            address: key.address,
+            port: Some(key.port).filter(|port| *port != 0),
+            check: "passive".into(),
+            target: "answers to new connections".into(),
+            state: if probation.is_some() { CheckState::Probation } else { CheckState::Up },
+            since: now.utc_of(since),
+            last: format!("{tally} within {} s", rules.window.as_secs()),
+            last_at: None,
+            passed: 0,
+            failed: 0,
+            rise: 0,
+            fall: 0,
+            latency: None,
+            next_in: None,
+            weight: None,
+            draining: false,
+            shared_by: 1,
+            history: Vec::new(),
+        })
     }
 
     /// The sentence for `status` when not every check can be made in time.
@@ -115,6 +147,7 @@ pub fn state_of(standing: Standing) -> RealServerState {
         Standing::In | Standing::Panic => RealServerState::In,
         Standing::Waiting => RealServerState::Checking,
         Standing::Failed => RealServerState::Down,
+        Standing::Probation => RealServerState::Probation,
         Standing::Draining | Standing::Weightless => RealServerState::Draining,
         Standing::Disabled => RealServerState::Disabled,
         Standing::Standby | Standing::NoQuorum => RealServerState::Standby,

@@ -11,6 +11,7 @@ mod health_views;
 pub(crate) mod host;
 pub(crate) mod lists;
 mod orders;
+mod passive;
 mod persistence_views;
 mod real_path;
 mod start;
@@ -85,6 +86,7 @@ struct Agent {
     director: Director,
     health: health::Health,
     real_paths: real_path::RealPaths,
+    watched: passive::Watched,
     desired: Desired,
     drains: Drains,
     ebbs: drain::Ebbs,
@@ -367,6 +369,9 @@ impl Agent {
         let vrrp = !wanted.vrrp.is_empty();
         let egress = self.dataplane.set_egress(vrrp);
         let result = if steps.is_empty() { Ok(()) } else { self.applier.run(&steps, wanted).await };
+        if !steps.is_empty() {
+            self.watched.forget_places();
+        }
         self.unfinished = result.is_err();
         result?;
         self.end_denied(denied);
@@ -392,7 +397,8 @@ impl Agent {
             self.enforce().await;
         }
         self.save_health();
-        // Weights that follow latencies.
+        // Servers that answer new connections badly, and weights that follow latencies.
+        self.witness();
         if self.judge(Instant::now()) {
             self.enforce().await;
         }

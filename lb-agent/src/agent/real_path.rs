@@ -4,8 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
-
 use super::{Agent, Trouble};
 use crate::apply::destination_key;
 use crate::dataplane::{Mode, Probed, ProberPair, RealPath};
@@ -13,9 +11,10 @@ use crate::director::binding_of;
 use crate::health::Assignment;
 use crate::health::monitor::Ways;
 use crate::model::Forwarding;
+use crate::model::RealPathNetworks;
 use crate::model::health::Target;
 use crate::net::HostAddress;
-use crate::net::prober::{PROBER_V4, PROBER_V6, ProberLinks, TARGETS_V4, TARGETS_V6};
+use crate::net::prober::ProberLinks;
 
 /// What the agent keeps for them.
 #[derive(Default)]
@@ -40,11 +39,16 @@ impl Agent {
     /// have no next hop, or no record in the tables, and get no traffic either.
     pub(super) fn probed(&self) -> Vec<Assignment> {
         let mut assignments = self.health.roster.assignments();
-        assignments.retain(|assignment| match assignment.target {
-            Target::Direct { .. } => true,
-            Target::Real { .. } => self.real_paths.ways.contains_key(&assignment.target),
-        });
+        assignments.retain(|assignment| self.is_probed(&assignment.target));
         assignments
+    }
+
+    /// Whether the way that a check goes is known.
+    pub(super) fn is_probed(&self, target: &Target) -> bool {
+        match target {
+            Target::Direct { .. } => true,
+            Target::Real { .. } => self.real_paths.ways.contains_key(target),
+        }
     }
 
     /// Follows objects, tables and ways: to be called when a plan was run.
@@ -83,9 +87,9 @@ impl Agent {
 
     async fn ways(&mut self, targets: &BTreeSet<Target>) -> anyhow::Result<Ways> {
         if self.real_paths.open.is_none() {
-            let links = self.net.make_prober_links().await?;
+            let links = self.net.make_prober_links(&self.running.real_path).await?;
             let generic = self.dataplane.attached().iter().any(|attached| attached.mode == Mode::Generic);
-            let path = self.dataplane.real_path(&pair(&links)?, generic)?;
+            let path = self.dataplane.real_path(&pair(&links, &self.running.real_path), generic)?;
             self.real_paths.open = Some(Open { path, without_v6: links.without_v6 });
             self.real_paths.swept = true;
         }
@@ -159,15 +163,15 @@ impl Agent {
     }
 }
 
-fn pair(links: &ProberLinks) -> anyhow::Result<ProberPair> {
-    Ok(ProberPair {
+fn pair(links: &ProberLinks, networks: &RealPathNetworks) -> ProberPair {
+    ProberPair {
         near: links.near,
         far: links.far,
         near_mac: links.near_mac,
         far_mac: links.far_mac,
-        prober_v4: PROBER_V4,
-        prober_v6: PROBER_V6,
-        targets_v4: Ipv4Net::new(TARGETS_V4.0, TARGETS_V4.1)?,
-        targets_v6: Ipv6Net::new(TARGETS_V6.0, TARGETS_V6.1)?,
-    })
+        prober_v4: networks.prober_v4(),
+        prober_v6: networks.prober_v6(),
+        targets_v4: networks.targets_v4(),
+        targets_v6: networks.targets_v6(),
+    }
 }

@@ -68,6 +68,7 @@ pub async fn start(
         director,
         health,
         real_paths: Default::default(),
+        watched: Default::default(),
         desired,
         drains: Drains::default(),
         ebbs: Default::default(),
@@ -104,7 +105,9 @@ pub async fn start(
 impl Agent {
     /// Waits until the ways to all real servers are known or known to be bad, and every check has had an outcome or
     /// had one in an earlier run, for [`FIRST_WAIT`] and [`FIRST_CHECKS`] at most. Until then the tables have what the
-    /// earlier run left: a new agent does not empty a pool that it knows nothing of.
+    /// earlier run left: a new agent does not empty a pool that it knows nothing of. Checks on the real path begin as
+    /// soon as the ways are known, where the tables have their servers from an earlier run. Where they do not, nobody
+    /// waits for them: they can only be made when the first plan has run, and there is no pool to empty.
     async fn learn(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<net::Event>,
@@ -113,9 +116,13 @@ impl Agent {
         self.net.watch(self.director.watched());
         let now = tokio::time::Instant::now();
         let (ways, checks) = (now + FIRST_WAIT, now + FIRST_CHECKS);
+        let mut followed = false;
         loop {
             let ways_known = self.director.all_answered();
-            let checks_known = self.health.roster.all_known();
+            if ways_known && !std::mem::replace(&mut followed, ways_known) {
+                self.follow_real_path().await;
+            }
+            let checks_known = self.health.roster.all_known(|target| self.is_probed(target));
             let deadline = match (ways_known, checks_known) {
                 (true, true) => return,
                 (false, true) => ways,

@@ -140,7 +140,7 @@ impl Agent {
 
     /// What only the agent knows of what is tracked, and whether this director could serve.
     pub(super) fn track_vrrp(&mut self) {
-        let known = self.director.all_answered() && self.health.roster.all_known();
+        let known = self.director.all_answered() && self.health.roster.all_known(|_| true);
         let ready = self.recovered && !self.unfinished && known;
         if ready && !self.vrrp.ready {
             self.vrrp.ready = true;

@@ -7,9 +7,7 @@ use lb_common::service::{NoServer, Pick};
 use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
-use crate::model::{
-    Name, Persistence, PersistenceEngine, Protocol, Scheduler, ServerId, Sources, WhenNoServer,
-};
+use crate::model::{Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, WhenNoServer};
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 
 impl Applier {
@@ -143,21 +141,21 @@ pub(super) fn pick(lookup: Lookup) -> Pick {
 }
 
 /// By the drain, and where there is none by what health says of the server's flows.
-pub(super) fn standing(destination: &Destination, protocol: Option<Protocol>) -> tables::Standing {
+pub(super) fn standing(destination: &Destination) -> tables::Standing {
     let Destination { standing, flows, .. } = destination;
     tables::Standing {
         weight: standing.weight,
         upper: standing.upper,
         lower: standing.lower,
         draining: standing.draining || *flows != Flows::Stay,
-        on_next_packet: match (standing.next_packet, flows, protocol) {
-            (NextPacket::ResetBothEnds, _, _) => OnNextPacket::ResetAndTell,
-            // A UDP flow that is reset goes elsewhere.
-            (NextPacket::Reset, _, _) | (_, Flows::Reset, _) => OnNextPacket::Reset,
-            (_, Flows::Move, Some(Protocol::Udp)) => OnNextPacket::Reset,
-            (NextPacket::GoesOn, Flows::Stay | Flows::Keep | Flows::Move, _) => OnNextPacket::GoOn,
+        on_next_packet: match (standing.next_packet, flows) {
+            (NextPacket::ResetBothEnds, _) => OnNextPacket::ResetAndTell,
+            (NextPacket::Reset, _) | (_, Flows::Reset) => OnNextPacket::Reset,
+            (_, Flows::Move) => OnNextPacket::Move,
+            (NextPacket::GoesOn, Flows::Stay | Flows::Keep) => OnNextPacket::GoOn,
         },
         packets_per_second: standing.packets_per_second,
         ordinal: standing.ordinal,
+        watched: standing.watched,
     }
 }

@@ -91,7 +91,7 @@ pub fn described(checks: &[HealthView], now: Timestamp) -> String {
             "{} passed (rise {}), {} failed (fall {})",
             check.passed, check.rise, check.failed, check.fall
         );
-        lines.add("in a row", &row);
+        lines.add("in a row", if check.fall == 0 { "" } else { &row });
         lines.add("latency", &check.latency.map_or(String::new(), milliseconds));
         lines.add(
             "next probe",
@@ -162,6 +162,7 @@ fn server(check: &HealthView) -> String {
 /// `3/2`: passed in a row, and how many it takes; `-2/3`: failed.
 fn in_a_row(check: &HealthView) -> String {
     match check.failed {
+        _ if check.fall == 0 => "-".into(),
         0 => format!("{}/{}", check.passed.min(999), check.rise),
         failed => format!("-{}/{}", failed.min(999), check.fall),
     }
@@ -183,7 +184,7 @@ fn colour(state: CheckState) -> Color {
     match state {
         CheckState::Up => Color::Green,
         CheckState::Down => Color::Red,
-        CheckState::Held | CheckState::Unknown => Color::Yellow,
+        CheckState::Held | CheckState::Unknown | CheckState::Probation => Color::Yellow,
     }
 }
 

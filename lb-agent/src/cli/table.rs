@@ -344,6 +344,7 @@ pub fn server_state(state: RealServerState) -> &'static str {
         RealServerState::Out => "out",
         RealServerState::Down => "down",
         RealServerState::Checking => "checking",
+        RealServerState::Probation => "probation",
         RealServerState::Disabled => "disabled",
         RealServerState::Standby => "standby",
         RealServerState::Resolving => "resolving",
@@ -360,6 +361,7 @@ fn server_colour(state: RealServerState) -> Color {
         | RealServerState::Draining
         | RealServerState::Removed
         | RealServerState::Checking
+        | RealServerState::Probation
         | RealServerState::Disabled
         | RealServerState::Standby => Color::Yellow,
     }

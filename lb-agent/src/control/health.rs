@@ -26,7 +26,7 @@ pub struct HealthView {
     /// When the last outcome came; none before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_at: Option<Timestamp>,
-    /// Successes and failures in a row, and how many it takes.
+    /// Successes and failures in a row, and how many it takes; 0 where that is not what counts.
     pub passed: u32,
     pub failed: u32,
     pub rise: u16,
@@ -60,6 +60,8 @@ pub enum CheckState {
     Held,
     /// No outcome yet.
     Unknown,
+    /// New connections show that something is wrong; its checks decide.
+    Probation,
 }
 
 impl CheckState {
@@ -69,6 +71,7 @@ impl CheckState {
             CheckState::Down => "down",
             CheckState::Held => "held",
             CheckState::Unknown => "unknown",
+            CheckState::Probation => "probation",
         }
     }
 }

@@ -208,6 +208,8 @@ pub enum RealServerState {
     Down,
     /// Takes none yet: nothing is known of its health.
     Checking,
+    /// In doubt for how it answers new connections: gets no more until it has passed a check.
+    Probation,
     /// Takes none: the operator has disabled it.
     Disabled,
     /// Takes none, and would: it is not needed, or the sorry server stands in.

@@ -278,6 +278,9 @@ fn load_object(
     loader.override_global(rodata::CONFIG, config, true).override_global(rodata::KEYS, secrets, true);
     for spec in specs {
         loader.map_max_entries(spec.name, spec.entries);
+        if spec.name == pinned::DESTINATIONS {
+            loader.map_max_entries(own::WITNESSES, spec.entries);
+        }
         if let Some(dir) = tables {
             loader.map_pin_path(spec.name, dir.join(spec.name));
         }
@@ -331,6 +334,7 @@ fn views(ebpf: &Ebpf, sizes: &Sizes, secrets: Secrets, config: Config) -> Result
         leases: mapped(ebpf, pinned::LEASES)?,
         filter: mapped(ebpf, pinned::FILTER)?,
         vrrp: mapped(ebpf, pinned::VRRP)?,
+        witnesses: mapped(ebpf, own::WITNESSES)?,
         secrets,
         config,
         pool_end: AtomicU32::new(sizes.pool_addresses),

@@ -12,6 +12,7 @@ use lb_common::{
     maps::{VRRP_INSTANCES, VrrpWord},
     scratch::Config,
     service::{SERVERS_PER_LINE, SLOTS_PER_LINE, ServerLine, Service, SlotLine},
+    witness::Witness,
 };
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -30,6 +31,8 @@ pub struct Views {
     pub filter: Mapped<FilterLine>,
     /// Roles by VRRP instance.
     pub vrrp: Mapped<VrrpWord>,
+    /// How real servers answered new connections, by destination; of this program version.
+    pub witnesses: Mapped<Witness>,
     pub secrets: Secrets,
     pub config: Config,
     /// Leases of pool addresses from this index on were never used: the sweeper need not look.
@@ -50,6 +53,7 @@ impl Views {
             loads: Mapped::in_memory(sizes.destinations)?,
             leases: Mapped::in_memory(sizes.leases())?,
             vrrp: Mapped::in_memory(VRRP_INSTANCES)?,
+            witnesses: Mapped::in_memory(sizes.destinations)?,
             filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
             secrets,
             config,

@@ -109,5 +109,6 @@ pub fn standing(
         next_packet,
         packets_per_second: server.limits.packets_per_second.unwrap_or(0),
         ordinal,
+        watched: false,
     }
 }

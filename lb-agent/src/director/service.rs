@@ -42,7 +42,10 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
         candidate.available = verdict.takes_new && !cut_off && leaver.is_none();
         candidate.weight = verdict.weight;
         let ordinal = ordinals.get(&binding).copied().unwrap_or(0);
-        let standing = rules::standing(director, server, candidate, cut_off, leaver, ordinal);
+        let standing = Standing {
+            watched: service.health.watches(server),
+            ..rules::standing(director, server, candidate, cut_off, leaver, ordinal)
+        };
         // The destination keeps its next hop when it leaves the slots: its flows go on.
         let way = director.open_way(server.address);
         let destination = destination(service, server, way);
@@ -51,7 +54,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             roles.insert((Role::NatSource, server.address));
         }
         let on_real_path = |check: &Arc<Check>| check.path_of(binding.forwarding) == Path::Real;
-        if service.health.checks_of(server).iter().any(on_real_path) {
+        if service.health.probation_checks_of(server).iter().any(on_real_path) {
             roles.insert((Role::Probed, service.address));
         }
         servers.push(binding);

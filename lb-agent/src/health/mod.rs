@@ -16,6 +16,7 @@
 //! starts at once (ten thousand new ones within a second) and then in a random phase, at [`Pace::Fast`].
 
 pub mod monitor;
+pub mod passive;
 pub mod pool;
 pub mod probe;
 pub mod roster;

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::passive::Probation;
 use super::state::{Machine, Weighing};
 use crate::model::health::{Flows, OnFailure, OnServerDown, Policy, Quorum, Require};
 use crate::model::{Protocol, ServerKey, VirtualService};
@@ -38,6 +39,8 @@ pub struct Known<'a> {
     pub disabled: bool,
     /// The weight the operator gave it while running.
     pub override_weight: Option<u16>,
+    /// It is in doubt for how it answers new connections.
+    pub probation: Option<&'a Probation>,
 }
 
 /// How a server stands. All but [`Standing::In`] take no new connections.
@@ -49,6 +52,8 @@ pub enum Standing {
     /// Nothing is known of it yet.
     Waiting,
     Failed,
+    /// Passes its checks, and new connections show that something is wrong.
+    Probation,
     /// Its agent asks for no more connections.
     Draining,
     /// The operator has taken it out.
@@ -150,6 +155,8 @@ impl Pool {
         for (i, known) in known.iter().enumerate() {
             let standing = if known.disabled {
                 Standing::Disabled
+            } else if !open[i] && checked[i] == Checked::Passing {
+                Standing::Probation
             } else if !open[i] {
                 out_standing(checked[i])
             } else if is_draining(known) {
@@ -220,7 +227,7 @@ impl Pool {
     ) -> u32 {
         let member = &mut self.members[index];
         match standing {
-            Standing::Failed | Standing::Disabled | Standing::Panic => {
+            Standing::Failed | Standing::Probation | Standing::Disabled | Standing::Panic => {
                 (member.was_out, member.ramp) = (true, None);
             }
             Standing::In if std::mem::take(&mut member.was_out) => {
@@ -313,7 +320,7 @@ fn panics(policy: &Policy, known: &[Known<'_>], checked: &[Checked]) -> bool {
 }
 
 fn well(known: &Known<'_>, checked: Checked) -> bool {
-    checked == Checked::Passing && !known.disabled
+    checked == Checked::Passing && !known.disabled && !known.probation.is_some_and(|probation| probation.out)
 }
 
 fn is_draining(known: &Known<'_>) -> bool {
@@ -369,8 +376,9 @@ fn flows(service: &VirtualService, standing: Standing) -> Flows {
         (Standing::Failed, OnFailure::Remove) => match policy.on_server_down {
             OnServerDown::Keep => Flows::Keep,
             OnServerDown::Reset => Flows::Reset,
+            OnServerDown::Reschedule => Flows::Move,
         },
-        (Standing::Disabled | Standing::Draining, _) => Flows::Keep,
+        (Standing::Probation | Standing::Disabled | Standing::Draining, _) => Flows::Keep,
         _ => Flows::Stay,
     }
 }
@@ -384,12 +392,18 @@ fn reason(policy: &Policy, known: &Known<'_>, standing: Standing, factor: u32, l
             [check, ..] => format!("{} (and {} more)", check.words(), failing.len() - 1),
         }
     };
+    let doubt = || match known.probation {
+        Some(Probation { tally, window, .. }) => format!("{tally} within {} s", window.as_secs()),
+        None => String::new(),
+    };
     match standing {
+        Standing::In if known.probation.is_some() => format!("in doubt, it is probed: {}", doubt()),
         Standing::In if factor != 1000 => format!("at {} % of its weight", factor.div_ceil(10)),
         Standing::In => String::new(),
         Standing::Panic => format!("in, because too many fail: {}", failing()),
         Standing::Waiting => "waits for its first check".into(),
         Standing::Failed => failing(),
+        Standing::Probation => format!("on probation: {}", doubt()),
         Standing::Draining => "its agent asks for no new connections".into(),
         Standing::Disabled => "disabled by the operator".into(),
         Standing::Standby => format!("standby {}, not needed", known.standby),

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::passive::{Evidence, Probed, Tally, Watcher};
 use super::pool::{Judgement, Known, Pool};
 use super::saved::Saved;
-use super::state::{Assignment, Change, CheckId, Machine, Report};
+use super::state::{Assignment, Change, CheckId, Machine, Pace, Report};
 use crate::manifest::Objects;
+use crate::model::health::Target;
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 
 /// Who is in which pool.
@@ -23,6 +25,17 @@ pub struct Roster {
     /// Of an earlier run, not asked for yet.
     saved: Saved,
     stale: BTreeSet<Name>,
+    errands: Errands,
+}
+
+/// What the monitor is to be told, for servers that came on probation or that it ended for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Errands {
+    /// Another set of checks.
+    pub set: bool,
+    pub paces: Vec<(CheckId, Pace)>,
+    /// To be made at once.
+    pub now: Vec<CheckId>,
 }
 
 #[derive(Debug, Clone)]
@@ -40,6 +53,22 @@ struct Ward {
     checks: Vec<Vec<CheckId>>,
     pool: Pool,
     judgement: Arc<Judgement>,
+    /// Per server what was seen of its answers to new connections.
+    watchers: BTreeMap<ServerKey, Watcher>,
+}
+
+impl Ward {
+    fn is_doubtful(&self) -> bool {
+        self.watchers.values().any(|watcher| watcher.probation().is_some())
+    }
+
+    /// Whether one server more may get nothing new for being on probation.
+    fn may_put_out(&self) -> bool {
+        let Some(rules) = &self.service.health.passive else { return false };
+        let is_out = |watcher: &&Watcher| watcher.probation().is_some_and(|probation| probation.out);
+        let out = self.watchers.values().filter(is_out).count();
+        (out + 1) * 100 <= usize::from(rules.max_share) * self.service.real_servers.len()
+    }
 }
 
 /// A check of a server, for those who look.
@@ -119,11 +148,20 @@ impl Roster {
 
     fn admit(&mut self, now: Instant, service: &VirtualService, before: Option<&Ward>) -> (Ward, bool) {
         let mut new = false;
+        let mut watchers = BTreeMap::new();
         let mut checks = Vec::with_capacity(service.real_servers.len());
         for server in &service.real_servers {
             let took_new = before.is_some_and(|ward| ward.pool.took_new(&service.key_of(server)));
             let mut of_server = Vec::new();
-            for check in service.health.checks_of(server) {
+            let key = service.key_of(server);
+            let watcher = before.and_then(|ward| ward.watchers.get(&key)).cloned();
+            let watcher = watcher.filter(|_| service.health.watches(server));
+            let asked = match watcher.as_ref().and_then(Watcher::probation) {
+                Some(_) => service.health.probation_checks_of(server),
+                None => service.health.checks_of(server).to_vec(),
+            };
+            watchers.extend(watcher.map(|watcher| (key, watcher)));
+            for check in &asked {
                 let target = check.target(service, server);
                 let id = CheckId::of(&target, check);
                 let saved = &mut self.saved;
@@ -153,6 +191,7 @@ impl Roster {
             checks,
             pool: before.map(|ward| ward.pool.clone()).unwrap_or_default(),
             judgement: before.map(|ward| Arc::clone(&ward.judgement)).unwrap_or_default(),
+            watchers,
         };
         (ward, new)
     }
@@ -165,12 +204,107 @@ impl Roster {
     /// Takes up an outcome. None where nobody asks for that check any more.
     pub fn take(&mut self, report: Report) -> Option<Taken<'_>> {
         let check = self.checks.get_mut(&report.id)?;
-        let change = check.machine.take(report.at, report.outcome, report.next);
+        let mut change = check.machine.take(report.at, report.outcome, report.next);
+        // One outcome is enough for a server in doubt.
+        let doubtful = |user: &Name| self.services.get(user).is_some_and(Ward::is_doubtful);
+        change.matters |= check.users.iter().any(doubtful);
         if change.matters {
             self.stale.extend(check.users.iter().cloned());
         }
         let Checked { assignment, machine, users } = check;
         Some(Taken { change, assignment, machine, users })
+    }
+
+    /// Takes up what came of new connections to a server since the last time. True when that puts it on probation:
+    /// its checks are made at once then, and faster.
+    pub fn witness(&mut self, now: Instant, service: &Name, key: ServerKey, new: Tally) -> bool {
+        let Some(ward) = self.services.get_mut(service) else { return false };
+        let of = Arc::clone(&ward.service);
+        let Some(rules) = &of.health.passive else { return false };
+        let at = of.real_servers.iter().position(|server| of.key_of(server) == key);
+        let Some(at) = at.filter(|at| of.health.watches(&of.real_servers[*at])) else { return false };
+        let server = &of.real_servers[at];
+        let evidence = match of.forwarding_of(server).translates() {
+            true => Evidence::Answers,
+            false => Evidence::Clients,
+        };
+        let may_be_out = ward.may_put_out();
+        let watcher = ward.watchers.entry(key).or_default();
+        if !watcher.take(now, new, rules, evidence, may_be_out) {
+            return false;
+        }
+        if ward.checks[at].is_empty() {
+            for check in of.health.probation_checks_of(server) {
+                let target = check.target(&of, server);
+                let id = CheckId::of(&target, &check);
+                let assignment = Assignment { id, target, check: Arc::clone(&check) };
+                let checked = self.checks.entry(id).or_insert_with(|| Checked {
+                    assignment,
+                    machine: Machine::new(check.timing, true, now),
+                    users: BTreeSet::new(),
+                });
+                checked.users.insert(service.clone());
+                ward.checks[at].push(id);
+                self.errands.set = true;
+            }
+        }
+        self.errands.paces.extend(ward.checks[at].iter().map(|id| (*id, Pace::Fast)));
+        self.errands.now.extend(&ward.checks[at]);
+        self.stale.insert(service.clone());
+        true
+    }
+
+    /// Tells the watchers of a service what the probes of servers on probation have shown.
+    fn follow_probations(&mut self, now: Instant, name: &Name) {
+        let Some(ward) = self.services.get_mut(name) else { return };
+        let of = Arc::clone(&ward.service);
+        for (at, server) in of.real_servers.iter().enumerate() {
+            let may_be_out = ward.may_put_out();
+            let Some(watcher) = ward.watchers.get_mut(&of.key_of(server)) else { continue };
+            let Some(since) = watcher.probation().map(|probation| probation.since) else { continue };
+            let since_then = |id: &CheckId| {
+                let (at, outcome) = self.checks.get(id)?.machine.last()?;
+                (*at > since).then_some(outcome.passed)
+            };
+            let outcomes: Vec<Option<bool>> = ward.checks[at].iter().map(since_then).collect();
+            let needed = of.health.require.of(outcomes.len());
+            let count = |of| outcomes.iter().filter(|outcome| **outcome == Some(of)).count();
+            let probed = match (count(true), count(false)) {
+                (passed, _) if passed >= needed => Probed::Passed,
+                (_, failed) if outcomes.len() - failed < needed => Probed::Failed,
+                _ => Probed::NotYet,
+            };
+            if !watcher.probed(now, probed, may_be_out) || watcher.probation().is_some() {
+                continue;
+            }
+            self.errands.paces.extend(ward.checks[at].iter().filter_map(|id| {
+                let pace = self.checks.get(id)?.machine.pace();
+                Some((*id, pace))
+            }));
+            if of.health.checks_of(server).is_empty() {
+                for id in std::mem::take(&mut ward.checks[at]) {
+                    if let Some(check) = self.checks.get_mut(&id)
+                        && check.users.remove(name)
+                        && check.users.is_empty()
+                    {
+                        self.checks.remove(&id);
+                        self.errands.set = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the monitor is to be told, once.
+    pub fn errands(&mut self) -> Errands {
+        std::mem::take(&mut self.errands)
+    }
+
+    /// What was seen of a server's answers to new connections; None where it is not watched.
+    pub fn watcher_of(&self, service: &VirtualService, server: &RealServer) -> Option<Watcher> {
+        let ward = self.services.get(&service.name)?;
+        let watcher = ward.watchers.get(&service.key_of(server)).cloned();
+        service.health.watches(server).then(|| watcher.unwrap_or_default())
     }
 
     /// Takes a server out, or back. False where there is no such server.
@@ -213,12 +347,13 @@ impl Roster {
     pub fn judge(&mut self, now: Instant) -> Vec<Judged> {
         let due = |ward: &Ward| {
             let weighs = ward.service.health.latency_weight.is_some();
-            weighs || ward.judgement.again.is_some_and(|again| again <= now)
+            weighs || ward.is_doubtful() || ward.judgement.again.is_some_and(|again| again <= now)
         };
         let due = self.services.iter().filter(|(_, ward)| due(ward)).map(|(name, _)| name.clone());
         let names: BTreeSet<Name> = std::mem::take(&mut self.stale).into_iter().chain(due).collect();
         let mut judged = Vec::new();
         for name in names {
+            self.follow_probations(now, &name);
             let Some(ward) = self.services.get_mut(&name) else { continue };
             let service = Arc::clone(&ward.service);
             let known: Vec<Known<'_>> = service
@@ -234,6 +369,7 @@ impl Roster {
                         checks: ids.iter().filter_map(|id| Some(&self.checks.get(id)?.machine)).collect(),
                         disabled: self.disabled.contains_key(&of),
                         override_weight: self.weights.get(&of).copied(),
+                        probation: ward.watchers.get(&of.1).and_then(Watcher::probation),
                     }
                 })
                 .collect();
@@ -277,10 +413,10 @@ impl Roster {
         ids.into_iter().flatten().filter_map(of).collect()
     }
 
-    /// Whether every check has had its first outcome.
-    pub fn all_known(&self) -> bool {
+    /// Whether every check of a target that is `probed` has had its first outcome.
+    pub fn all_known(&self, probed: impl Fn(&Target) -> bool) -> bool {
         let known = |check: &Checked| check.machine.last().is_some() || check.machine.belief().is_known();
-        self.checks.values().all(known)
+        self.checks.values().all(|check| known(check) || !probed(&check.assignment.target))
     }
 
     /// The weight that the operator gave, and since when the server is disabled.

@@ -281,6 +281,11 @@ impl Machine {
         if changing { Pace::Fast } else { Pace::Normal }
     }
 
+    /// The pace it wants of itself.
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
     pub fn belief(&self) -> Belief {
         self.belief
     }

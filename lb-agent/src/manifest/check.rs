@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::diagnostic::{Diagnostic, Report};
 use super::objects::{Entry, Objects};
 use super::pool::net_text;
-use super::{check_lease, check_vrrp};
+use super::{check_lease, check_vrrp, real_path};
 use crate::model::{
     Forwarding, Kind, LocalAddressPool, ObjectId, POOL_ADDRESSES_MAX, PORT_RANGES_MAX, PortRange, Ports,
     Protocol, VirtualService,
@@ -41,6 +41,7 @@ pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>, runni
     address_interfaces(&services, &mut found);
     local_addresses(objects, &services, broken, &mut found);
     pool_addresses(objects, &services, &mut found);
+    real_path::check(objects, &mut found);
     check_vrrp::check(objects, broken, new, &mut found);
     sorted(found)
 }
@@ -328,5 +329,6 @@ pub fn check_against_host(objects: &Objects, host: &HostFacts) -> Report {
     }
     check_vrrp::check_against_host(objects, host, &mut found);
     check_lease::check_against_host(objects, host, &mut found);
+    real_path::check_against_host(objects, host, &mut found);
     sorted(found)
 }

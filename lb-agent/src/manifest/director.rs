@@ -19,6 +19,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
     });
     let capacity = spec.get("capacity").and_then(|field| capacity(&field, faults));
     let shutdown = spec.get("shutdown").and_then(|field| shutdown(&field, faults));
+    let real_path = spec.get("realPath").and_then(|field| super::real_path::decode(&field, faults));
     let events = spec.get("events").and_then(|field| super::events::decode(&field, faults));
     let (hooks, webhooks) = events.unwrap_or_default();
     spec.finish(faults);
@@ -28,6 +29,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
         connections_max: connections_max.unwrap_or(Director::DEFAULT_CONNECTIONS_MAX),
         capacity: capacity.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
+        real_path: real_path.unwrap_or_default(),
         hooks,
         webhooks,
     }
@@ -96,6 +98,7 @@ pub fn encode(director: &Director) -> Raw {
                 ("wait", Some(Raw::Text(duration_text(director.shutdown.wait)))),
             ])),
         ),
+        ("realPath", Some(super::real_path::encode(&director.real_path))),
         ("events", super::events::encode(&director.hooks, &director.webhooks)),
     ])
 }

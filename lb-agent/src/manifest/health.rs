@@ -10,7 +10,7 @@ use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
 use super::{service, word, word_of};
 use crate::model::health::{
-    Check, FLAP_CHANGES_MAX, Flap, OnFailure, OnServerDown, Path, Policy, Probe, Quorum, Require,
+    Check, FLAP_CHANGES_MAX, Flap, OnFailure, OnServerDown, Passive, Path, Policy, Probe, Quorum, Require,
     ServerPolicy, Start, Timing,
 };
 use crate::model::{Forwarding, Protocol, RealServer, Scheduler, VirtualService};
@@ -58,6 +58,7 @@ pub fn policy(spec: &mut Map<'_>, faults: &mut Faults) -> Policy {
         needs_a_check(&field, checked, faults);
         policy.latency_weight = percent(&field, 1..=90, faults);
     }
+    policy.passive = spec.get("passiveDetection").and_then(|field| passive(&field, faults));
     policy
 }
 
@@ -196,6 +197,24 @@ fn quorum(field: &Field<'_>, faults: &mut Faults) -> Option<Quorum> {
     Some(Quorum { weight, hysteresis: given })
 }
 
+fn passive(field: &Field<'_>, faults: &mut Faults) -> Option<Passive> {
+    let mut map = field.map("a map like {window: 10s, failures: 5, share: 50%}", faults)?;
+    let default = Passive::default();
+    let window = map.get("window").and_then(|field| field.duration(WINDOW, faults));
+    let failures = map.get("failures").and_then(|field| field.integer(1..=1_000_000u32, faults));
+    let share = map.get("share").and_then(|field| percent(&field, 1..=100, faults));
+    let probation = map.get("probation").and_then(|field| field.duration(PROBATION, faults));
+    let max_share = map.get("maxShare").and_then(|field| percent(&field, 1..=99, faults));
+    map.finish(faults);
+    Some(Passive {
+        window: window.unwrap_or(default.window),
+        failures: failures.unwrap_or(default.failures),
+        share: share.unwrap_or(default.share),
+        probation: probation.unwrap_or(default.probation),
+        max_share: max_share.unwrap_or(default.max_share),
+    })
+}
+
 fn sorry_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let mut map = field.map("a server like {address: 10.0.0.99}", faults)?;
     let address = map.require("address", faults).and_then(|field| field.unicast(faults));
@@ -254,6 +273,13 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
         let fault = faults.add("spec.onServerDown", "udp flows always move at once").at_key(0);
         fault.help("leave `onServerDown` out");
     }
+    if service.protocol == Protocol::Sctp && policy.on_server_down == OnServerDown::Reschedule {
+        let fault = faults.add("spec.onServerDown", "no other server can take an sctp association over");
+        fault.help("`reset` ends it at its next packet");
+    }
+    if policy.passive.is_some() {
+        check_passive(service, servers, faults);
+    }
     if service.scheduler == Scheduler::Rr {
         for (field, given) in
             [("slowStart", policy.slow_start.is_some()), ("latencyWeight", policy.latency_weight.is_some())]
@@ -272,6 +298,25 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
     {
         let message = format!("{} is a real server of this service", service.key_of(sorry));
         faults.add("spec.sorryServer.address", message);
+    }
+}
+
+fn check_passive(service: &VirtualService, servers: &[(String, RealServer)], faults: &mut Faults) {
+    const FIELD: &str = "spec.passiveDetection";
+    if service.protocol != Protocol::Tcp {
+        let fault = faults.add(FIELD, "watches TCP handshakes, and the service has none").at_key(0);
+        fault.help("leave `passiveDetection` out");
+        return;
+    }
+    let unknown = |(_, server): &&(String, RealServer)| {
+        service.health.checks_of(server).is_empty()
+            && service.health.watches(server)
+            && service.port_of(server).is_none()
+    };
+    if servers.iter().any(|server| unknown(&server)) {
+        let message =
+            format!("has no port to probe a server on: the service has the ports {}", service.ports);
+        faults.add(FIELD, message).at_key(0).help("add a `healthCheck` that names one");
     }
 }
 
@@ -383,7 +428,19 @@ pub fn encode(policy: &Policy) -> Vec<(&'static str, Option<Raw>)> {
         ("slowStart", policy.slow_start.map(|time| Raw::Text(duration_text(time)))),
         ("panicThreshold", policy.panic_threshold.map(Raw::integer)),
         ("latencyWeight", policy.latency_weight.map(Raw::integer)),
+        ("passiveDetection", policy.passive.as_ref().map(encode_passive)),
     ]
+}
+
+fn encode_passive(passive: &Passive) -> Raw {
+    let duration = |duration: Duration| Some(Raw::Text(duration_text(duration)));
+    Raw::map([
+        ("window", duration(passive.window)),
+        ("failures", Some(Raw::integer(passive.failures))),
+        ("share", Some(Raw::integer(passive.share))),
+        ("probation", duration(passive.probation)),
+        ("maxShare", Some(Raw::integer(passive.max_share))),
+    ])
 }
 
 fn encode_sorry(server: &RealServer) -> Raw {
@@ -432,11 +489,13 @@ fn encode_check(check: &Check) -> Raw {
 }
 
 const ON_FAILURE: [(&str, OnFailure); 2] = [("remove", OnFailure::Remove), ("quiesce", OnFailure::Quiesce)];
-pub const ON_SERVER_DOWN: [(&str, OnServerDown); 2] =
-    [("keep", OnServerDown::Keep), ("reset", OnServerDown::Reset)];
+pub const ON_SERVER_DOWN: [(&str, OnServerDown); 3] =
+    [("keep", OnServerDown::Keep), ("reset", OnServerDown::Reset), ("reschedule", OnServerDown::Reschedule)];
 const PATHS: [(&str, Path); 2] = [("real", Path::Real), ("direct", Path::Direct)];
 const STARTS: [(&str, Start); 2] = [("down", Start::Down), ("up", Start::Up)];
 const SLOW_START: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const WINDOW: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(600);
+const PROBATION: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// A timeout that is not given is the interval, and no longer than this.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The most checks of one real server.

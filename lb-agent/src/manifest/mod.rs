@@ -20,6 +20,7 @@ pub mod prefix_list;
 mod raw;
 mod read;
 mod reader;
+mod real_path;
 mod scheduling;
 mod service;
 mod vrrp;

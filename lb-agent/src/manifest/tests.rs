@@ -669,6 +669,7 @@ prop_compose! {
             connections_max,
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
+            real_path: Default::default(),
             hooks: Vec::new(),
             webhooks: Vec::new(),
         }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Hook, Name, Webhook};
+use super::{Hook, Name, RealPathNetworks, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub struct Director {
     pub connections_max: u32,
     pub capacity: Capacity,
     pub shutdown: Shutdown,
+    pub real_path: RealPathNetworks,
     /// Programs that are run for events, in this order.
     pub hooks: Vec<Hook>,
     /// URLs that events are sent to, each once.

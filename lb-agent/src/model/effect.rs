@@ -33,8 +33,9 @@ pub fn field_effect(kind: Kind, path: &str) -> Effect {
     }
 }
 
-/// The director's fields that decide what is attached and how large the tables are.
-const RESTART: [&str; 4] = ["metadata.name", "spec.interfaces", "spec.connections", "spec.capacity"];
+/// The director's fields that decide what is attached, how large the tables are and where probes begin.
+const RESTART: [&str; 5] =
+    ["metadata.name", "spec.interfaces", "spec.connections", "spec.capacity", "spec.realPath"];
 
 #[cfg(test)]
 mod tests {

@@ -30,6 +30,34 @@ pub struct Policy {
     pub panic_threshold: Option<u8>,
     /// By how many percent of its weight at most a server's latency may raise or lower it.
     pub latency_weight: Option<u8>,
+    /// Servers whose answers to new connections give reason for it are put on probation.
+    pub passive: Option<Passive>,
+}
+
+/// When the answers to new connections that the data plane sees are reason to doubt a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passive {
+    pub window: Duration,
+    /// So many of the window's new connections failed, at least 1,
+    pub failures: u32,
+    /// and so many percent of them.
+    pub share: u8,
+    /// How long a first probation lasts at least; one that follows soon is twice as long.
+    pub probation: Duration,
+    /// The share of the servers, in percent, that may get nothing new for being on probation.
+    pub max_share: u8,
+}
+
+impl Default for Passive {
+    fn default() -> Passive {
+        Passive {
+            window: Duration::from_secs(10),
+            failures: 5,
+            share: 50,
+            probation: Duration::from_secs(10),
+            max_share: 50,
+        }
+    }
 }
 
 /// What a real server has in place of its service's.
@@ -78,6 +106,9 @@ pub enum OnServerDown {
     Keep,
     /// They are reset at their next packet.
     Reset,
+    /// Their next packet goes to another server, as a new connection's would; that server answers a connection that
+    /// it does not know with a reset.
+    Reschedule,
 }
 
 /// What becomes of the flows of a server that takes no new ones.
@@ -135,6 +166,7 @@ impl Default for Policy {
             slow_start: None,
             panic_threshold: None,
             latency_weight: None,
+            passive: None,
         }
     }
 }
@@ -143,6 +175,19 @@ impl Policy {
     /// The checks of a server.
     pub fn checks_of<'a>(&'a self, server: &'a RealServer) -> &'a [Arc<Check>] {
         server.health.checks.as_deref().unwrap_or(&self.checks)
+    }
+
+    /// Whether the answers of a server to new connections are watched. One that is to have no check at all is not.
+    pub fn watches(&self, server: &RealServer) -> bool {
+        self.passive.is_some() && server.health.checks.as_ref().is_none_or(|checks| !checks.is_empty())
+    }
+
+    /// What probes a server that is on probation: its checks, or where it has none that it can be connected to.
+    pub fn probation_checks_of(&self, server: &RealServer) -> Vec<Arc<Check>> {
+        match self.checks_of(server) {
+            [] if self.watches(server) => vec![Arc::new(Check::of_probation())],
+            checks => checks.to_vec(),
+        }
     }
 
     /// The service's own checks, each with its place in the manifest.
@@ -485,6 +530,20 @@ impl fmt::Display for Target {
 }
 
 impl Check {
+    /// Whether a server on probation that has no check can be connected to.
+    pub fn of_probation() -> Check {
+        Check {
+            probe: Probe::Tcp,
+            address: None,
+            port: None,
+            source: None,
+            interface: None,
+            mark: None,
+            path: None,
+            timing: Timing { rise: 1, fall: 1, ..Timing::default() },
+        }
+    }
+
     /// Where this check of `server` goes.
     pub fn target(&self, service: &VirtualService, server: &RealServer) -> Target {
         let port = match self.probe.uses_port() {

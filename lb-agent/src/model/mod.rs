@@ -7,6 +7,7 @@ mod endpoint;
 mod events;
 pub mod health;
 mod pool;
+mod real_path;
 mod scheduling;
 mod service;
 mod vrrp;
@@ -23,6 +24,7 @@ pub use effect::{Effect, field_effect};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
+pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{
     Admission, DrainPolicy, HashPrefix, LIST_FILE_MAX, OnDeadline, Persistence, PersistenceEngine, Quic,
     SOURCES_MAX, Scheduling, ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,

@@ -4,12 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Net, interfaces, sysctl};
+use crate::model::{PROBER_LINK, RealPathNetworks};
 
 /// The pair, as it is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,17 +26,10 @@ pub struct ProberLinks {
 }
 
 /// Names of the ends.
-pub const NEAR: &str = "lb-probe";
+pub const NEAR: &str = PROBER_LINK;
 pub const FAR: &str = "lb-probe-far";
 
-/// Targets' addresses: of the range for benchmarks (RFC 2544, C.2.2), which no network routes. A host that uses
-/// this part of it has checks with `path: direct`.
-pub const TARGETS_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 18);
-pub const PROBER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 64, 1);
-const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 64, 2);
-/// The same of a unique local prefix (RFC 4193): fd6c:6270:726f:6265, "lbprobe".
-pub const TARGETS_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd6c, 0x6270, 0x726f, 0x6265, 0, 0, 0, 0), 114);
-pub const PROBER_V6: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6270, 0x726f, 0x6265, 0, 0, 1, 1);
+/// Of the far end, on that link alone.
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
 impl Net {
@@ -42,11 +37,11 @@ impl Net {
     ///
     /// # Errors
     /// The kernel's refusal of a step.
-    pub async fn make_prober_links(&self) -> Result<ProberLinks> {
+    pub async fn make_prober_links(&self, networks: &RealPathNetworks) -> Result<ProberLinks> {
         self.remove_prober_links().await?;
         let message = LinkVeth::new(NEAR, FAR).build();
         self.handle.link().add(message).execute().await.with_context(|| format!("make veth pair {NEAR}"))?;
-        let made = self.configure_prober_links().await;
+        let made = self.configure_prober_links(networks).await;
         if made.is_err() {
             let _ = self.remove_prober_links().await;
         }
@@ -66,7 +61,7 @@ impl Net {
         Ok(())
     }
 
-    async fn configure_prober_links(&self) -> Result<ProberLinks> {
+    async fn configure_prober_links(&self, networks: &RealPathNetworks) -> Result<ProberLinks> {
         let links = self.links().await?;
         let end = |name: &str| {
             let link = links.iter().find(|link| link.name == name)?;
@@ -85,15 +80,23 @@ impl Net {
             let message = LinkUnspec::new_with_index(index).up().build();
             self.handle.link().set(message).execute().await.context("set the prober's veth pair up")?;
         }
-        let v4 = self.route_probes(near, far_mac, PROBER_V4.into(), GATEWAY_V4.into()).await;
+        let (prober, gateway) = (networks.prober_v4().into(), networks.gateway_v4().into());
+        let v4 = self.route_probes(near, far_mac, (prober, gateway), networks.targets_v4().into()).await;
         v4.context("route probes of IPv4 VIPs")?;
-        let v6 = self.route_probes(near, far_mac, PROBER_V6.into(), GATEWAY_V6.into()).await;
+        let ends = (networks.prober_v6().into(), GATEWAY_V6.into());
+        let v6 = self.route_probes(near, far_mac, ends, networks.targets_v6().into()).await;
         let without_v6 = v6.err().map(|error| format!("{error:#}"));
         Ok(ProberLinks { near, far, near_mac, far_mac, without_v6 })
     }
 
     /// The prober's address at the near end, and the route to the targets through it.
-    async fn route_probes(&self, near: u32, far_mac: [u8; 6], prober: IpAddr, gateway: IpAddr) -> Result<()> {
+    async fn route_probes(
+        &self,
+        near: u32,
+        far_mac: [u8; 6],
+        (prober, gateway): (IpAddr, IpAddr),
+        targets: IpNet,
+    ) -> Result<()> {
         let handle: &Handle = &self.handle;
         let mut address = handle.address().add(near, prober, if prober.is_ipv6() { 128 } else { 32 });
         if prober.is_ipv6() {
@@ -102,21 +105,25 @@ impl Net {
         address.execute().await.with_context(|| format!("add {prober}"))?;
         let neighbour = handle.neighbours().add(near, gateway).link_layer_address(&far_mac);
         neighbour.state(NeighbourState::Permanent).execute().await.context("add a neighbour")?;
-        let mut route = match (prober, gateway) {
-            (IpAddr::V4(prober), IpAddr::V4(gateway)) => RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(TARGETS_V4.0, TARGETS_V4.1)
-                .gateway(gateway)
-                .pref_source(prober)
-                .onlink()
-                .output_interface(near)
-                .build(),
-            (IpAddr::V6(prober), IpAddr::V6(gateway)) => RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(TARGETS_V6.0, TARGETS_V6.1)
-                .gateway(gateway)
-                .pref_source(prober)
-                .onlink()
-                .output_interface(near)
-                .build(),
+        let mut route = match (prober, gateway, targets) {
+            (IpAddr::V4(prober), IpAddr::V4(gateway), IpNet::V4(targets)) => {
+                RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(targets.network(), targets.prefix_len())
+                    .gateway(gateway)
+                    .pref_source(prober)
+                    .onlink()
+                    .output_interface(near)
+                    .build()
+            }
+            (IpAddr::V6(prober), IpAddr::V6(gateway), IpNet::V6(targets)) => {
+                RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(targets.network(), targets.prefix_len())
+                    .gateway(gateway)
+                    .pref_source(prober)
+                    .onlink()
+                    .output_interface(near)
+                    .build()
+            }
             _ => anyhow::bail!("{prober} and {gateway} are of different families"),
         };
         // Room for a tunnel's header. Of the route, not of the pair: answers may be as long as the network's.

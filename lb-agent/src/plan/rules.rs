@@ -44,6 +44,8 @@ pub struct Standing {
     pub packets_per_second: u32,
     /// Its place in the list of servers: the same at every endpoint.
     pub ordinal: u16,
+    /// Its answers to new connections are counted.
+    pub watched: bool,
 }
 
 /// What becomes of a flow with its next packet.

@@ -60,6 +60,8 @@ pub enum OnNextPacket {
     Reset,
     /// As [`OnNextPacket::Reset`], but the server is told first: the packet goes there as a RST.
     ResetAndTell,
+    /// They are scheduled elsewhere, TCP too: the server that gets an established connection resets it.
+    Move,
 }
 
 /// How a real server stands in its service.
@@ -78,6 +80,8 @@ pub struct Standing {
     pub packets_per_second: u32,
     /// The place in its service's list of servers ([`Tables::set_servers`]): the same in all endpoints of a group.
     pub ordinal: u16,
+    /// Its first answers to new connections are counted.
+    pub watched: bool,
 }
 
 impl Standing {
@@ -90,6 +94,7 @@ impl Standing {
         on_next_packet: OnNextPacket::GoOn,
         packets_per_second: 0,
         ordinal: 0,
+        watched: false,
     };
 
     fn flags(&self) -> u32 {
@@ -97,9 +102,11 @@ impl Standing {
             OnNextPacket::GoOn => 0,
             OnNextPacket::Reset => flags::RESET,
             OnNextPacket::ResetAndTell => flags::RESET | flags::RESET_TELLS_SERVER,
+            OnNextPacket::Move => flags::MOVES,
         };
         let draining = if self.draining { flags::DRAINING } else { 0 };
-        reset | draining | if self.packets_per_second != 0 { flags::RATED } else { 0 }
+        let watched = if self.watched { flags::WATCHED } else { 0 };
+        reset | draining | watched | if self.packets_per_second != 0 { flags::RATED } else { 0 }
     }
 }
 

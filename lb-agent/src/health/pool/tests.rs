@@ -61,6 +61,7 @@ fn known<'a>(service: &VirtualService, machines: &'a [(Machine, bool)]) -> Vec<K
         checks: vec![machine],
         disabled: *disabled,
         override_weight: None,
+        probation: None,
     };
     service.real_servers.iter().zip(machines).map(of).collect()
 }
@@ -158,6 +159,7 @@ fn flows_of_a_failed_server_are_treated_as_the_policy_says() {
         ("", "d", Flows::Keep),
         (", onServerDown: keep", "d", Flows::Keep),
         (", onServerDown: reset", "d", Flows::Reset),
+        (", onServerDown: reschedule", "d", Flows::Move),
         (", onFailure: quiesce", "d", Flows::Stay),
         (", onServerDown: reset", "u", Flows::Stay),
         (", onServerDown: reset", "U", Flows::Keep),

@@ -104,7 +104,7 @@ fn a_restart_goes_on_from_what_was_believed() {
     let mut again = Roster::new(Saved::read(&roster.save().write(clocks), clocks).unwrap());
     set(&mut again, now, &objects(&[("a", CHECKED)]));
     assert_eq!(standings(&again, "a"), [Standing::In, Standing::Disabled]);
-    assert!(again.all_known());
+    assert!(again.all_known(|_| true));
     assert!(again.disable(now, &web, key, false));
     assert_eq!(again.judge(now).len(), 1);
     assert_eq!(standings(&again, "a"), [Standing::In, Standing::In]);
@@ -144,4 +144,119 @@ fn a_judgement_is_told_once() {
     assert_eq!(judged.iter().map(|judged| judged.service.as_str()).collect::<Vec<_>>(), ["a"]);
     roster.take(Report { id, outcome: outcome(true), at: now, next: now });
     assert!(roster.judge(now).is_empty());
+}
+
+fn tally(answered: u64, refused: u64, silent: u64) -> Tally {
+    Tally { answered, refused, silent, unreachable: 0 }
+}
+
+/// Service `a` with a watched server 10.0.0.1, and what else `fields` says.
+fn watched(fields: &str) -> (Objects, Name, ServerKey) {
+    let objects = objects(&[("a", fields)]);
+    let service = objects.services().next().unwrap().0.clone();
+    let key = service.key_of(&service.real_servers[0]);
+    (objects, service.name, key)
+}
+
+const PASSIVE: &str = ", passiveDetection: {window: 10s, failures: 5, probation: 10s}, \
+                       realServers: [{address: 10.0.0.1, forwarding: nat}, {address: 10.0.0.2, forwarding: nat}]";
+
+#[test]
+fn a_server_that_refuses_new_connections_is_out_until_it_can_be_connected_to_and_its_time_is_over() {
+    let now = Instant::now();
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let mut roster = Roster::default();
+    let (objects, service, key) = watched(PASSIVE);
+    set(&mut roster, now, &objects);
+    assert!(!roster.witness(now, &service, key, tally(1, 4, 0)));
+    roster.judge(now);
+    assert_eq!((standings(&roster, "a"), roster.errands()), (vec![Standing::In; 2], Errands::default()));
+
+    assert!(roster.witness(after(1), &service, key, tally(0, 1, 0)));
+    roster.judge(after(1));
+    assert_eq!(standings(&roster, "a"), [Standing::Probation, Standing::In]);
+    let verdict = &roster.judgement(&service).unwrap().servers[0];
+    assert_eq!(verdict.reason, "on probation: 5 refused of 6 new connections within 10 s");
+    assert_eq!((verdict.weight, verdict.flows), (0, crate::model::health::Flows::Keep));
+    let [probe] = &roster.assignments()[..] else { panic!("one probe") };
+    let id = probe.id;
+    assert_eq!(probe.target.to_string(), format!("10.0.0.1:{}", key.port));
+    let errands = Errands { set: true, paces: vec![(id, Pace::Fast)], now: vec![id] };
+    assert_eq!(roster.errands(), errands);
+
+    // Whatever is applied meanwhile changes nothing of it.
+    let (wider, ..) = watched(&PASSIVE.replace("failures: 5", "failures: 6"));
+    set(&mut roster, after(2), &wider);
+    assert_eq!(standings(&roster, "a"), [Standing::Probation, Standing::In]);
+    say(&mut roster, after(3), id, false);
+    assert_eq!(standings(&roster, "a"), [Standing::Failed, Standing::In]);
+    assert_eq!(roster.judgement(&service).unwrap().servers[0].reason, "connection refused");
+    say(&mut roster, after(5), id, true);
+    assert_eq!(standings(&roster, "a"), [Standing::Probation, Standing::In], "not before its time");
+    roster.judge(after(11));
+    assert_eq!(standings(&roster, "a"), [Standing::In; 2]);
+    let errands = roster.errands();
+    assert!(errands.set && errands.now.is_empty() && roster.assignments().is_empty());
+}
+
+#[test]
+fn no_more_than_their_share_are_out_and_the_others_are_probed() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    let (objects, service, first) = watched(PASSIVE);
+    set(&mut roster, now, &objects);
+    let (_, server) = (objects.services().next().unwrap().0, "10.0.0.2".parse().unwrap());
+    let second = ServerKey { address: server, ..first };
+    for key in [first, second] {
+        assert!(roster.witness(now, &service, key, tally(0, 5, 0)));
+    }
+    roster.judge(now);
+    assert_eq!(standings(&roster, "a"), [Standing::Probation, Standing::In]);
+    let reason = &roster.judgement(&service).unwrap().servers[1].reason;
+    assert_eq!(reason, "in doubt, it is probed: 5 refused of 5 new connections within 10 s");
+    assert_eq!(roster.assignments().len(), 2);
+}
+
+#[test]
+fn clients_alone_put_no_server_out_but_one_failed_check_does_then() {
+    let now = Instant::now();
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let mut roster = Roster::default();
+    let (objects, service, key) = watched(
+        ", passiveDetection: {}, healthCheck: {tcp: {}, rise: 2, fall: 3}, \
+         realServers: [{address: 10.0.0.1}, {address: 10.0.0.2}]",
+    );
+    set(&mut roster, now, &objects);
+    let id = of_first(&roster);
+    for check in roster.assignments() {
+        say(&mut roster, now, check.id, true);
+    }
+    assert_eq!(standings(&roster, "a"), [Standing::In; 2]);
+    assert!(roster.witness(after(1), &service, key, tally(0, 0, 5)));
+    roster.judge(after(1));
+    assert_eq!(standings(&roster, "a"), [Standing::In; 2]);
+    let errands = roster.errands();
+    assert_eq!((errands.set, errands.now), (false, vec![id]), "its own check is made at once");
+    say(&mut roster, after(2), id, false);
+    assert_eq!(standings(&roster, "a"), [Standing::Probation, Standing::In]);
+    say(&mut roster, after(3), id, false);
+    say(&mut roster, after(4), id, false);
+    assert_eq!(standings(&roster, "a"), [Standing::Failed, Standing::In], "by fall, as ever");
+    say(&mut roster, after(12), id, true);
+    say(&mut roster, after(13), id, true);
+    assert_eq!(standings(&roster, "a"), [Standing::In; 2]);
+    assert_eq!(roster.errands().paces, [(id, Pace::Fast)], "it ended while the check was rising");
+}
+
+#[test]
+fn a_server_that_is_to_have_no_check_is_not_watched() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    let (objects, service, key) = watched(
+        ", passiveDetection: {}, realServers: [{address: 10.0.0.1, healthCheck: none}, {address: 10.0.0.2}]",
+    );
+    set(&mut roster, now, &objects);
+    assert!(!roster.witness(now, &service, key, tally(0, 50, 0)));
+    roster.judge(now);
+    assert_eq!(standings(&roster, "a"), [Standing::In; 2]);
 }

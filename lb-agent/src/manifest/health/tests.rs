@@ -74,9 +74,11 @@ fn every_kind_of_check_written_out_reads_back_the_same() {
         "healthChecks: {require: 2, checks: [tcp, icmp, {agent: {}, port: 9999}]}",
         "healthChecks: {require: any, checks: [{tcp: {}}]}",
         "healthCheck: tcp\nonFailure: quiesce",
-        "healthCheck: tcp\nonServerDown: reset\nquorum: {weight: 2, hysteresis: 0}\nslowStart: 30s\n\
+        "healthCheck: tcp\nonServerDown: reschedule\nquorum: {weight: 2, hysteresis: 0}\nslowStart: 30s\n\
          panicThreshold: 50%\nlatencyWeight: 20",
         "sorryServer: {address: 10.0.0.99}\nquorum: 2",
+        "passiveDetection: {}",
+        "healthCheck: tcp\npassiveDetection: {window: 1m, failures: 20, share: 30%, probation: 30s, maxShare: 25}",
         "forwarding: nat\nsorryServer: {address: 10.0.0.99, port: 8080}",
         "healthCheck: tcp\nrealServers: [{address: 10.0.0.11, healthCheck: none}, {address: 10.0.0.12, standby: 3, \
          healthCheck: {icmp: {}}}]",
@@ -177,6 +179,16 @@ fn a_mistake_is_reported_with_its_place_and_the_way_out() {
             "healthCheck: tcp\nonFailure: quiesce\nonServerDown: reset",
             "spec.onServerDown: has no effect beside",
         ),
+        (
+            "protocol: udp\npassiveDetection: {}",
+            "spec.passiveDetection: watches TCP handshakes, and the service has none",
+        ),
+        (
+            "ports: [80, 81]\npassiveDetection: {}",
+            "spec.passiveDetection: has no port to probe a server on: the service has the ports 80,81",
+        ),
+        ("passiveDetection: {share: 0}", "spec.passiveDetection.share: 0 is below 1"),
+        ("passiveDetection: {window: 1s}", "spec.passiveDetection.window: 1s is below 2s"),
         (
             "protocol: udp\nhealthCheck: {udp: {}}\nonServerDown: reset",
             "spec.onServerDown: udp flows always move",
