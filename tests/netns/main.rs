@@ -3,6 +3,7 @@
 mod continuity;
 mod counters;
 mod forwarding;
+mod fragments;
 mod health;
 mod lab;
 mod lease;
