@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_agent::dataplane::{
-    Action, Dataplane, Ports, Sizes, Tables,
+    Action, Dataplane, OBJECT, Ports, Sizes, Tables,
     tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
@@ -78,8 +78,6 @@ const VIP: [u8; 4] = [203, 0, 113, 10];
 
 /// The program with one FULLNAT service of one real server and one local address.
 fn full_nat() -> Result<(Dataplane, Tables)> {
-    let dir = tempfile::tempdir()?;
-    let object = std::fs::read(xtask::ebpf::build(dir.path())?.path("lb")?)?;
     let sizes = Sizes {
         connections: 16_384,
         connections_v6: 0,
@@ -91,7 +89,7 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
         pool_addresses: 1,
         extensions: 1,
     };
-    let plane = Dataplane::open_for_test(&object, &sizes)?;
+    let plane = Dataplane::open_for_test(OBJECT, &sizes)?;
     let mut tables = plane.tables()?;
     let local = "10.0.0.200".parse()?;
     let pool = tables.set_pool("local", &[local], (1, 1))?;
