@@ -2,33 +2,7 @@
 //! seed.
 
 use lb_common::header::{ethertype, protocol};
-
-/// SplitMix64: every seed is a good one.
-#[derive(Clone, Copy)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (((self.next() >> 32) * n as u64) >> 32) as usize
-    }
-
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-}
+pub use lb_model::traffic::Random;
 
 /// A TCP or UDP packet. Addresses have 16 bytes; IPv4 is in the first four.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -175,13 +149,13 @@ pub fn next(random: &mut Random, targets: &Targets) -> Vec<u8> {
     }
     frame.truncate(3000);
     while frame.len() < 14 {
-        frame.push(random.next() as u8);
+        frame.push(random.number() as u8);
     }
     frame
 }
 
 fn address(random: &mut Random) -> [u8; 16] {
-    (random.next() as u128 | (random.next() as u128) << 64).to_ne_bytes()
+    (random.number() as u128 | (random.number() as u128) << 64).to_ne_bytes()
 }
 
 fn of_family(mut address: [u8; 16], v6: bool) -> [u8; 16] {
@@ -199,8 +173,8 @@ fn beginner(random: &mut Random, targets: &Targets) -> Tuple {
         udp: random.one_in(3),
         source: of_family(address(random), v6),
         destination,
-        source_port: random.next() as u16,
-        destination_port: if random.one_in(8) { random.next() as u16 } else { random.of(&targets.ports) },
+        source_port: random.number() as u16,
+        destination_port: if random.one_in(8) { random.number() as u16 } else { random.of(&targets.ports) },
     }
 }
 
@@ -217,7 +191,7 @@ fn stranger(random: &mut Random, targets: &Targets) -> Tuple {
 
 fn shape(random: &mut Random) -> Shape {
     const FLAGS: [u8; 12] = [0x02, 0x02, 0x02, 0x10, 0x10, 0x18, 0x11, 0x04, 0x14, 0x12, 0x00, 0x03];
-    let mut shape = Shape::plain(if random.one_in(16) { random.next() as u8 } else { random.of(&FLAGS) });
+    let mut shape = Shape::plain(if random.one_in(16) { random.number() as u8 } else { random.of(&FLAGS) });
     if random.one_in(8) {
         shape.ttl = random.of(&[0, 1, 2, 255]);
     }
@@ -250,7 +224,7 @@ fn shape(random: &mut Random) -> Shape {
 fn noise(random: &mut Random, targets: &Targets) -> Vec<u8> {
     let most = if random.one_in(8) { 1600 } else { 120 };
     let len = 14 + random.below(most);
-    let mut frame: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+    let mut frame: Vec<u8> = (0..len).map(|_| random.number() as u8).collect();
     // Random bytes get no further than the Ethernet type, so some are given more.
     let kind = random.of(&[0x0800u16, 0x86dd, 0x8100, 0x88a8, 0x0806, 0x1234]);
     frame[12..14].copy_from_slice(&kind.to_be_bytes());
@@ -284,12 +258,12 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
         // Padding, as Ethernet's own.
         7 => frame.extend(std::iter::repeat_n(0, random.below(40))),
         // Lengths and offsets that lie, wherever they may be.
-        8 => put(frame, random.of(&[16, 18, 20, 22, 24]), random.next() as u8 & 0x0f),
-        9 => put(frame, random.of(&[17, 19, 21, 23, 25]), random.next() as u8),
-        10 => put(frame, random.of(&[39, 38, 59, 58, 46, 66]), random.next() as u8),
+        8 => put(frame, random.of(&[16, 18, 20, 22, 24]), random.number() as u8 & 0x0f),
+        9 => put(frame, random.of(&[17, 19, 21, 23, 25]), random.number() as u8),
+        10 => put(frame, random.of(&[39, 38, 59, 58, 46, 66]), random.number() as u8),
         _ => {
             let at = random.below(len);
-            frame[at] = random.next() as u8;
+            frame[at] = random.number() as u8;
         }
     }
 }
