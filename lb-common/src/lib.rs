@@ -9,6 +9,7 @@ pub mod connection;
 pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;
+pub mod extension;
 pub mod feed;
 pub mod filter;
 pub mod fragment;

@@ -164,7 +164,7 @@ fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Scanned {
 
 /// Neither empty, nor being written, nor expired. States 0 and 15 are no entries.
 #[inline(always)]
-fn is_live(value: Value, now: u16) -> bool {
+pub fn is_live(value: Value, now: u16) -> bool {
     (value.state() + 1) & 15 > 1 && !value.is_expired(now)
 }
 
@@ -219,7 +219,7 @@ impl Inserted {
 /// How good a victim a value is: lower is better, `NEVER` is none. Empty and expired, then unconfirmed,
 /// half-open, closing; within a class the one that expires first.
 #[inline(always)]
-fn cost(value: Value, now: u16) -> u32 {
+pub fn cost(value: Value, now: u16) -> u32 {
     if value.is_empty() {
         return 0;
     }
@@ -272,7 +272,8 @@ extern "C" fn lb_free_slots(index: u32, now: u32) -> u64 {
     opaque(free)
 }
 
-const NEVER: u32 = u32::MAX;
+/// The cost of what may not be evicted.
+pub const NEVER: u32 = u32::MAX;
 const UNCONFIRMED: u32 = 1 << 16;
 const HALF_OPEN: u32 = 2 << 16;
 const CLOSING: u32 = 3 << 16;
