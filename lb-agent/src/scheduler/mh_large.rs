@@ -59,7 +59,7 @@ fn settle(entrants: &[Entrant], Size { regions, amends }: Size) -> Vec<u32> {
     let size = u64::from(regions) * u64::from(REGION);
     let total: u64 = entrants.iter().map(|entrant| entrant.weight).sum();
     // In slots of 2^16 parts, as are all shares here.
-    let fair: Vec<u64> = entrants.iter().map(|entrant| (entrant.weight * size << 16) / total).collect();
+    let fair: Vec<u64> = entrants.iter().map(|entrant| ((entrant.weight * size) << 16) / total).collect();
 
     let walker = |(entrant, fair): (&Entrant, &u64)| Walker {
         seed: entrant.seeds[0],
@@ -117,11 +117,11 @@ fn race(walkers: &[Walker], regions: u32, scale: u32) -> Vec<u64> {
             // Which of its steps are here: one in each round, the first of them by its own order of regions.
             let begin = region.wrapping_add(walker.seed) % u64::from(regions);
             let steps = u64::from(walker.steps).saturating_sub(begin).div_ceil(regions.into());
-            let mut key = ((begin << scale) / walker.pace) << ORDER_BITS | order;
+            let mut key = (((begin << scale) / walker.pace) << ORDER_BITS) | order;
             let step = ((u64::from(regions) << scale) / walker.pace) << ORDER_BITS;
             let hash = mixed(walker.seed ^ (region + 1).wrapping_mul(GOLDEN));
-            let mut at = ((hash & 0xffff_ffff) * u64::from(REGION) >> 32) as u32;
-            let skip = ((hash >> 32) * u64::from(REGION - 1) >> 32) as u32 + 1;
+            let mut at = (((hash & 0xffff_ffff) * u64::from(REGION)) >> 32) as u32;
+            let skip = (((hash >> 32) * u64::from(REGION - 1)) >> 32) as u32 + 1;
             for _ in 0..steps.min(REGION.into()) {
                 let slot = &mut slots[at as usize];
                 *slot = key.min(*slot);
@@ -223,9 +223,9 @@ fn entrant_of(key: u64) -> u32 {
 /// Every bit of the result depends on every bit of the value (the last steps of SplitMix64: Steele, Lea, Flood, "Fast
 /// splittable pseudorandom number generators", OOPSLA 2014).
 fn mixed(value: u64) -> u64 {
-    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ value >> 31
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 /// How large a table is, and how even.
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_region_is_a_prime_and_a_table_fits_what_a_service_can_name() {
-        assert!((2..).take_while(|d| d * d <= REGION).all(|d| REGION % d != 0));
+        assert!((2..).take_while(|d| d * d <= REGION).all(|d| !REGION.is_multiple_of(d)));
         for servers in [151, 300, 1024, 2000, 4096, crate::model::SERVICE_REAL_SERVERS_MAX] {
             let Size { regions, .. } = Size::of(servers);
             assert!(regions.is_power_of_two() && regions * REGION < 1 << 24, "{servers} servers");
