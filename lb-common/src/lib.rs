@@ -12,6 +12,7 @@ pub mod destination;
 pub mod feed;
 pub mod filter;
 pub mod fragment;
+pub mod guard;
 pub mod hash;
 pub mod header;
 pub mod ipvs;
