@@ -6,6 +6,7 @@
 pub mod address;
 pub mod checksum;
 pub mod connection;
+pub mod cookie;
 pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;

@@ -64,7 +64,7 @@ pub fn step(direction: Direction, state: u8, flags: u8) -> u8 {
 pub fn is_sent(flags: u8) -> bool {
     let has = |flag: u8| flags & flag != 0;
     if has(SYN) {
-        return !has(RST) && !has(FIN) && !(has(ACK) && has(URG));
+        return !(has(RST) || has(FIN) || has(ACK) && has(URG));
     }
     if has(RST) {
         return !has(FIN) && !has(URG);
