@@ -60,6 +60,8 @@ pub struct Scratch {
     pub bytes: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
+    /// Of the leases looked at, the one that is least worth keeping: cost (upper half) and index.
+    pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
     /// Of packets whose sequence numbers are shifted.
@@ -201,7 +203,7 @@ mod tests {
     fn sizes_are_those_of_the_program() {
         assert_eq!(
             core::mem::size_of::<Scratch>(),
-            128 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
+            136 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
         );
         assert_eq!(core::mem::size_of::<Room>(), 112 + 48 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);

@@ -18,6 +18,7 @@ mod extension;
 mod flow;
 mod forward;
 mod fragment;
+mod guard;
 mod host;
 mod icmp;
 mod ingress;

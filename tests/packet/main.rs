@@ -4,6 +4,7 @@
 mod counted;
 mod differential;
 mod extended;
+mod flood;
 mod flows;
 mod forwarding;
 mod fragments;
