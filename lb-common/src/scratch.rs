@@ -205,7 +205,7 @@ mod tests {
             core::mem::size_of::<Scratch>(),
             136 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
         );
-        assert_eq!(core::mem::size_of::<Room>(), 112 + 48 + 64 + 256);
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }
