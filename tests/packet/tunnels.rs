@@ -248,7 +248,7 @@ fn an_errors_way_and_a_fragments_is_that_of_their_flow() {
         let whole = flow.packet(0).payload(600).with(|p| p.fragment = 0).ip();
         for (offset, carried, more) in [(0u16, &whole[20..420], true), (400, &whole[420..], false)] {
             let (IpAddr::V4(source), IpAddr::V4(destination)) = (client(v6, 7), vip(v6)) else { panic!() };
-            let fragment = offset / 8 | if more { 0x2000 } else { 0 };
+            let fragment = (offset / 8) | if more { 0x2000 } else { 0 };
             let piece = |ttl| {
                 Ipv4 { tos: 0x28, id: 0x1234, fragment, ttl, protocol: UDP, source, destination }
                     .packet(&[], carried)

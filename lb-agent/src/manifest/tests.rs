@@ -667,6 +667,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn floods()(new_flows in prop::option::of(Flood::RATE)) -> Flood {
+        Flood { new_flows }
+    }
+}
+
+prop_compose! {
     fn directors_()(
         name in names(),
         interfaces in prop::collection::btree_map(
@@ -681,6 +687,7 @@ prop_compose! {
             TunnelSources { v4: Some("10.200.0.0/16".parse().unwrap()), v6: None },
             TunnelSources { v4: Some("10.200.0.0/28".parse().unwrap()), v6: Some("fd00:200::/64".parse().unwrap()) },
         ]),
+        flood in floods(),
     ) -> Director {
         Director {
             name,
@@ -690,6 +697,7 @@ prop_compose! {
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
             real_path: Default::default(),
             tunnel_sources: sources,
+            flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),
         }
