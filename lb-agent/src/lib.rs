@@ -9,6 +9,7 @@ pub mod director;
 pub mod events;
 pub mod health;
 pub mod manifest;
+pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod places;

@@ -8,6 +8,7 @@ mod health;
 mod lab;
 mod lease;
 mod manifests;
+mod metrics;
 mod neighbours;
 mod net;
 mod path_mtu;

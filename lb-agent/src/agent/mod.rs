@@ -10,6 +10,7 @@ mod health;
 mod health_views;
 pub(crate) mod host;
 pub(crate) mod lists;
+mod metrics;
 mod orders;
 mod passive;
 mod persistence_views;
@@ -58,8 +59,8 @@ pub struct RunOptions {
 /// What keeps it from starting: a configuration that is wrong, an interface that is missing, a kernel that
 /// refuses the program.
 pub async fn run(options: RunOptions) -> Result<()> {
-    let (mut agent, mut events, mut reports) = start::start(options).await?;
     let (requests, mut inbox) = mpsc::channel(REQUESTS);
+    let (mut agent, mut events, mut reports) = start::start(options, requests.clone()).await?;
     let socket = control::socket_path(&agent.options.runtime_dir);
     let server = control::server::serve(&socket, requests).await?;
     let result = agent.serve(&mut events, &mut reports, &mut inbox).await;
@@ -94,6 +95,7 @@ struct Agent {
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
+    metrics: metrics::Metrics,
     /// Whether the kernel's ARP settings are those for VRRP; not looked at yet.
     arp_settled: Option<bool>,
     /// The Director that the program was loaded for.
@@ -121,6 +123,7 @@ enum Trouble {
     RealPath,
     Host,
     Vrrp,
+    Metrics,
 }
 
 struct Waiting {
@@ -148,6 +151,7 @@ impl Agent {
         if watch.is_some() {
             self.reload().await;
         }
+        self.follow_metrics().await;
         self.tell(&[NotifyState::Ready]);
         loop {
             tokio::select! {
@@ -247,6 +251,7 @@ impl Agent {
                 self.look_at_vrrp().await;
                 let _ = reply.send(self.status());
             }
+            Request::Metrics { reply } => self.metrics(reply),
             Request::Vrrp { reply } => self.vrrp(reply),
             Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
@@ -406,6 +411,7 @@ impl Agent {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }
         self.track_vrrp();
+        self.follow_metrics().await;
         let status = self.status_line();
         self.tell(&[NotifyState::Status(&status)]);
     }

@@ -11,9 +11,11 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
 use super::lists::Lists;
+use super::metrics::Metrics;
 use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
+use crate::control::Request;
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
@@ -25,6 +27,7 @@ use crate::state::StateDirectory;
 /// Starts everything but the API.
 pub async fn start(
     options: RunOptions,
+    requests: mpsc::Sender<Request>,
 ) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>, health::Reports)> {
     let started = Instant::now();
     let running = director_of(&options.config)?;
@@ -54,6 +57,7 @@ pub async fn start(
     let sinks = SinkTasks::start(events.clone());
     let applier = Applier::new(tables, net.clone(), dataplane.clock().hz());
     let sweeper = dataplane.sweeper(SWEEP)?;
+    let metrics = Metrics::new(dataplane.counters()?, requests);
     let mut agent = Agent {
         counters: dataplane.counters()?,
         _sweeper: sweeper,
@@ -76,6 +80,7 @@ pub async fn start(
         events,
         sinks,
         vrrp,
+        metrics,
         arp_settled: None,
         running,
         links: facts.links,

@@ -129,6 +129,22 @@ pub struct SchedulingView {
     pub recent_lag_us: u64,
     pub most_lag_us: u64,
     pub mean_lag_us: u64,
+    /// Of all timers together.
+    #[serde(default)]
+    pub total_lag_us: u64,
+    /// How many were how late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lag_buckets: Vec<LagBucket>,
+}
+
+/// Timers that were later than the bucket before says, and at most so late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LagBucket {
+    /// Microseconds; none: any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to_us: Option<u64>,
+    pub timers: u64,
 }
 
 impl SchedulingView {

@@ -118,6 +118,8 @@ pub enum Role {
 }
 
 impl Role {
+    pub const ALL: [Role; 4] = [Role::Initialize, Role::Backup, Role::Master, Role::Fault];
+
     pub fn name(self) -> &'static str {
         match self {
             Role::Initialize => "initialize",
