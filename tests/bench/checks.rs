@@ -139,7 +139,7 @@ fn measure(plan: &Plan) -> Result<Probing> {
         cpu_microseconds_per_probe: used / ended as f64 * 1e6,
         latency_median_milliseconds: quantile(0.5),
         latency_p99_milliseconds: quantile(0.99),
-        stretch: monitor.load().stretch,
+        stretch: monitor.load().stretch(),
         failed: failures.values().sum(),
         memory_growth_kib,
     })

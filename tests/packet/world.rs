@@ -634,7 +634,7 @@ fn fill<V: Pod>(map: Map, value: V) {
 }
 
 /// A handle of its own on a map.
-fn map(plane: &Dataplane, name: &'static str) -> Map {
+pub fn map(plane: &Dataplane, name: &'static str) -> Map {
     fn again(data: &MapData) -> MapData {
         let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
         MapData::from_fd(fd).expect("a map")

@@ -3,7 +3,7 @@
 use crate::{
     Ends, Fate,
     rewrite::{Link, behind_ethernet},
-    wire::{Packet, sum},
+    wire::{Packet, Part, sum},
 };
 use lb_common::{
     state::{ACK, FIN, RST, SYN},
@@ -75,6 +75,10 @@ pub fn fits(packet: &Packet, mtu: usize, vip: &[u8; 16]) -> Ends<()> {
         return Err(icmp(packet, vip, kind, mtu as u32, Reason::PacketTooBig).into());
     }
     if packet.hops_left() <= 1 {
+        // Only of fragment zero a sender is told (RFC 792).
+        if packet.part == Part::Later {
+            return Err(Fate::Drop(Reason::IcmpTtlExpired).into());
+        }
         let kind = if packet.ip.v6 { [3, 0] } else { [11, 0] };
         return Err(icmp(packet, vip, kind, 0, Reason::TimeExceeded).into());
     }

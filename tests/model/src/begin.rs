@@ -180,11 +180,27 @@ impl Model {
             *cursor += 1;
             at as usize
         } else {
-            let port = if pick == Pick::HashAddressPort as u8 { packet.ports().0.to_be() } else { 0 };
-            let client = lb_common::address::Address::from_v6(packet.ip.source).halves();
-            hash::slot_of_hash(hash::slot_hash(client, port), len as u32) as usize
+            self.hash_slot(service, &packet.ip.source, packet.ports().0)?
         };
         Some(Choice { at })
+    }
+
+    /// The slot of a client at a service that chooses by hash.
+    fn hash_slot(&self, service: usize, client: &[u8; 16], port: u16) -> Option<usize> {
+        let config = self.config.services[service].as_ref()?;
+        let pick = config.record.pick;
+        if pick == Pick::Cursor as u8 || config.slots.is_empty() {
+            return None;
+        }
+        let port = if pick == Pick::HashAddressPort as u8 { port.to_be() } else { 0 };
+        let client = lb_common::address::Address::from_v6(*client).halves();
+        Some(hash::slot_of_hash(hash::slot_hash(client, port), config.slots.len() as u32) as usize)
+    }
+
+    /// The destination of a flow that nobody remembers, where the slots alone name it.
+    pub(crate) fn by_hash(&self, service: usize, client: &[u8; 16], port: u16) -> Option<u32> {
+        let at = self.hash_slot(service, client, port)?;
+        self.destination_at(service, &Choice { at })
     }
 
     fn destination_at(&self, service: usize, choice: &Choice) -> Option<u32> {

@@ -12,6 +12,7 @@
 mod answer;
 mod begin;
 mod config;
+mod fragment;
 mod known;
 mod rewrite;
 mod states;
@@ -37,22 +38,19 @@ pub enum Unmodelled {
     Arp,
     /// ICMP and ICMPv6 to an address of ours or from a NAT real server, neighbour discovery included.
     Icmp,
-    /// Fragments of IPv4 and IPv6.
-    Fragment,
     /// SCTP.
     Sctp,
 }
 
 impl Unmodelled {
     /// All of them.
-    pub const ALL: [Unmodelled; 4] = [Self::Arp, Self::Icmp, Self::Fragment, Self::Sctp];
+    pub const ALL: [Unmodelled; 3] = [Self::Arp, Self::Icmp, Self::Sctp];
 
     /// As docs/testing.md names it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Arp => "ARP",
             Self::Icmp => "ICMP",
-            Self::Fragment => "fragments",
             Self::Sctp => "SCTP",
         }
     }
@@ -129,6 +127,8 @@ pub struct Model {
     pub leases: HashMap<u32, Lease>,
     /// Addresses of frames by which clients of NAT on an attached segment were last seen.
     neighbours: HashMap<(bool, [u8; 16]), rewrite::Link>,
+    /// First fragments.
+    pieces: fragment::Firsts,
     /// Flows placed by each service: the cursor of rr and wrr.
     pub cursors: Vec<u64>,
     /// Events of the last packet.
@@ -148,6 +148,7 @@ impl Model {
             config,
             leases: HashMap::new(),
             neighbours: HashMap::new(),
+            pieces: fragment::Firsts::default(),
             events: Vec::new(),
             touched: Vec::new(),
             now: 0,
@@ -163,7 +164,6 @@ impl Model {
                 if config.may_be_ours(&ip.destination, ip.v6) || config.may_be_server(&ip.source, ip.v6) =>
             {
                 match ip.inner {
-                    Inner::Fragment => Some(Unmodelled::Fragment),
                     Inner::Icmp => Some(Unmodelled::Icmp),
                     Inner::Other(132) => Some(Unmodelled::Sctp),
                     _ => None,
@@ -209,6 +209,11 @@ impl Model {
         self.leases.retain(|_, lease| !lease.word.is_empty() && !lease.word.is_expired(now));
     }
 
+    /// All first fragments came too long ago.
+    pub fn forget_fragments(&mut self) {
+        self.pieces.clear();
+    }
+
     fn event(&mut self, event: Reason) {
         self.events.push(event);
     }
@@ -230,17 +235,22 @@ impl Model {
             Inner::Bad => return self.to_kernel(&ip, Reason::BadHeader),
             Inner::TooMany => return self.to_kernel(&ip, Reason::TooManyHeaders),
             // Of these `leaves_out` has said so.
-            Inner::Fragment | Inner::Icmp | Inner::Other(_) => {
-                return self.to_kernel(&ip, Reason::OtherProtocol);
-            }
+            Inner::Icmp | Inner::Other(_) => return self.to_kernel(&ip, Reason::OtherProtocol),
+            Inner::Fragment(None) => return self.to_kernel(&ip, Reason::Fragment),
+            Inner::Fragment(Some(piece)) => return self.fragment(frame, ip, piece, oracle),
             Inner::Transport(transport) => transport,
         };
-        let packet = wire::Packet { frame: frame.to_vec(), ip, transport };
+        let packet = wire::Packet { frame: frame.to_vec(), ip, transport, part: wire::Part::Whole };
         if !packet.is_whole() {
             let own = self.config.own(&packet.ip.destination, packet.ip.v6);
             self.ours(&packet, own)?;
             return drops(Reason::BadTransport);
         }
+        self.with_ports(packet, oracle)
+    }
+
+    /// A packet whose transport header is there.
+    fn with_ports(&mut self, packet: wire::Packet, oracle: &dyn Oracle) -> Ends<Fate> {
         let own = self.config.own(&packet.ip.destination, packet.ip.v6);
         if let Some(Own { pool: Some(pool), .. }) = own {
             return self.at_local_address(packet, pool);

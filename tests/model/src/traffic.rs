@@ -64,6 +64,15 @@ struct Shape {
     no_checksum: bool,
     protocol: Option<u8>,
     seed: u64,
+    cut: Option<Cut>,
+}
+
+/// The piece that a fragment carries of what is behind the IP header.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    offset: usize,
+    len: usize,
+    more: bool,
 }
 
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 0xd, 1];
@@ -76,10 +85,17 @@ fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
         frame.extend(if n == 0 && shape.tags.len() > 1 { [0x88, 0xa8] } else { [0x81, 0x00] });
         frame.extend(tag.to_be_bytes());
     }
-    let transport = transport(tuple, shape, number);
+    let mut transport = transport(tuple, shape, number);
+    let mut fragment = if shape.dont_fragment { 0x4000 } else { 0 };
+    let cut = shape.cut.unwrap_or(Cut { offset: 0, len: transport.len(), more: false });
+    if shape.cut.is_some() {
+        let (offset, end) = (cut.offset.min(transport.len()), (cut.offset + cut.len).min(transport.len()));
+        transport = transport[offset..end].to_vec();
+        fragment |= (cut.offset / 8) as u16 | if cut.more { 0x2000 } else { 0 };
+    }
     let random = (shape.seed >> 16) as u16;
     if tuple.v6 {
-        let headers = extension_headers(&shape.extensions, number);
+        let headers = extension_headers(&shape.extensions, number, cut, random);
         frame.extend([0x86, 0xdd, 0x60 | shape.class >> 4, shape.class << 4 | (random & 15) as u8]);
         frame.extend(random.to_be_bytes());
         frame.extend(((headers.len() + transport.len()) as u16).to_be_bytes());
@@ -92,7 +108,8 @@ fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
         let mut header = vec![0x40 | (len / 4) as u8, shape.class];
         header.extend(((len + transport.len()) as u16).to_be_bytes());
         header.extend(random.to_be_bytes());
-        header.extend([if shape.dont_fragment { 0x40 } else { 0 }, 0, shape.ttl, number, 0, 0]);
+        header.extend(u16::to_be_bytes(fragment));
+        header.extend([shape.ttl, number, 0, 0]);
         header.extend(&tuple.source[..4]);
         header.extend(&tuple.destination[..4]);
         header.extend(std::iter::repeat_n(1, shape.options * 4));
@@ -144,12 +161,18 @@ fn transport(tuple: &Tuple, shape: &Shape, number: u8) -> Vec<u8> {
 }
 
 /// Each of eight bytes but AH, which has twelve.
-fn extension_headers(numbers: &[u8], last: u8) -> Vec<u8> {
+fn extension_headers(numbers: &[u8], last: u8, cut: Cut, id: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, number) in numbers.iter().enumerate() {
         let next = numbers.get(i + 1).copied().unwrap_or(last);
         match *number {
             51 => bytes.extend([next, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            44 => {
+                bytes.extend([next, 0]);
+                bytes.extend((cut.offset as u16 & 0xfff8 | cut.more as u16).to_be_bytes());
+                bytes.extend([0, 0]);
+                bytes.extend(id.to_be_bytes());
+            }
             _ => bytes.extend([next, 0, 0, 0, 0, 0, 0, 0]),
         }
     }
@@ -173,11 +196,16 @@ pub struct Traffic {
     conversations: Vec<Conversation>,
     /// The conversation of the frame before, and whether a reply of it is asked for.
     last: Option<usize>,
+    /// Fragments whose first one was sent.
+    pieces: Vec<(Tuple, Shape)>,
 }
+
+/// How many fragments wait.
+const PIECES: usize = 24;
 
 impl Traffic {
     pub fn new(seed: u64) -> Self {
-        Self { random: Random(seed), conversations: Vec::new(), last: None }
+        Self { random: Random(seed), conversations: Vec::new(), last: None, pieces: Vec::new() }
     }
 
     /// The dice, for what else is by chance.
@@ -188,6 +216,15 @@ impl Traffic {
     /// The next frame.
     pub fn next(&mut self, config: &Config) -> Vec<u8> {
         self.last = None;
+        if !self.pieces.is_empty() && self.random.one_in(12) {
+            let at = self.random.below(self.pieces.len());
+            let (tuple, shape) = self.pieces[at].clone();
+            // Some come twice.
+            if !self.random.one_in(4) {
+                self.pieces.swap_remove(at);
+            }
+            return self.finish(write(&tuple, &shape));
+        }
         let tuple = match self.random.below(64) {
             0 => self.stranger(config),
             1 => self.at_local_address(config),
@@ -205,8 +242,57 @@ impl Traffic {
                 }
             }
         };
-        let shape = self.shape(&tuple);
-        let mut frame = write(&tuple, &shape);
+        let mut shape = self.shape(&tuple);
+        if self.random.one_in(20) {
+            self.cut(&tuple, &mut shape);
+        }
+        self.finish(write(&tuple, &shape))
+    }
+
+    /// Makes the first fragment of a packet, or another; the rest waits.
+    fn cut(&mut self, tuple: &Tuple, shape: &mut Shape) {
+        let random = &mut self.random;
+        shape.payload = random.of(&[24, 64, 200, 1600, 2400]);
+        shape.dont_fragment = random.one_in(8);
+        let total = shape.payload + if tuple.udp { 8 } else { 20 };
+        let size = match random.below(8) {
+            0 => 8 + random.below(24),
+            1 => total,
+            2 => 16,
+            _ => (40 + random.below(total)).next_multiple_of(8),
+        };
+        if tuple.v6 {
+            let last = shape.extensions.len();
+            let at = if random.one_in(8) { random.below(last + 1) } else { last };
+            shape.extensions.insert(at, 44);
+        }
+        let mut start = 0;
+        let mut pieces = Vec::new();
+        while start < total {
+            let mut cut = Cut { offset: start, len: size, more: start + size < total };
+            match random.below(24) {
+                0 => cut.offset = random.number() as usize & 0xfff8,
+                1 => cut.offset = cut.offset.saturating_sub(8),
+                2 => cut.more = !cut.more,
+                _ => {}
+            }
+            let mut shape = Shape { cut: Some(cut), ..shape.clone() };
+            if random.one_in(16) {
+                shape.ttl = random.of(&[0, 1, 2, 64]);
+            }
+            pieces.push(shape);
+            start += size;
+        }
+        let begins = if random.one_in(12) { random.below(pieces.len()) } else { 0 };
+        *shape = pieces.remove(begins);
+        self.pieces.extend(pieces.into_iter().take(4).map(|shape| (*tuple, shape)));
+        if self.pieces.len() > PIECES {
+            self.pieces.drain(..self.pieces.len() - PIECES);
+        }
+    }
+
+    /// A frame as it is sent: bytes may have turned.
+    fn finish(&mut self, mut frame: Vec<u8>) -> Vec<u8> {
         if self.random.one_in(24) {
             for _ in 0..=self.random.below(2) {
                 self.turn_bytes(&mut frame);
@@ -231,7 +317,7 @@ impl Traffic {
             && let wire::Inner::Transport(transport) = ip.inner
         {
             let (v6, source, destination) = (ip.v6, ip.source, ip.destination);
-            let packet = wire::Packet { frame: out.clone(), ip, transport };
+            let packet = wire::Packet { frame: out.clone(), ip, transport, part: wire::Part::Whole };
             if packet.is_whole() {
                 let (from, to) = packet.ports();
                 let reply = Tuple {
@@ -355,6 +441,7 @@ impl Traffic {
             no_checksum: random.one_in(8),
             protocol: None,
             seed: random.number(),
+            cut: None,
         };
         if random.one_in(16) {
             let tags = if random.one_in(8) { 3 } else { 1 + random.below(2) };

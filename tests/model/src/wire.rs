@@ -31,10 +31,35 @@ pub enum Inner {
     /// Version or header length that cannot be believed, or an extension header beyond the frame.
     Bad,
     TooMany,
-    Fragment,
+    /// None: its headers lead nowhere.
+    Fragment(Option<Piece>),
     Icmp,
     Other(u8),
     Transport(Transport),
+}
+
+/// A fragment by its headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Offset in the frame of what it carries.
+    pub l4: usize,
+    /// Where that belongs in the packet, bytes.
+    pub offset: usize,
+    pub more: bool,
+    /// As in the packet.
+    pub id: u32,
+    /// Of what the packet carries; of a later IPv6 fragment's what its fragment header says.
+    pub protocol: u8,
+}
+
+/// How much of a packet a frame has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole,
+    /// The first of its fragments.
+    First,
+    /// One without a transport header.
+    Later,
 }
 
 /// TCP or UDP: where its header should be.
@@ -51,6 +76,7 @@ pub struct Packet {
     pub frame: Vec<u8>,
     pub ip: Ip,
     pub transport: Transport,
+    pub part: Part,
 }
 
 /// IPv6 extension headers that are walked, and how far into the frame.
@@ -95,7 +121,14 @@ fn ipv4(frame: &[u8], l3: usize) -> Frame {
     let inner = if header[0] >> 4 != 4 || words < 5 {
         Inner::Bad
     } else if word(header, 6) & 0x3fff != 0 {
-        Inner::Fragment
+        let fragment = word(header, 6);
+        Inner::Fragment(Some(Piece {
+            l4: l3 + words * 4,
+            offset: (fragment & 0x1fff) as usize * 8,
+            more: fragment & 0x2000 != 0,
+            id: word(header, 4) as u32,
+            protocol: header[9],
+        }))
     } else {
         number(header[9], 1, l3 + words * 4)
     };
@@ -127,7 +160,7 @@ fn behind_extensions(frame: &[u8], l3: usize, first: u8) -> Inner {
         let unit = match next {
             0 | 43 | 60 => (8, 1),
             51 => (4, 2),
-            44 => return Inner::Fragment,
+            44 => return Inner::Fragment(piece(frame, l3 + 40, first)),
             _ => return number(next, 58, at),
         };
         let Some(header) = frame.get(at..at + 8) else { return Inner::Bad };
@@ -141,6 +174,36 @@ fn behind_extensions(frame: &[u8], l3: usize, first: u8) -> Inner {
         6 | 17 | 58 => number(next, 58, at),
         _ => Inner::TooMany,
     }
+}
+
+/// An IPv6 fragment (RFC 8200, section 4.5). Only behind the first one's fragment header are there headers to read.
+fn piece(frame: &[u8], behind_ip: usize, first: u8) -> Option<Piece> {
+    let mut piece = Piece { l4: behind_ip, offset: 0, more: false, id: 0, protocol: first };
+    for _ in 0..EXTENSION_HEADERS {
+        let header = frame.get(piece.l4..piece.l4 + 8)?;
+        let this = std::mem::replace(&mut piece.protocol, header[0]);
+        piece.l4 += match this {
+            0 | 43 | 60 => (header[1] as usize + 1) * 8,
+            51 => (header[1] as usize + 2) * 4,
+            44 => {
+                piece.offset = (word(header, 2) & 0xfff8) as usize;
+                piece.more = header[3] & 1 != 0;
+                piece.id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                8
+            }
+            _ => {
+                piece.protocol = this;
+                return Some(piece);
+            }
+        };
+        if this == 44 && piece.offset != 0 {
+            return Some(piece);
+        }
+        if piece.l4 > EXTENSIONS_END {
+            return None;
+        }
+    }
+    Some(piece)
 }
 
 impl Packet {
@@ -161,7 +224,9 @@ impl Packet {
     pub fn is_honest(&self) -> bool {
         let header = self.segment();
         let own = if self.transport.udp { word(header, 4) as usize } else { (header[12] >> 4) as usize * 4 };
-        own >= self.need() && self.transport.l4 + own <= self.ip.l3 + self.ip.length
+        // Of a datagram in fragments the rest is still to come.
+        let rest_follows = self.transport.udp && self.part == Part::First;
+        own >= self.need() && (rest_follows || self.transport.l4 + own <= self.ip.l3 + self.ip.length)
     }
 
     /// From the transport header to the frame's end.
@@ -174,8 +239,11 @@ impl Packet {
         if self.transport.udp { 0 } else { self.segment()[13] }
     }
 
-    /// (source, destination).
+    /// (source, destination); of a fragment without ports none.
     pub fn ports(&self) -> (u16, u16) {
+        if self.part == Part::Later {
+            return (0, 0);
+        }
         (word(self.segment(), 0), word(self.segment(), 2))
     }
 
@@ -202,15 +270,17 @@ pub fn sum(bytes: &[u8]) -> u16 {
 /// Whether every checksum of a frame that is no tunnel holds; of what is not TCP or UDP in IP, nothing is said.
 pub fn checksums_hold(frame: &[u8]) -> bool {
     let Frame::Ip(ip) = read(frame) else { return true };
+    let header = ip.l3..ip.l3 + (frame[ip.l3] & 15) as usize * 4;
+    let believed = !matches!(ip.inner, Inner::Bad);
+    if !ip.v6 && believed && frame.get(header).is_some_and(|header| sum(header) != 0xffff) {
+        return false;
+    }
     let Inner::Transport(transport) = ip.inner else { return true };
-    let packet = Packet { frame: frame.to_vec(), ip, transport };
+    let packet = Packet { frame: frame.to_vec(), ip, transport, part: Part::Whole };
     if !packet.is_whole() {
         return false;
     }
     let (l3, l4, end) = (packet.ip.l3, transport.l4, packet.ip.l3 + packet.ip.length);
-    if !packet.ip.v6 && sum(&frame[l3..l3 + (frame[l3] & 15) as usize * 4]) != 0xffff {
-        return false;
-    }
     let segment = &frame[l4..end];
     if transport.udp && word(segment, 6) == 0 {
         // None; over IPv6 there must be one (RFC 8200, section 8.1).

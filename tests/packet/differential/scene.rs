@@ -1,7 +1,9 @@
 //! The world of the differential test: every forwarding method in both families over a table that is too small, real
 //! servers that several services share, pools with few ports; and what an agent does to it meanwhile.
 
+use crate::world::map;
 use anyhow::{Context as _, Result};
+use aya::maps::HashMap;
 use lb_agent::dataplane::{
     Dataplane, Mapped, Ports, Sizes, Tables, Views,
     tables::{
@@ -12,8 +14,9 @@ use lb_agent::dataplane::{
 use lb_common::{
     address::Address,
     destination::{Destination, Forwarding as Method, NextHop, flags, tunnel_overhead},
+    fragment,
     hash::Secrets,
-    maps::{VRRP_FOREVER, VRRP_MASTER},
+    maps::{VRRP_FOREVER, VRRP_MASTER, own},
     scratch,
     service::{NoServer, OnUnknownFlow, Pick, Service},
     state::{DEFAULT_TIMEOUTS, State},
@@ -229,7 +232,8 @@ impl Scene {
     }
 
     /// Everything as at the beginning: an empty table, all servers in, master. A model that knows it.
-    pub fn begin(&mut self) -> Model {
+    pub fn begin(&mut self) -> Result<Model> {
+        self.forget_fragments()?;
         for bucket in 0..self.views.connections.len() {
             for word in (0..64).step_by(8) {
                 self.views.connections.word(bucket, word).store(0, Relaxed);
@@ -258,7 +262,33 @@ impl Scene {
         for (index, ..) in &self.services {
             model.cursors[*index as usize] = self.views.services.word(*index, 8).load(Relaxed);
         }
-        model
+        Ok(model)
+    }
+
+    /// First fragments, by the sizes of `FragmentKey` and `FirstFragment`.
+    fn fragments(&self) -> Result<HashMap<aya::maps::MapData, [u8; 40], [u8; 16]>> {
+        Ok(map(&self.plane, own::FRAGMENTS).try_into()?)
+    }
+
+    fn forget_fragments(&self) -> Result<()> {
+        let mut map = self.fragments()?;
+        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// All first fragments came just too long ago: their time is moved back, which is the first word of the record.
+    pub fn age_fragments(&self) -> Result<()> {
+        let mut map = self.fragments()?;
+        let before = fragment::HOLDS * u64::from(self.views.config.hz) + 1;
+        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+            let mut first = map.get(&key, 0)?;
+            let since = u64::from_ne_bytes(std::array::from_fn(|i| first[i]));
+            first[..8].copy_from_slice(&since.saturating_sub(before).to_ne_bytes());
+            map.insert(key, first, 0)?;
+        }
+        Ok(())
     }
 
     /// The leases that a flow may take.

@@ -18,7 +18,7 @@ use crate::health::Outcome;
 use crate::model::health::{Check, Http, HttpVersion, Path, Probe, StatusRange, Target, Timing};
 
 /// A check with time for a loaded machine.
-fn check(probe: Probe) -> Check {
+pub fn check(probe: Probe) -> Check {
     let timing = Timing { timeout: Duration::from_secs(20), ..Timing::default() };
     Check {
         probe,
