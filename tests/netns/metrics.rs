@@ -50,7 +50,8 @@ fn a_scraper_sees_frames_servers_checks_and_roles_and_follows_the_director_to_an
          spec: {{interface: eth0, virtualRouterId: 51, advertisementInterval: 100ms, addresses: [{vip}/24]}}\n"
     );
     // The instance puts the VIP on the interface.
-    let service = web.with("healthCheck: {tcp: {}, interval: 1s}").yaml().replace("  addressInterface: eth0\n", "");
+    let service =
+        web.with("healthCheck: {tcp: {}, interval: 1s}").yaml().replace("  addressInterface: eth0\n", "");
     agent.apply(&(service + &vrrp));
     until_all_in(&agent);
     let web = Service::tcp("web", vip.into(), 80, "nat");

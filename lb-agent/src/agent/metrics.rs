@@ -19,9 +19,10 @@ use crate::control::views::RealServerState;
 use crate::control::{self, Reply, Request};
 use crate::dataplane::{Counters, Scan};
 use crate::director::{Standing, binding_of};
+use crate::health::monitor::lane::Lane;
 use crate::health::state::Belief;
 use crate::metrics::{
-    self, AgentFacts, CheckFacts, Facts, Frames, Probing, ServerFacts, ServiceFacts, TableFacts,
+    self, AgentFacts, CheckFacts, Facts, Frames, LaneFacts, Probing, ServerFacts, ServiceFacts, TableFacts,
 };
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 
@@ -185,7 +186,7 @@ impl Agent {
             started: since_1970.saturating_sub(self.started.elapsed()).as_secs_f64(),
             generation: self.metrics.generation,
             unfinished: self.unfinished,
-            problems: problems + usize::from(self.checks_are_late().is_some()),
+            problems: problems + self.health.monitor.load().late().count(),
             events: self.events.latest(),
             interfaces: self.interface_views().into_iter().map(|view| (view.name, view.mode)).collect(),
         }
@@ -194,9 +195,16 @@ impl Agent {
     fn probing(&self) -> Probing {
         let load = self.health.monitor.load();
         Probing {
-            checks: load.checks,
-            running: load.running,
-            stretch: load.stretch,
+            lanes: Lane::ALL
+                .into_iter()
+                .zip(&load.lanes)
+                .map(|(lane, load)| LaneFacts {
+                    kind: lane.name(),
+                    checks: load.checks,
+                    running: load.running,
+                    stretch: load.stretch,
+                })
+                .collect(),
             begun: load.probes,
             passed: self.metrics.passed,
             failed: self.metrics.failed,

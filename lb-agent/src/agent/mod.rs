@@ -382,6 +382,9 @@ impl Agent {
         self.end_denied(denied);
         self.shorten_persistence(kept);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
+        if !vrrp {
+            self.remove_idle_qdiscs().await;
+        }
         // Without an interface there is no lease that another interface's answers would break.
         let leased = vrrp && !self.running.interfaces.is_empty();
         self.settle_arp(leased)
@@ -395,6 +398,26 @@ impl Agent {
         }
         self.follow_real_path().await;
         Ok(steps)
+    }
+
+    /// Qdiscs that were made for the egress program and that nobody uses go with it. One that somebody else put a filter
+    /// on meanwhile stays, and is looked at again with the next plan.
+    async fn remove_idle_qdiscs(&self) {
+        let idle = self.dataplane.idle_qdiscs().unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            Vec::new()
+        });
+        for ifindex in idle {
+            match self.net.remove_idle_clsact(ifindex).await {
+                Ok(true) => {
+                    if let Err(error) = self.dataplane.forget_qdisc(ifindex) {
+                        tracing::warn!("{error}");
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
     }
 
     async fn tick(&mut self) {
@@ -457,6 +480,7 @@ impl Agent {
                 tracing::info!("addresses taken away; {:?} until the program goes", shutdown.wait);
                 tokio::time::sleep(shutdown.wait).await;
                 self.dataplane.detach_all()?;
+                self.remove_idle_qdiscs().await;
                 self.settle_arp(false)?;
                 withdrawn?;
                 tracing::info!("stopped; the program is detached");

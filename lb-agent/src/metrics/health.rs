@@ -9,12 +9,17 @@ use super::families::{Families, Labels};
 use super::{CheckFacts, Probing};
 
 pub fn write(to: &mut Families<'_>, probing: &Probing, checks: &[CheckFacts]) -> Result<(), fmt::Error> {
-    to.gauge("checks", "Health checks, each once however many services share it.", probing.checks as u64)?;
-    to.gauge("checks_running", "Probes under way.", probing.running as u64)?;
-    to.gauge(
+    let lanes = || probing.lanes.iter().map(|lane| ([("kind", lane.kind)], lane));
+    to.gauges(
+        "checks",
+        "Health checks, each once however many services share it, by the kind of which each has room of its own.",
+        lanes().map(|(labels, lane)| (labels, lane.checks)),
+    )?;
+    to.gauges("checks_running", "Probes under way.", lanes().map(|(labels, lane)| (labels, lane.running)))?;
+    to.gauges(
         "check_stretch",
         "By how much all intervals are longer than asked for, since not everything can be probed in time; 1 is well.",
-        probing.stretch,
+        lanes().map(|(labels, lane)| (labels, lane.stretch)),
     )?;
     to.counter("check_probes", "Probes begun.", probing.begun)?;
     let results = [([("result", "passed")], probing.passed), ([("result", "failed")], probing.failed)];

@@ -133,13 +133,21 @@ pub struct CheckFacts {
 /// How the health monitor fares.
 #[derive(Debug, Clone, Default)]
 pub struct Probing {
-    pub checks: usize,
-    pub running: usize,
-    pub stretch: f64,
+    pub lanes: Vec<LaneFacts>,
     /// Probes begun.
     pub begun: u64,
     pub passed: u64,
     pub failed: u64,
+}
+
+/// Checks of one kind.
+#[derive(Debug, Clone, Default)]
+pub struct LaneFacts {
+    pub kind: &'static str,
+    pub checks: u32,
+    /// Probes under way.
+    pub running: u32,
+    pub stretch: f64,
 }
 
 /// What HTTP says of the text.

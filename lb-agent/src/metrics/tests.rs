@@ -44,7 +44,7 @@ fn an_agent_with_nothing_tells_of_itself_and_claims_no_zeros() {
 fn every_reason_is_told_with_its_class_by_frames_and_bytes() {
     let count = |at: usize| Count { packets: at as u64 + 1, bytes: 100 * at as u64 };
     let reasons: Vec<_> = Reason::ALL.iter().enumerate().map(|(at, reason)| (*reason, count(at))).collect();
-    let retired = Traffic { packets_in: 7, bytes_in: 8, packets_out: 9, bytes_out: 10, ..Traffic::default() };
+    let retired = Traffic { packets_in: 7, bytes_in: 8, packets_out: 9, bytes_out: 10 };
     let frames = Some(Frames { reasons: reasons.clone(), retired });
     let samples = samples(&render(Facts { frames, ..Facts::default() }));
     for (reason, count) in reasons {
@@ -129,7 +129,12 @@ fn checks_tell_what_is_believed_and_nothing_before_the_first_outcome() {
         latency,
     };
     let facts = Facts {
-        probing: Probing { checks: 3, stretch: 1.5, passed: 8, failed: 2, ..Probing::default() },
+        probing: Probing {
+            lanes: vec![LaneFacts { kind: "tls", checks: 3, running: 0, stretch: 1.5 }],
+            passed: 8,
+            failed: 2,
+            ..Probing::default()
+        },
         checks: vec![
             check("10.0.0.11:80", Some(true), Some(0.002)),
             check("10.0.0.11:80", Some(false), None),
@@ -142,7 +147,7 @@ fn checks_tell_what_is_believed_and_nothing_before_the_first_outcome() {
     let [(name, 1.0)] = up[..] else { panic!("{up:?}") };
     assert!(name.contains(r#"check="http GET /a\"b\\c\n""#), "{name}");
     assert_eq!(value(&samples, "lb_check_results_total{result=\"failed\"}"), 2.0);
-    assert_eq!(value(&samples, "lb_check_stretch"), 1.5);
+    assert_eq!(value(&samples, "lb_check_stretch{kind=\"tls\"}"), 1.5);
 }
 
 fn edge() -> VrrpView {
@@ -230,7 +235,7 @@ fn the_page_on_metrics_names_every_family() {
         services: vec![ServiceFacts::default()],
         servers: vec![ServerFacts { traffic: Some(retired), ..server("web", "10.0.0.11") }],
         checks: vec![CheckFacts { up: Some(true), latency: Some(1.0), ..CheckFacts::default() }],
-        probing: Probing::default(),
+        probing: Probing { lanes: vec![LaneFacts::default()], ..Probing::default() },
         vrrp: VrrpOverview { instances: vec![edge()], ..VrrpOverview::default() },
     };
     let text = render(facts);

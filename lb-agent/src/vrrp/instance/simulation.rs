@@ -435,9 +435,12 @@ fn a_stall_that_hits_both_leaves_the_master_if_the_backup_was_away_for_longer_th
         let down = master_down(VrrpVersion::V3, 100, interval);
         for begun in 0..10 {
             let begun = interval * begun / 10;
-            // Counted from the last advertisement, so that the backup is later than its patience by more than half an
-            // interval; the master wakes a little before or after it.
-            for (backup, behind) in [(60, 0), (60, 20), (100, -30), (100, 40), (500, 0), (500, -50), (3000, 40)] {
+            // Of an interval in 100: how much later than its patience the backup wakes at least, and how long after it the
+            // master does. That one listens for an interval and its skew, the backup for an interval and the longer
+            // skew of its lower priority: so much later, here 20, the master may be.
+            for (backup, behind) in
+                [(60, 0), (60, 15), (100, -30), (100, 15), (500, 0), (500, -50), (3000, 15)]
+            {
                 let backup = down + interval * backup / 100 + interval;
                 let part = interval * u32::try_from(i32::abs(behind)).unwrap() / 100;
                 let master = if behind < 0 { backup - part } else { backup + part };
@@ -453,7 +456,8 @@ fn a_stall_that_hits_both_leaves_the_master_if_the_backup_was_away_for_longer_th
 fn a_stall_of_the_backup_alone_changes_nothing() {
     for interval in [ms(30), ms(100), ms(1000)] {
         for (begun, pause) in (0..10).flat_map(|begun| (1..60).map(move |pause| (begun, pause))) {
-            let (segment, taken) = paused(interval, interval * begun / 10, [interval * pause / 5, Duration::ZERO]);
+            let (segment, taken) =
+                paused(interval, interval * begun / 10, [interval * pause / 5, Duration::ZERO]);
             assert!(!taken, "{interval:?} {begun} {pause}");
             assert_eq!((segment.double.longest, segment.nobody.longest), (Duration::ZERO, Duration::ZERO));
         }
