@@ -10,7 +10,8 @@ use crate::address::Address;
 pub struct Scratch {
     /// Offset of the IP header in the frame: 14, 18 or 22.
     pub l3: u16,
-    /// Offset of the TCP or UDP header; with [`FIRST_FRAGMENT`] of a packet of which more is to come.
+    /// Offset of the TCP or UDP header; with [`FIRST_FRAGMENT`] of a packet of which more is to come. For an answer to
+    /// somebody else than the frame's sender: the bytes from the IP header on that may be quoted.
     pub l4: u16,
     /// 4 or 6.
     pub family: u8,

@@ -185,6 +185,17 @@ impl Tally {
             Reason::FragmentUnknown,
             Reason::FragmentFollowed,
             Reason::IcmpTtlExpired,
+            Reason::Icmp,
+            Reason::IcmpNoFlow,
+            Reason::IcmpToServer,
+            Reason::IcmpToClient,
+            Reason::ServerUnreachable,
+            Reason::TunnelMtu,
+            Reason::TunnelMtuTold,
+            Reason::ArpBackup,
+            Reason::ArpExpired,
+            Reason::NdBackup,
+            Reason::NdExpired,
             Reason::ServerTold,
         ];
         let missing: Vec<_> = wanted.iter().filter(|reason| !seen(reason)).map(|r| r.name()).collect();
@@ -273,11 +284,13 @@ fn one_batch(
 ) -> Result<()> {
     let before = counted(counters)?;
     let mut of_batch = Tally::default();
-    run(scene, counters, seed, packets, &mut of_batch, false)?;
+    let model = run(scene, counters, seed, packets, &mut of_batch, false)?;
+    let paths = scene.paths()?;
     if let Err(error) = check_counters(counters, &before, &of_batch) {
         run(scene, counters, seed, packets, &mut Tally::default(), true)?;
         return Err(error.context("not when run again"));
     }
+    ensure!(paths == model.paths, "paths of tunnels are {paths:?} instead of {:?}", model.paths);
     tally.add(&of_batch);
     Ok(())
 }
@@ -289,7 +302,7 @@ fn run(
     packets: u64,
     tally: &mut Tally,
     each: bool,
-) -> Result<()> {
+) -> Result<Model> {
     let mut model = scene.begin()?;
     let mut traffic = Traffic::new(seed);
     let mut watch = Watch::new(scene)?;
@@ -347,7 +360,7 @@ fn run(
         let wanted = model.leases.get(&lease).map_or(Value::EMPTY, |lease| lease.word);
         ensure!(live(word) == live(wanted), "lease {lease:#x} is {word:?}, not {wanted:?}");
     }
-    Ok(())
+    Ok(model)
 }
 
 /// Time jumps: every deadline is so much nearer. The program cannot tell that from time going by.
@@ -546,6 +559,10 @@ fn same(
     }
     if words(&scene.views.cold_tuples) != cold_words(model) {
         bail!("a cold tuple differs");
+    }
+    if let Fate::Pass(Reason::TunnelMtu) | Fate::Answer(Reason::TunnelMtuTold, _) = fate {
+        let paths = scene.paths()?;
+        ensure!(paths == model.paths, "paths of tunnels are {paths:?} instead of {:?}", model.paths);
     }
     for index in &model.touched {
         let record = scene.views.leases.get(*index);

@@ -14,6 +14,7 @@ mod begin;
 mod config;
 mod fragment;
 mod known;
+mod related;
 mod rewrite;
 mod states;
 mod table;
@@ -34,23 +35,17 @@ use wire::{Frame, Inner, Ip};
 /// the differential test says how many of each it met.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Unmodelled {
-    /// ARP.
-    Arp,
-    /// ICMP and ICMPv6 to an address of ours or from a NAT real server, neighbour discovery included.
-    Icmp,
     /// SCTP.
     Sctp,
 }
 
 impl Unmodelled {
     /// All of them.
-    pub const ALL: [Unmodelled; 3] = [Self::Arp, Self::Icmp, Self::Sctp];
+    pub const ALL: [Unmodelled; 1] = [Self::Sctp];
 
     /// As docs/testing.md names it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Arp => "ARP",
-            Self::Icmp => "ICMP",
             Self::Sctp => "SCTP",
         }
     }
@@ -129,6 +124,8 @@ pub struct Model {
     neighbours: HashMap<(bool, [u8; 16]), rewrite::Link>,
     /// First fragments.
     pieces: fragment::Firsts,
+    /// What routers said of tunnels, by (IPv6, real server).
+    pub paths: HashMap<(bool, [u8; 16]), u32>,
     /// Flows placed by each service: the cursor of rr and wrr.
     pub cursors: Vec<u64>,
     /// Events of the last packet.
@@ -149,6 +146,7 @@ impl Model {
             leases: HashMap::new(),
             neighbours: HashMap::new(),
             pieces: fragment::Firsts::default(),
+            paths: HashMap::new(),
             events: Vec::new(),
             touched: Vec::new(),
             now: 0,
@@ -159,12 +157,10 @@ impl Model {
     pub fn leaves_out(&self, frame: &[u8]) -> Option<Unmodelled> {
         let (config, read) = (&self.config, wire::read(frame));
         match read {
-            Frame::Arp => Some(Unmodelled::Arp),
             Frame::Ip(ip)
                 if config.may_be_ours(&ip.destination, ip.v6) || config.may_be_server(&ip.source, ip.v6) =>
             {
                 match ip.inner {
-                    Inner::Icmp => Some(Unmodelled::Icmp),
                     Inner::Other(132) => Some(Unmodelled::Sctp),
                     _ => None,
                 }
@@ -221,7 +217,8 @@ impl Model {
     /// docs/datapath.md, "The way of a packet".
     fn run(&mut self, frame: &[u8], oracle: &dyn Oracle) -> Ends<Fate> {
         let ip = match wire::read(frame) {
-            Frame::NotIp | Frame::Arp => return passes(Reason::NotIp),
+            Frame::NotIp => return passes(Reason::NotIp),
+            Frame::Arp(l3) => return self.arp(frame, l3),
             Frame::Cut => return passes(Reason::BadHeader),
             Frame::TooManyTags => return passes(Reason::TooManyHeaders),
             Frame::Ip(ip) => ip,
@@ -229,13 +226,18 @@ impl Model {
         // The address filter may take a stranger for one of ours, never the other way round.
         let filter = &self.config;
         if !filter.may_be_ours(&ip.destination, ip.v6) && !filter.may_be_server(&ip.source, ip.v6) {
-            return passes(Reason::NotOurs);
+            return match ip.inner {
+                // Routers' errors about what NAT and tunnels sent; extension headers are not walked for strangers.
+                Inner::Icmp(l4) if !ip.v6 || l4 == ip.l3 + 40 => self.icmp(frame, ip, l4, Reason::NotOurs),
+                _ => passes(Reason::NotOurs),
+            };
         }
         let transport = match ip.inner {
             Inner::Bad => return self.to_kernel(&ip, Reason::BadHeader),
             Inner::TooMany => return self.to_kernel(&ip, Reason::TooManyHeaders),
             // Of these `leaves_out` has said so.
-            Inner::Icmp | Inner::Other(_) => return self.to_kernel(&ip, Reason::OtherProtocol),
+            Inner::Other(_) => return self.to_kernel(&ip, Reason::OtherProtocol),
+            Inner::Icmp(l4) => return self.icmp(frame, ip, l4, Reason::Icmp),
             Inner::Fragment(None) => return self.to_kernel(&ip, Reason::Fragment),
             Inner::Fragment(Some(piece)) => return self.fragment(frame, ip, piece, oracle),
             Inner::Transport(transport) => transport,

@@ -56,7 +56,7 @@ impl Link {
 }
 
 /// A checksum after the bytes that it covers became others (RFC 1624, equation 3).
-fn updated(old: u16, before: &[u8], after: &[u8]) -> u16 {
+pub fn updated(old: u16, before: &[u8], after: &[u8]) -> u16 {
     let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], *bytes.get(at + 1).unwrap_or(&0)]);
     let add = |a: u16, b: u16| {
         let (sum, carry) = a.overflowing_add(b);
