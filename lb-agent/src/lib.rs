@@ -6,6 +6,7 @@ pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod director;
+pub mod doctor;
 pub mod events;
 pub mod health;
 pub mod manifest;

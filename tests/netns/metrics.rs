@@ -65,23 +65,31 @@ fn a_scraper_sees_frames_servers_checks_and_roles_and_follows_the_director_to_an
         assert_eq!(answer.status, 200, "{url}");
         Some(String::from_utf8(answer.body).expect("metrics are text"))
     };
-    let told = wait::until_some("everything is told", PATIENCE, || {
-        let told = samples(&scrape(&url)?);
-        let has = |name: &str, least: f64| told.get(name).is_some_and(|value| *value >= least);
-        let packets = |server: &lb_tests::Host| {
-            let labels = format!("{{service=\"web\",real_server=\"{}\",direction=\"in\"}}", server.v4());
-            has(&format!("lb_real_server_packets_total{labels}"), 5.0)
-        };
-        let all = topology.servers.iter().all(packets)
-            && has("lb_vrrp_role{vrrp_instance=\"edge\",role=\"master\"}", 1.0)
-            && has("lb_vrrp_adverts_sent_total{vrrp_instance=\"edge\"}", 1.0)
-            && has("lb_vrrp_timer_lag_seconds_count", 1.0)
-            && has("lb_service_real_servers_in{service=\"web\"}", 2.0)
-            && has("lb_check_results_total{result=\"passed\"}", 2.0)
-            && has("lb_sweeps_total", 1.0)
-            && has("lb_connection_table_capacity", 65536.0);
-        all.then_some(told)
+    let in_to = |server: &lb_tests::Host| {
+        format!("lb_real_server_packets_total{{service=\"web\",real_server=\"{}:80\",direction=\"in\"}}", server.v4())
+    };
+    let mut wanted: Vec<(String, f64)> = topology.servers.iter().map(|server| (in_to(server), 5.0)).collect();
+    wanted.extend(
+        [
+            ("lb_vrrp_role{vrrp_instance=\"edge\",role=\"master\"}", 1.0),
+            ("lb_vrrp_adverts_sent_total{vrrp_instance=\"edge\"}", 1.0),
+            ("lb_vrrp_timer_lag_seconds_count", 1.0),
+            ("lb_service_real_servers_in{service=\"web\"}", 2.0),
+            ("lb_check_results_total{result=\"passed\"}", 2.0),
+            ("lb_sweeps_total", 1.0),
+            ("lb_connection_table_capacity", 65536.0),
+        ]
+        .map(|(name, least)| (name.to_owned(), least)),
+    );
+    let mut told = BTreeMap::new();
+    let mut missing = Vec::new();
+    let all = wait::holds_within(PATIENCE, || {
+        told = scrape(&url).map(|text| samples(&text)).unwrap_or_default();
+        let is_less = |(name, least): &&(String, f64)| told.get(name).is_none_or(|value| value < least);
+        missing = wanted.iter().filter(is_less).map(|(name, _)| name).collect();
+        missing.is_empty()
     });
+    assert!(all, "{missing:#?} is not told, or is less than it must be, in {told:#?}\n{}", agent.log());
     assert_eq!(told["lb_problems"], 0.0, "{told:#?}");
     let not_ours = "lb_frames_total{reason=\"not_ours\",class=\"pass\"}";
     assert!(told.contains_key(not_ours), "no {not_ours} in {told:#?}");

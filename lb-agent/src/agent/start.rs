@@ -17,6 +17,7 @@ use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::control::Request;
 use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
+use crate::doctor;
 use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
@@ -31,6 +32,7 @@ pub async fn start(
 ) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>, health::Reports)> {
     let started = Instant::now();
     let running = director_of(&options.config)?;
+    complain_of_host(&options, &running);
     let state = StateDirectory::open(&options.state_dir)?;
     let lock = state.lock()?;
     let (net, mut network) = Net::start().await?;
@@ -105,6 +107,20 @@ pub async fn start(
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
     Ok((agent, network, reports))
+}
+
+/// What the host lacks, a line of the log each. What it cannot do without says so again when it is needed.
+fn complain_of_host(options: &RunOptions, director: &model::Director) {
+    let interfaces: Vec<String> =
+        director.interfaces.iter().map(|interface| interface.name.clone()).collect();
+    // VRRP alone needs no interface with the program.
+    if interfaces.is_empty() {
+        return;
+    }
+    match doctor::examine(&options.bpffs_dir, &interfaces) {
+        Ok(report) => report.failures().for_each(|sentence| tracing::warn!("this host: {sentence}")),
+        Err(error) => tracing::warn!("look at this host: {error:#}"),
+    }
 }
 
 impl Agent {

@@ -262,9 +262,11 @@ impl Agent {
 
     /// A report of the driver.
     pub(super) fn vrrp_report(&mut self, report: Report) {
-        let Report { instance, kind, cause, fields } = report;
+        let Report { at, instance, kind, cause, fields } = report;
         let subject = format!("{}/{instance}", Kind::VrrpInstance);
-        self.events.emit(subject, kind, cause, fields);
+        // An agent that starts is master long before it comes to tell of it.
+        let at = jiff::Timestamp::try_from(at).unwrap_or_else(|_| jiff::Timestamp::now());
+        self.events.emit_at(at, subject, kind, cause, fields);
     }
 
     /// Hooks of the instances and groups: the one for the role, then the one for every transition.

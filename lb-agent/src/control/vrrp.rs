@@ -68,7 +68,11 @@ impl VrrpView {
         let mut complaints = self.problems.clone();
         complaints.extend(self.faults.iter().map(|fault| format!("fault: {fault}")));
         complaints.extend(self.mismatches.iter().map(|mismatch| {
-            let refused = if mismatch.refused { "; its advertisements are refused" } else { "" };
+            let refused = match (mismatch.refused, self.role.as_str()) {
+                (true, "master") => "; its advertisements are refused, so both may be master",
+                (true, _) => "; its advertisements are refused",
+                (false, _) => "",
+            };
             let MismatchView { peer, field, ours, theirs, .. } = mismatch;
             format!("peer {peer} differs in {field}: {theirs}, ours is {ours}{refused}")
         }));
@@ -177,6 +181,26 @@ pub struct HandoverView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_master_that_refuses_a_peer_is_told_that_it_may_not_be_the_only_one() {
+        let mismatch = |refused| MismatchView {
+            peer: "10.0.0.2".parse().unwrap(),
+            field: "version".into(),
+            ours: "3".into(),
+            theirs: "2".into(),
+            refused,
+        };
+        let view = |role: &str, refused| VrrpView {
+            role: role.into(),
+            mismatches: vec![mismatch(refused)],
+            ..VrrpView::default()
+        };
+        let said = |role, refused| view(role, refused).complaints().concat();
+        assert!(said("master", true).ends_with("are refused, so both may be master"), "{}", said("master", true));
+        assert!(said("backup", true).ends_with("are refused"));
+        assert!(said("master", false).ends_with("ours is 3"));
+    }
 
     #[test]
     fn timers_that_are_later_than_an_interval_are_complained_of() {
