@@ -66,7 +66,10 @@ fn a_scraper_sees_frames_servers_checks_and_roles_and_follows_the_director_to_an
         Some(String::from_utf8(answer.body).expect("metrics are text"))
     };
     let in_to = |server: &lb_tests::Host| {
-        format!("lb_real_server_packets_total{{service=\"web\",real_server=\"{}:80\",direction=\"in\"}}", server.v4())
+        format!(
+            "lb_real_server_packets_total{{service=\"web\",real_server=\"{}:80\",direction=\"in\"}}",
+            server.v4()
+        )
     };
     let mut wanted: Vec<(String, f64)> = topology.servers.iter().map(|server| (in_to(server), 5.0)).collect();
     wanted.extend(

@@ -197,7 +197,11 @@ mod tests {
             ..VrrpView::default()
         };
         let said = |role, refused| view(role, refused).complaints().concat();
-        assert!(said("master", true).ends_with("are refused, so both may be master"), "{}", said("master", true));
+        assert!(
+            said("master", true).ends_with("are refused, so both may be master"),
+            "{}",
+            said("master", true)
+        );
         assert!(said("backup", true).ends_with("are refused"));
         assert!(said("master", false).ends_with("ours is 3"));
     }

@@ -227,7 +227,12 @@ mod tests {
     fn what_a_host_lacks_is_one_sentence_each_with_the_way_out() {
         let nic = |host: &mut Host, change: fn(&mut Nic)| host.interfaces.iter_mut().for_each(change);
         let cases: [(Change, Standing, &str, &str); 17] = [
-            (|host| host.release = "5.15.0-91-generic".into(), Standing::Fail, "Linux 5.15.0-91-generic is too old", "newer"),
+            (
+                |host| host.release = "5.15.0-91-generic".into(),
+                Standing::Fail,
+                "Linux 5.15.0-91-generic is too old",
+                "newer",
+            ),
             (|host| host.release = "6.0".into(), Standing::Fail, "too old", "6.1"),
             (|host| host.release = "6.1.0-13-amd64".into(), Standing::Note, "clsact", ""),
             (|host| host.release = "six".into(), Standing::Note, "six", ""),
@@ -239,9 +244,24 @@ mod tests {
             (|host| host.capabilities = !(1 << 12), Standing::Fail, "CAP_NET_ADMIN missing", "root"),
             (|host| host.capabilities = !(1 << 23), Standing::Fail, "CAP_SYS_NICE missing", "root"),
             (|host| host.real_time_share = Some(0), Standing::Fail, "real-time", "950000"),
-            (|host| host.interfaces[0].exists = false, Standing::Fail, "eth0 is no interface", "it has eth0, eth1"),
-            (|host| host.interfaces[0].up = Some(false), Standing::Fail, "eth0 is down", "ip link set eth0 up"),
-            (|host| host.interfaces[0].facts.lro = Some(true), Standing::Fail, "LRO", "ethtool -K eth0 lro off"),
+            (
+                |host| host.interfaces[0].exists = false,
+                Standing::Fail,
+                "eth0 is no interface",
+                "it has eth0, eth1",
+            ),
+            (
+                |host| host.interfaces[0].up = Some(false),
+                Standing::Fail,
+                "eth0 is down",
+                "ip link set eth0 up",
+            ),
+            (
+                |host| host.interfaces[0].facts.lro = Some(true),
+                Standing::Fail,
+                "LRO",
+                "ethtool -K eth0 lro off",
+            ),
             (|host| host.interfaces[0].mtu = Some(9000), Standing::Note, "MTU 9000", ""),
             (|host| host.cpus = 8, Standing::Note, "4 receive queues for 8 CPUs", ""),
         ];

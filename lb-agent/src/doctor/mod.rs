@@ -42,7 +42,8 @@ fn nic(name: String) -> Nic {
     let attribute = |attribute: &str| fs::read_to_string(format!("/sys/class/net/{name}/{attribute}")).ok();
     let number = |text: Option<String>| text.and_then(|text| text.trim().parse().ok());
     // IFF_UP.
-    let flags = attribute("flags").and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
+    let flags = attribute("flags")
+        .and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
     Nic {
         exists: true,
         // Not readable where /sys is of another network namespace: then nothing is said of it.

@@ -662,6 +662,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn floods()(new_flows in prop::option::of(Flood::RATE)) -> Flood {
+        Flood { new_flows }
+    }
+}
+
+prop_compose! {
     fn directors_()(
         name in names(),
         interfaces in prop::collection::btree_map(
@@ -672,6 +678,7 @@ prop_compose! {
         release in any::<bool>(),
         wait in (0u64..=600_000).prop_map(Duration::from_millis),
         metrics in prop::option::of((any::<std::net::IpAddr>(), 1u16..)),
+        flood in floods(),
     ) -> Director {
         Director {
             name,
@@ -680,6 +687,7 @@ prop_compose! {
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
             real_path: Default::default(),
+            flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),
             metrics: metrics.map(Into::into),
