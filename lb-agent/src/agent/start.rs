@@ -16,7 +16,7 @@ use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
 use crate::control::Request;
-use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
+use crate::dataplane::{self, Dataplane, Interface, Packets, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Drains, Event};
 use crate::doctor;
 use crate::events::{Events, SinkTasks};
@@ -281,6 +281,7 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
         sizes: sizes(director),
         object: dataplane::OBJECT,
         answers_per_second: ANSWERS_PER_SECOND,
+        packets: packets(director),
         recreate: options.recreate_tables,
     })
     .context("start the data plane")?;
@@ -292,6 +293,12 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
         }
     }
     Ok(dataplane)
+}
+
+/// What the program is loaded with.
+fn packets(director: &model::Director) -> Packets {
+    let model::TunnelSources { v4, v6 } = director.tunnel_sources;
+    Packets { policies: 0, sources_v4: v4, sources_v6: v6 }
 }
 
 /// The Director's interfaces as they are now; the sentence of an error names one that is missing.

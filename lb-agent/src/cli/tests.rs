@@ -525,6 +525,14 @@ fn a_vrrp_instance_at_length_says_who_is_master_and_what_is_wrong() {
     ] {
         assert!(text.contains(line), "{line}in\n{text}");
     }
+    let mut refused = view.clone();
+    refused.role = "master".into();
+    refused.mismatches[0].refused = true;
+    let text = super::vrrp::instance(&refused, &scheduling);
+    fits(&text);
+    let wrapped = "!:            peer 10.0.0.2 differs in advertisementInterval: 300ms, ours is 1s;\n              \
+                   its advertisements are refused, so both may be master\n";
+    assert!(text.contains(wrapped), "{wrapped}in\n{text}");
     let overview = VrrpOverview { instances: vec![view], scheduling };
     let table = super::vrrp::instances(&overview, Look::default());
     fits(&table);

@@ -99,7 +99,7 @@ fn capabilities(bits: u64) -> Vec<Item> {
     // CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON too (capabilities(7)).
     let missing: Vec<&str> = NEEDED
         .iter()
-        .filter(|(number, _, by_admin)| !has(*number) && !(*by_admin && has(SYS_ADMIN)))
+        .filter(|(number, _, by_admin)| !(has(*number) || *by_admin && has(SYS_ADMIN)))
         .map(|(_, name, _)| *name)
         .collect();
     let mut items = match missing.as_slice() {
