@@ -68,6 +68,13 @@ prop_compose! {
 }
 
 /// A udp service by tun with one more field, or one instead of another.
+const POOL: &str = "---
+apiVersion: lb/v1
+kind: LocalAddressPool
+metadata: {name: pool-a}
+spec: {addresses: [10.0.0.210]}
+";
+
 fn service(fields: &str) -> Result<VirtualService, String> {
     let mut lines: Vec<&str> = vec![
         "address: 203.0.113.10",
@@ -84,8 +91,10 @@ fn service(fields: &str) -> Result<VirtualService, String> {
     }
     let spec: String = lines.into_iter().chain(fields.lines()).map(|line| format!("  {line}\n")).collect();
     let text = format!(
-        "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {name}\nspec:\n{spec}",
-        name = "{name: web}"
+        "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {name}\nspec:\n{spec}{pool}",
+        name = "{name: web}",
+        // One that a service names must be there.
+        pool = if fields.contains("pool-a") { POOL } else { "" },
     );
     match load_text("m.yaml", &text) {
         Ok(objects) => {
