@@ -60,6 +60,8 @@ pub struct Scratch {
     pub bytes: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
+    /// Of the leases looked at, the one that is least worth keeping: cost (upper half) and index.
+    pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
 }
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 128 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 136 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

@@ -17,6 +17,7 @@ mod egress;
 mod flow;
 mod forward;
 mod fragment;
+mod guard;
 mod host;
 mod icmp;
 mod ingress;

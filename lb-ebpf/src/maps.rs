@@ -11,6 +11,7 @@ use lb_common::{
     destination::{Destination, NextHop, Traffic},
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
+    guard::{Guard, Pace},
     hash::Secrets,
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
@@ -97,6 +98,10 @@ pub static TAILS: ProgramArray<16> = ProgramArray::new();
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
 pub static LIMITER: PerCpuArray<Limiter, 1> = PerCpuArray::new();
+#[btf_map]
+pub static GUARD: Array<Guard, 1, MMAP> = Array::new();
+#[btf_map]
+pub static PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 
 #[unsafe(no_mangle)]
 static CONFIG: Global<Config> = Global::new(Config {

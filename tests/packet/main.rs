@@ -4,6 +4,7 @@
 mod corpus;
 mod counted;
 mod differential;
+mod flood;
 mod flows;
 mod forwarding;
 mod fragments;

@@ -12,6 +12,7 @@ mod diagnostic;
 mod director;
 mod endpoints;
 mod events;
+mod flood;
 mod health;
 mod marks;
 mod objects;
