@@ -51,12 +51,12 @@ const IPV4: &[Row] = &[
     ("SYN and RST", 33, &[SYN | RST], Reason::BadFlags),
     ("SYN and FIN", 33, &[SYN | FIN], Reason::BadFlags),
     ("all flags", 33, &[0xff], Reason::BadFlags),
-    ("no flag", 33, &[0], Reason::UnknownFlowReset),
-    ("FIN alone", 33, &[FIN], Reason::UnknownFlowReset),
+    ("no flag", 33, &[0], Reason::BadFlags),
+    ("FIN alone", 33, &[FIN], Reason::BadFlags),
     ("RST", 33, &[RST], Reason::UnknownFlowDropped),
     ("RST and ACK", 33, &[RST | ACK], Reason::UnknownFlowDropped),
-    ("FIN and RST", 33, &[FIN | RST], Reason::UnknownFlowDropped),
-    ("URG, PSH and FIN", 33, &[0x29], Reason::UnknownFlowReset),
+    ("FIN and RST", 33, &[FIN | RST], Reason::BadFlags),
+    ("URG, PSH and FIN", 33, &[0x29], Reason::BadFlags),
     ("TTL 0", 8, &[0], Reason::TimeExceeded),
     ("TTL 1", 8, &[1], Reason::TimeExceeded),
 ];
@@ -84,8 +84,8 @@ const IPV6: &[Row] = &[
     ("data offset 6 of 20 bytes", 52, &[0x60], Reason::BadTransport),
     ("SYN and RST", 53, &[SYN | RST], Reason::BadFlags),
     ("SYN and FIN", 53, &[SYN | FIN], Reason::BadFlags),
-    ("no flag", 53, &[0], Reason::UnknownFlowReset),
-    ("FIN alone", 53, &[FIN], Reason::UnknownFlowReset),
+    ("no flag", 53, &[0], Reason::BadFlags),
+    ("FIN alone", 53, &[FIN], Reason::BadFlags),
     ("RST and ACK", 53, &[RST | ACK], Reason::UnknownFlowDropped),
 ];
 

@@ -72,7 +72,7 @@ fn unit(args: &[OsString]) -> Result<()> {
 }
 
 /// Rows of tables that the whole packet tier has at least.
-const CASES: usize = 1000;
+const CASES: usize = 2000;
 
 /// The packet tests, and how many cases they are: the rows of their tables by name, and each test itself.
 fn packet(args: &[OsString]) -> Result<()> {
