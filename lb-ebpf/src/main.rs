@@ -40,6 +40,7 @@ mod schedule;
 mod sctp;
 mod sip;
 mod tail;
+mod tunnel;
 mod tunnel_mtu;
 mod twos;
 mod walk;
@@ -147,6 +148,14 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, fragment::handle(frame))
+}
+
+/// Tunnels other than plain IPIP.
+#[xdp]
+#[inline(always)]
+pub fn lb_tunnel(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, tunnel::handle(frame))
 }
 
 /// Resets.
