@@ -199,8 +199,8 @@ const BUGS: &[Bug] = &[
     (
         "a client of a tunnel is told its outer MTU",
         "lb-ebpf/src/tunnel_mtu.rs",
-        "let mtu = mtu - tunnel_overhead(V6) as u32;",
-        "let mtu = mtu - 0 * tunnel_overhead(V6) as u32;",
+        "let mtu = mtu - tunnel_overhead(V6) as u32 - between as u32;",
+        "let mtu = mtu - between as u32;",
     ),
     (
         "a router may say any MTU",
