@@ -67,14 +67,6 @@ prop_compose! {
     }
 }
 
-/// What a service that names a pool needs beside it.
-const POOL: &str = "---
-apiVersion: lb/v1
-kind: LocalAddressPool
-metadata: {name: pool-a}
-spec: {addresses: [10.0.0.210]}
-";
-
 /// A udp service by tun with one more field, or one instead of another.
 fn service(fields: &str) -> Result<VirtualService, String> {
     let mut lines: Vec<&str> = vec![
@@ -91,17 +83,15 @@ fn service(fields: &str) -> Result<VirtualService, String> {
         lines.retain(|line| !["address", "ports", "protocol"].contains(&key(line).as_str()));
     }
     let spec: String = lines.into_iter().chain(fields.lines()).map(|line| format!("  {line}\n")).collect();
-    let pool = if fields.contains("pool-a") { POOL } else { "" };
     let text = format!(
-        "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {name}\nspec:\n{spec}{pool}",
-        name = "{name: web}",
+        "apiVersion: lb/v1\nkind: VirtualService\nmetadata: {name}\nspec:\n{spec}",
+        name = "{name: web}"
     );
     match load_text("m.yaml", &text) {
         Ok(objects) => {
             let (service, _) = objects.services().next().unwrap();
             // What was understood reads back the same.
-            let again =
-                load_text("m.yaml", &(to_yaml(&Object::VirtualService(service.clone())) + pool)).unwrap();
+            let again = load_text("m.yaml", &to_yaml(&Object::VirtualService(service.clone()))).unwrap();
             assert_eq!(again.services().next().unwrap().0, service);
             Ok(service.clone())
         }
