@@ -6,12 +6,15 @@
 pub mod address;
 pub mod checksum;
 pub mod connection;
+pub mod cookie;
 pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;
+pub mod extension;
 pub mod feed;
 pub mod filter;
 pub mod fragment;
+pub mod guard;
 pub mod hash;
 pub mod header;
 pub mod ipvs;

@@ -7,7 +7,9 @@ mod fragments;
 mod health;
 mod lab;
 mod lease;
+mod load;
 mod manifests;
+mod metrics;
 mod neighbours;
 mod net;
 mod path_mtu;
@@ -17,6 +19,7 @@ mod real_path;
 mod real_server;
 mod scheduling;
 mod site;
+mod tunnels;
 mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -5,11 +5,13 @@ mod director;
 mod effect;
 mod endpoint;
 mod events;
+mod flood;
 pub mod health;
 mod pool;
 mod real_path;
 mod scheduling;
 mod service;
+mod tunnel;
 mod vrrp;
 mod way;
 
@@ -23,6 +25,7 @@ pub use director::{
 pub use effect::{Effect, field_effect};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
+pub use flood::Flood;
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{
@@ -33,6 +36,7 @@ pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
 };
+pub use tunnel::{Encapsulation, TunnelSources, TunnelType};
 pub use vrrp::{
     Authentication, DEFAULT_PRIORITY, Gratuitous, HmacAuthentication, HmacKey, HmacMode, KeySource, Notify,
     OWNER_PRIORITY, Preempt, Track, TrackEffect, TrackFile, TrackFileEffect, TrackInterface, TrackProcess,

@@ -12,7 +12,7 @@ use lb_common::{
     destination::{Destination, Forwarding, flags},
     hash,
     service::{NoServer, OnUnknownFlow, Pick},
-    state::{FIN, RST, SYN, State},
+    state::{RST, SYN, State},
     verdict::Reason,
 };
 
@@ -44,7 +44,7 @@ impl Model {
             return passes(Reason::NoService);
         };
         let syn = flags & SYN != 0;
-        if syn && flags & (RST | FIN) != 0 {
+        if !udp && !states::is_sent(flags) {
             return drops(Reason::BadFlags);
         }
         let mut packet = packet;
@@ -381,7 +381,10 @@ impl Model {
         let chosen = oracle.lease_of(place.identity, self.now);
         // Sixteen ports are tried: with most of them free one is found.
         let may_fail = free * 2 <= all;
-        if free == 0 || (may_fail && chosen.is_none() && oracle.had_no_local_port()) {
+        // Among those tried may be one that is worth less than a new flow.
+        let may_evict =
+            self.shares(service, packet.ip.v6).any(|share| share.into_iter().any(|l| self.is_unproven(l)));
+        if (free == 0 && !may_evict) || (may_fail && chosen.is_none() && oracle.had_no_local_port()) {
             return drops(Reason::NoLocalPort);
         }
         if !has_room {
@@ -389,12 +392,17 @@ impl Model {
             return drops(Reason::TableFull);
         }
         // A flow that begins anew gets the port that it had.
-        let kept = before.filter(|index| self.may_lease(service, *index, packet.ip.v6));
+        let kept =
+            before.filter(|index| self.is_free(*index) && self.may_lease(service, *index, packet.ip.v6));
         let may = |index: &u32| self.may_lease(service, *index, packet.ip.v6);
         let Some(index) = chosen.filter(|index| may(index) && kept.is_none_or(|kept| kept == *index)) else {
             // A frame that nothing became of: the comparison will say so.
             return drops(Reason::Internal);
         };
+        if !self.is_free(index) {
+            let victim = self.leases[&index].word;
+            self.evicts(victim);
+        }
         let route = self.config.client_route(&packet.ip.source, packet.ip.v6);
         let lease = Lease {
             owner: place.identity,
@@ -430,6 +438,12 @@ impl Model {
         self.leases.get(&lease).is_none_or(|lease| lease.word.is_empty() || lease.word.is_expired(self.now))
     }
 
+    /// Whether another flow holds it that may make room: neither established nor free.
+    fn is_unproven(&self, lease: u32) -> bool {
+        let live = self.leases.get(&lease).filter(|_| !self.is_free(lease));
+        live.is_some_and(|lease| !lease.word.is_settled())
+    }
+
     /// (ports of the service's pool, those that are free).
     fn ports_of(&self, service: usize, v6: bool) -> (usize, usize) {
         let all: usize = self.shares(service, v6).map(|share| share.len()).sum();
@@ -441,6 +455,7 @@ impl Model {
 
     /// Whether a flow of this service may lease this port now.
     fn may_lease(&self, service: usize, lease: u32, v6: bool) -> bool {
-        self.shares(service, v6).any(|share| share.contains(&lease)) && self.is_free(lease)
+        self.shares(service, v6).any(|share| share.contains(&lease))
+            && (self.is_free(lease) || self.is_unproven(lease))
     }
 }

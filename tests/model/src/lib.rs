@@ -273,6 +273,7 @@ impl Model {
         match own {
             Some(own) => {
                 self.may_serve(own.vrrp)?;
+                self.sender(packet)?;
                 Ok(own)
             }
             None if self.config.is_nat_server(&packet.ip.source, packet.ip.v6) => {
@@ -280,6 +281,25 @@ impl Model {
             }
             None => passes(Reason::NotOurs),
         }
+    }
+
+    /// A packet to one of our addresses comes from an address that a host can have, and not from where it goes.
+    fn sender(&self, packet: &wire::Packet) -> Ends<()> {
+        let (source, v6) = (packet.ip.source, packet.ip.v6);
+        if source == packet.ip.destination {
+            return drops(Reason::Land);
+        }
+        let nobody = if v6 {
+            let address = std::net::Ipv6Addr::from(source);
+            address.is_multicast() || address.is_unspecified() || address.is_loopback()
+        } else {
+            let address = std::net::Ipv4Addr::new(source[0], source[1], source[2], source[3]);
+            address.octets()[0] == 0
+                || address.is_loopback()
+                || address.is_multicast()
+                || address.is_broadcast()
+        };
+        if nobody { drops(Reason::BadSource) } else { Ok(()) }
     }
 
     /// docs/datapath.md, "The VRRP role".
