@@ -9,6 +9,7 @@ mod lab;
 mod lease;
 mod load;
 mod manifests;
+mod metrics;
 mod neighbours;
 mod net;
 mod path_mtu;
@@ -18,6 +19,7 @@ mod real_path;
 mod real_server;
 mod scheduling;
 mod site;
+mod tunnels;
 mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

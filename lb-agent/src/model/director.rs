@@ -1,9 +1,10 @@
 //! The director: what this node attaches to, and how large its tables are.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Flood, Hook, Name, RealPathNetworks, Webhook};
+use super::{Flood, Hook, Name, RealPathNetworks, TunnelSources, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +17,14 @@ pub struct Director {
     pub capacity: Capacity,
     pub shutdown: Shutdown,
     pub real_path: RealPathNetworks,
+    pub tunnel_sources: TunnelSources,
     pub flood: Flood,
     /// Programs that are run for events, in this order.
     pub hooks: Vec<Hook>,
     /// URLs that events are sent to, each once.
     pub webhooks: Vec<Webhook>,
+    /// Where metrics are given to whoever asks. None: on the control socket only.
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

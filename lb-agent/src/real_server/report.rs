@@ -59,6 +59,15 @@ impl Report {
         Self { ok: items.iter().all(|item| item.standing != Standing::Fail), items }
     }
 
+    /// What failed, with the way out.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        let failed = self.items.iter().filter(|item| item.standing == Standing::Fail);
+        failed.map(|Item { text, remedy, .. }| match remedy {
+            Some(remedy) => format!("{text}: {remedy}"),
+            None => text.clone(),
+        })
+    }
+
     /// One line per item.
     pub fn lines(&self) -> String {
         let mut lines = String::new();
@@ -156,7 +165,8 @@ pub fn default_route(directors: impl Iterator<Item = IpNet>, v6: bool, route: Op
 
 /// What tunnelling costs in packet size: bytes of the largest outer header that a director may use.
 pub fn overhead(record: &Record) -> u32 {
-    if record.directors.iter().any(|director| director.addr().is_ipv6()) { 40 } else { 20 }
+    let outer = if record.directors.iter().any(|director| director.addr().is_ipv6()) { 40 } else { 20 };
+    outer + if record.gue_ports.is_empty() { 0 } else { 12 }
 }
 
 /// What the operator should know of packet sizes under TUN on an interface of this MTU.
