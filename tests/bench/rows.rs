@@ -3,7 +3,6 @@
 use lb_common::{
     destination::Forwarding,
     feed::Feed,
-    sctp::chunk,
     service::{OnUnknownFlow, Pick},
     state::{ACK, SYN},
     verdict::Reason,
@@ -90,12 +89,12 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             let plan = Plan {
                 forwarding,
                 v6,
-                sctp: false,
                 pick: Pick::HashAddress,
                 on_unknown_flow: OnUnknownFlow::Drop,
                 servers: SERVERS,
                 flows: MANY,
                 connections: CONNECTIONS,
+                proxy: false,
             };
             let scene = Program::Scene(plans.len());
             let mut of_scene = Vec::new();
@@ -135,12 +134,12 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             let plan = Plan {
                 forwarding,
                 v6,
-                sctp: false,
                 pick,
                 on_unknown_flow: OnUnknownFlow::Adopt,
                 servers: SERVERS,
                 flows: 0,
                 connections: CONNECTIONS,
+                proxy: false,
             };
             let event = if flags == SYN { Reason::FlowNew } else { Reason::FlowAdopted };
             let row = Row {
@@ -155,7 +154,11 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             };
             add(&mut rows, &mut plans, plan, vec![row], only);
         }
-        over_sctp(&mut rows, &mut plans, v6, only);
+    }
+    for v6 in [false, true] {
+        for (name, forwarding) in [("nat", Forwarding::Nat), ("fullnat", Forwarding::FullNat)] {
+            shifted(&mut rows, &mut plans, name, forwarding, v6, only);
+        }
     }
     for (name, pick) in [
         ("rr", Pick::Cursor),
@@ -182,40 +185,39 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
     (rows, plans)
 }
 
-/// SCTP has programs of its own: a tail call more on each path.
-fn over_sctp(rows: &mut Vec<Row>, plans: &mut Vec<Plan>, v6: bool, only: &[String]) {
-    let plan = |forwarding, flows| Plan {
+/// Packets of flows whose sequence numbers are shifted, each way: the price of a PROXY header after it was sent.
+fn shifted(
+    rows: &mut Vec<Row>,
+    plans: &mut Vec<Plan>,
+    name: &str,
+    forwarding: Forwarding,
+    v6: bool,
+    only: &[String],
+) {
+    let plan = Plan {
         forwarding,
         v6,
-        sctp: true,
         pick: Pick::HashAddress,
         on_unknown_flow: OnUnknownFlow::Drop,
         servers: SERVERS,
-        flows,
+        flows: SOME,
         connections: CONNECTIONS,
+        proxy: true,
     };
-    for (name, forwarding) in [("dr", Forwarding::Dr), ("tun", Forwarding::Tun)] {
-        let scene = Program::Scene(plans.len());
-        let row = |(count, flows)| Row {
-            name: format!("sctp {name} {} {count}", family(v6)),
-            program: scene.clone(),
-            feed: feed(Packet::ToVipSctp(chunk::DATA), v6, u64::from(flows), 0),
-            path: Path::ToServer,
-            fresh: false,
-            goal: None,
-        };
-        let of_scene = [("hot", 1), ("64k", SOME), ("1M", MANY)].map(row).into();
-        add(rows, plans, plan(forwarding, MANY), of_scene, only);
+    let mut of_scene = Vec::new();
+    for (way, packet, path) in ways(forwarding) {
+        for (count, flows) in [("hot", 1), ("64k", SOME)] {
+            of_scene.push(Row {
+                name: format!("shifted {name}{way} {} {count}", family(v6)),
+                program: Program::Scene(plans.len()),
+                feed: feed(packet, v6, flows as u64, 0),
+                path,
+                fresh: false,
+                goal: None,
+            });
+        }
     }
-    let row = Row {
-        name: format!("new sctp tun sh {}", family(v6)),
-        program: Program::Scene(plans.len()),
-        feed: feed(Packet::ToVipSctp(chunk::INIT), v6, MANY as u64, 0),
-        path: Path::Event(Reason::FlowNew),
-        fresh: true,
-        goal: None,
-    };
-    add(rows, plans, plan(Forwarding::Tun, 0), vec![row], only);
+    add(rows, plans, plan, of_scene, only);
 }
 
 /// New flows of a DR service by a scheduler over so many real servers.
@@ -230,12 +232,12 @@ fn scheduled(
     let plan = Plan {
         forwarding: Forwarding::Dr,
         v6: false,
-        sctp: false,
         pick,
         on_unknown_flow: OnUnknownFlow::Drop,
         servers,
         flows: 0,
         connections: CONNECTIONS,
+        proxy: false,
     };
     let row = Row {
         name: format!("sched {name} x{servers}"),

@@ -17,9 +17,9 @@ use lb_common::{
     connection::{Value, WAYS},
     destination::{Forwarding, NextHop, tunnel_overhead},
     feed::Feed,
+    hash::tuple_of_identity_v4,
     header::protocol,
     scratch::ticks,
-    sctp,
     service::{OnUnknownFlow, Pick},
     state::{ACK, DEFAULT_TIMEOUTS, SYN, State},
     verdict::Reason,
@@ -116,8 +116,6 @@ fn map_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 pub struct Plan {
     pub forwarding: Forwarding,
     pub v6: bool,
-    /// SCTP, else TCP.
-    pub sctp: bool,
     pub pick: Pick,
     pub on_unknown_flow: OnUnknownFlow,
     /// Real servers of a DR or TUN service.
@@ -126,6 +124,8 @@ pub struct Plan {
     pub flows: u32,
     /// Flows that the table is sized for.
     pub connections: u32,
+    /// Flows begin with a PROXY header: their sequence numbers are shifted.
+    pub proxy: bool,
 }
 
 impl Plan {
@@ -191,13 +191,8 @@ impl Scene {
     fn make_flows(&mut self, feeder: &mut Feeder) -> Result<()> {
         const TURN: u32 = 1 << 15;
         feeder.test(self.plane.main_program()?)?;
-        let packets = if self.plan.sctp {
-            // Replies are not seen under dr and tun: the cookie establishes.
-            [sctp::chunk::INIT, sctp::chunk::COOKIE_ECHO].map(Packet::ToVipSctp)
-        } else {
-            [SYN, ACK].map(Packet::ToVip)
-        };
-        let [mut syn, mut ack] = packets.map(|packet| feed(packet, self.plan.v6, self.plan.flows as u64, 0));
+        let [mut syn, mut ack] =
+            [SYN, ACK].map(|flags| feed(Packet::ToVip(flags), self.plan.v6, self.plan.flows as u64, 0));
         let mut left = self.plan.flows;
         while left > 0 {
             let turn = left.min(TURN);
@@ -219,7 +214,34 @@ impl Scene {
             sums.reasons,
         );
         if let Forwarding::FullNat = self.plan.forwarding {
+            self.no_lease_is_shared()?;
             self.list = feeder.list(&self.leased(self.plan.flows as usize))?;
+        }
+        Ok(())
+    }
+
+    /// Every FULLNAT flow has a lease that names it and its client, and no other flow has that: no reply can go to
+    /// anybody else.
+    fn no_lease_is_shared(&self) -> Result<()> {
+        let views = &self.views;
+        let mut named = vec![false; views.leases.len() as usize];
+        let vip = views.secrets.key_v4(Address::from(vip(false)).words()[0]);
+        for bucket in 0..views.connections.len() {
+            for way in 0..WAYS as u32 {
+                let value = Value(views.value(bucket, way).load(Relaxed));
+                if value.is_empty() {
+                    continue;
+                }
+                let identity = views.identity(bucket, way).load(Relaxed);
+                let lease = views.leases.get(value.lease());
+                let first = !std::mem::replace(&mut named[value.lease() as usize], true);
+                ensure!(first && lease.owner == identity, "lease {} is of two flows", value.lease());
+                if !self.plan.v6 {
+                    let (client, ports) = tuple_of_identity_v4(&views.secrets, identity, vip, false);
+                    let same = lease.client.words()[0] == client && lease.ports == ports;
+                    ensure!(same, "lease {} names another client", value.lease());
+                }
+            }
         }
         Ok(())
     }
@@ -319,8 +341,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     const NAME: &str = "bench";
     let v6 = plan.v6;
     let translates = matches!(plan.forwarding, Forwarding::Nat | Forwarding::FullNat);
-    let seconds = if plan.sctp { sctp::DEFAULT_TIMEOUTS } else { DEFAULT_TIMEOUTS };
-    let timeouts = seconds.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
+    let timeouts = DEFAULT_TIMEOUTS.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
     let pool = if let Forwarding::FullNat = plan.forwarding {
         let addresses: Vec<_> =
             (0..LOCAL_ADDRESSES).map(|n| with_last_bits(v6, LOCAL_NETWORK, LOCALS + n)).collect();
@@ -341,14 +362,14 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     tables.ensure_service(&ServiceSpec {
         name: NAME.into(),
         vip: vip(v6),
-        protocol: if plan.sctp { protocol::SCTP } else { protocol::TCP },
+        protocol: protocol::TCP,
         ports: vec![Ports::One(VIP_PORT)],
         pick: plan.pick,
         on_unknown_flow: plan.on_unknown_flow,
         mss: 0,
         timeouts,
         pool,
-        rules: Rules::default(),
+        rules: Rules { proxy: plan.proxy, ..Rules::default() },
     })?;
     let mut slots = Vec::new();
     for number in 0..if translates { 1 } else { plan.servers } {
