@@ -149,9 +149,11 @@ pub mod programs {
     pub const SCTP_NEW: (&str, u32) = ("lb_sctp_new", 13);
     /// Answers to SCTP packets with ABORT.
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
+    /// SYN cookies.
+    pub const COOKIE: (&str, u32) = ("lb_cookie", 16);
     /// All tails.
-    pub const TAILS: [(&str, u32); 12] =
-        [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
+    pub const TAILS: [(&str, u32); 13] =
+        [COOKIE, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -64,6 +64,8 @@ pub struct Scratch {
     pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
+    /// Of SYN cookies.
+    pub cookie: Cookie,
 }
 
 /// In [`Scratch::l4`]: the packet is the first fragment of one, which may say that it is longer than what is here.
@@ -99,6 +101,67 @@ pub struct Walk {
     pub drawn_load: [u64; 2],
     /// twos: their weights.
     pub drawn_weight: [u64; 2],
+}
+
+/// A SYN that is answered with a cookie, or a packet that brings one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Cookie {
+    /// [`cookie`].
+    pub task: u32,
+    /// The frame's length as it came.
+    pub bytes: u32,
+    /// The cookie: our sequence number towards the client, host order, as are all here.
+    pub number: u32,
+    /// The client's initial sequence number.
+    pub sequence: u32,
+    /// What the client said of its segments; 0 is nothing.
+    pub mss: u32,
+    /// The client's window scale; [`crate::cookie::NO_SCALE`] is none.
+    pub scale: u32,
+    /// Whether the client permits selective acknowledgements.
+    pub sack: u32,
+    /// Whether it uses timestamps: its own, and the echo of ours.
+    pub stamps: u32,
+    pub stamp: u32,
+    pub echo: u32,
+    /// Offset of the option that comes next, and where they end.
+    pub at: u32,
+    pub end: u32,
+    /// TCP's options. Longer than they can be, so that an offset of six bits lies in it with what is read there.
+    pub options: [u8; 80],
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Self {
+            task: 0,
+            bytes: 0,
+            number: 0,
+            sequence: 0,
+            mss: 0,
+            scale: 0,
+            sack: 0,
+            stamps: 0,
+            stamp: 0,
+            echo: 0,
+            at: 0,
+            end: 0,
+            options: [0; 80],
+        }
+    }
+}
+
+/// Values of [`Cookie::task`].
+pub mod cookie {
+    /// Nothing: the packet is as it came.
+    pub const NONE: u32 = 0;
+    /// A SYN is to be answered.
+    pub const ANSWER: u32 = 1;
+    /// A client's first packet has brought a cookie, and is to become its SYN.
+    pub const BEGIN: u32 = 2;
+    /// The packet is a SYN that was made from a cookie.
+    pub const MADE: u32 = 3;
 }
 
 /// Read-only configuration of a program version.
@@ -159,7 +222,11 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 136 + core::mem::size_of::<Walk>());
+        assert_eq!(
+            core::mem::size_of::<Scratch>(),
+            136 + core::mem::size_of::<Walk>() + core::mem::size_of::<Cookie>()
+        );
+        assert_eq!(core::mem::size_of::<Cookie>(), 128);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

@@ -93,7 +93,7 @@ pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
 #[btf_map]
 pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 #[btf_map]
-pub static TAILS: ProgramArray<16> = ProgramArray::new();
+pub static TAILS: ProgramArray<32> = ProgramArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]

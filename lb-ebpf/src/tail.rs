@@ -5,7 +5,12 @@ use crate::{
     packet::{Frame, Packet},
 };
 use aya_ebpf::programs::XdpContext;
-use lb_common::{header::protocol, maps::programs, scratch::Scratch, verdict::Reason};
+use lb_common::{
+    header::protocol,
+    maps::programs,
+    scratch::{Scratch, cookie},
+    verdict::Reason,
+};
 
 /// Calls a tail program. Returns only when it could not be called.
 #[inline(always)]
@@ -53,6 +58,7 @@ pub fn call_sctp(frame: &Frame, l3: usize, l4: usize, v6: bool, program: (&str, 
 fn call_as(frame: &Frame, l3: usize, l4: usize, v6: bool, protocol: u8, program: (&str, u32)) -> Reason {
     let Some(scratch) = scratch() else { return Reason::Internal };
     scratch.choices = 0;
+    scratch.cookie.task = cookie::NONE;
     scratch.l3 = l3 as u16;
     scratch.l4 = l4 as u16;
     scratch.family = if v6 { 6 } else { 4 };
