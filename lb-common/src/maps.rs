@@ -53,7 +53,7 @@ pub mod pinned {
     pub const CLIENT_NEIGHBOURS: &str = "CLIENT_NEIGHB";
     /// ARRAY of [`super::VrrpWord`], by VRRP instance; 0 is unused.
     pub const VRRP: &str = "VRRP";
-    /// ARRAY of 64-byte extension records of flows with the extension flag.
+    /// ARRAY, mmapable, of [`crate::extension::Extension`].
     pub const EXTENSIONS: &str = "EXTENSIONS";
     /// PERCPU_ARRAY of [`crate::verdict::Count`], by reason.
     pub const REASONS: &str = "REASONS";
@@ -143,6 +143,8 @@ pub mod programs {
     pub const RELATED: (&str, u32) = ("lb_related", 8);
     /// Fragments.
     pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
+    /// TCP packets of flows with an extension record.
+    pub const SHIFTED: (&str, u32) = ("lb_shifted", 15);
     /// SCTP packets.
     pub const SCTP: (&str, u32) = ("lb_sctp", 12);
     /// As [`NEW`], for SCTP.
@@ -152,8 +154,8 @@ pub mod programs {
     /// SYN cookies.
     pub const COOKIE: (&str, u32) = ("lb_cookie", 16);
     /// All tails.
-    pub const TAILS: [(&str, u32); 13] =
-        [COOKIE, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
+    pub const TAILS: [(&str, u32); 14] =
+        [COOKIE, SHIFTED, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

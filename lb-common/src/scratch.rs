@@ -66,6 +66,47 @@ pub struct Scratch {
     pub walk: Walk,
     /// Of SYN cookies.
     pub cookie: Cookie,
+    /// Of packets whose sequence numbers are shifted.
+    pub room: Room,
+}
+
+/// Where headers and options are worked on that are not rewritten in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Room {
+    /// TCP's options as they came, zeroes behind them.
+    pub came: [u8; 40],
+    /// The same, as they leave. Longer, so that an offset of six bits lies in it with what is read there.
+    pub leaves: [u8; 72],
+    /// Offset of the option, or of the edge, that comes next.
+    pub at: u32,
+    /// Edges of a selective acknowledgement that are left.
+    pub edges: u32,
+    /// How many bytes of options there are.
+    pub end: u32,
+    /// How edges are shifted back: the base beside [`Room::shift`].
+    pub base: u32,
+    /// The [`crate::extension::Shift`]'s word.
+    pub shift: u64,
+    /// Added to the timestamp.
+    pub clock: u32,
+    /// Added to the timestamp's echo.
+    pub echo: u32,
+    /// Taken off the MSS.
+    pub mss_less: u32,
+    /// Spare; zero.
+    pub reserved: u32,
+    /// What is put into the packet.
+    pub put: [u64; 8],
+    /// The headers of a frame while it grows.
+    pub headers: [u8; 256],
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        // SAFETY: integers and arrays of such.
+        unsafe { core::mem::zeroed() }
+    }
 }
 
 /// In [`Scratch::l4`]: the packet is the first fragment of one, which may say that it is longer than what is here.
@@ -182,7 +223,8 @@ pub struct Config {
     pub hz: u32,
     /// 1 lets slow-path messages go to the log.
     pub log: u32,
-    pub reserved: u32,
+    /// `64 - log2(sets)` of the extension records.
+    pub extension_shift: u32,
 }
 
 /// A token bucket of one CPU: answers that may still be given in this second.
@@ -224,9 +266,12 @@ mod tests {
     fn sizes_are_those_of_the_program() {
         assert_eq!(
             core::mem::size_of::<Scratch>(),
-            136 + core::mem::size_of::<Walk>() + core::mem::size_of::<Cookie>()
+            136 + core::mem::size_of::<Walk>()
+                + core::mem::size_of::<Cookie>()
+                + core::mem::size_of::<Room>()
         );
         assert_eq!(core::mem::size_of::<Cookie>(), 128);
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 48 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

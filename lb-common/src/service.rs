@@ -164,6 +164,10 @@ pub mod features {
     pub const COOKIES: u32 = 1 << 20;
     /// With [`COOKIES`]: every SYN is, whatever the rate.
     pub const COOKIES_ALWAYS: u32 = 1 << 21;
+    /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
+    pub const PROXY: u32 = 1 << 15;
+    /// What gives a new flow an extension record.
+    pub const EXTENDED: u32 = PROXY;
     /// What sends a new flow to `lb_choose`.
     pub const RARE: u32 = CHOOSE | PERSISTENT | ACL | RATE | ONE_PACKET | QUIC | SIP | HASH_PREFIX;
 }

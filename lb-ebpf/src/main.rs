@@ -14,6 +14,7 @@ mod choose;
 mod connection;
 mod count;
 mod egress;
+mod extension;
 mod flow;
 mod forward;
 mod fragment;
@@ -29,15 +30,18 @@ mod mss;
 mod nd;
 mod new_flow;
 mod nexthop;
+mod options;
 mod packet;
 mod persistence;
 mod probe;
+mod proxy;
 mod quic;
 mod quote;
 mod related;
 mod reset;
 mod schedule;
 mod sctp;
+mod shifted;
 mod sip;
 mod tail;
 mod tunnel_mtu;
@@ -91,6 +95,14 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, new_flow::handle(frame))
+}
+
+/// TCP packets of flows with an extension record.
+#[xdp]
+#[inline(always)]
+pub fn lb_shifted(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, shifted::handle(frame))
 }
 
 /// SCTP packets.

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     connection::{Bucket, ColdTuple},
     destination::{Destination, NextHop, Traffic},
+    extension::Extension,
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
     guard::{Guard, Pace},
@@ -73,7 +74,7 @@ pub static CLIENT_NEIGHB: LruHashMap<AddressKey, ClientNeighbour, 65536> = LruHa
 #[btf_map]
 pub static VRRP: Array<u64, { VRRP_INSTANCES as usize }, MMAP> = Array::new();
 #[btf_map]
-pub static EXTENSIONS: Array<[u64; 8], 1, MMAP> = Array::new();
+pub static EXTENSIONS: Array<Extension, 1, MMAP> = Array::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<Count, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -112,7 +113,7 @@ static CONFIG: Global<Config> = Global::new(Config {
     answers_per_second: 1000,
     hz: 250,
     log: 0,
-    reserved: 0,
+    extension_shift: 0,
 });
 
 #[unsafe(no_mangle)]

@@ -15,6 +15,7 @@ use lb_agent::dataplane::{
 use lb_common::{
     connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
+    extension::Extension,
     filter::{AddressKey, AddressRecord},
     guard::Pace,
     lease::PoolAddress,
@@ -134,7 +135,7 @@ pub fn sizes() -> Sizes {
         next_hops: 64,
         slots: 512,
         pool_addresses: 2,
-        extensions: 1,
+        extensions: 64,
     }
 }
 
@@ -592,6 +593,7 @@ fn empty(plane: &Dataplane) {
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
     (0..64).step_by(8).for_each(|word| views.guard.word(0, word).store(0, SeqCst));
+    fill::<Extension>(map(plane, pinned::EXTENSIONS), Extension::default());
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));

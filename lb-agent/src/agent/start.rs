@@ -325,7 +325,7 @@ pub fn sizes(director: &model::Director) -> Sizes {
         next_hops: real_servers.saturating_add(512).min(1 << 20),
         slots: real_servers.saturating_mul(32).max(1 << 21),
         pool_addresses: POOL_ADDRESSES,
-        extensions: 1024,
+        extensions: (director.connections_max / dataplane::EXTENDED_SHARE).max(1024),
     }
 }
 
