@@ -154,8 +154,10 @@ pub mod programs {
     /// SYN cookies.
     pub const COOKIE: (&str, u32) = ("lb_cookie", 16);
     /// All tails.
-    pub const TAILS: [(&str, u32); 14] =
-        [COOKIE, SHIFTED, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
+    pub const TAILS: [(&str, u32); 14] = [
+        COOKIE, SHIFTED, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW,
+        ABORT,
+    ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -166,11 +166,15 @@ pub struct Cookie {
     pub stamps: u32,
     pub stamp: u32,
     pub echo: u32,
+    /// The MSS that the client is told.
+    pub announced: u32,
     /// Offset of the option that comes next, and where they end.
     pub at: u32,
     pub end: u32,
+    /// Both addresses of the packet, source first.
+    pub addresses: [u64; 4],
     /// TCP's options. Longer than they can be, so that an offset of six bits lies in it with what is read there.
-    pub options: [u8; 80],
+    pub options: [u8; 76],
 }
 
 impl Default for Cookie {
@@ -186,9 +190,11 @@ impl Default for Cookie {
             stamps: 0,
             stamp: 0,
             echo: 0,
+            announced: 0,
             at: 0,
             end: 0,
-            options: [0; 80],
+            addresses: [0; 4],
+            options: [0; 76],
         }
     }
 }
@@ -203,6 +209,10 @@ pub mod cookie {
     pub const BEGIN: u32 = 2;
     /// The packet is a SYN that was made from a cookie.
     pub const MADE: u32 = 3;
+    /// A client's packet before its server has answered: it is to become the SYN once more.
+    pub const AGAIN: u32 = 4;
+    /// A server's SYN-ACK is to be acknowledged.
+    pub const ACKNOWLEDGE: u32 = 5;
 }
 
 /// Read-only configuration of a program version.
@@ -270,7 +280,7 @@ mod tests {
                 + core::mem::size_of::<Cookie>()
                 + core::mem::size_of::<Room>()
         );
-        assert_eq!(core::mem::size_of::<Cookie>(), 128);
+        assert_eq!(core::mem::size_of::<Cookie>(), 160);
         assert_eq!(core::mem::size_of::<Room>(), 112 + 48 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);

@@ -102,7 +102,7 @@ reasons! {
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
     13 CookieSent "cookie_sent" Answer "a SYN, answered with a SYN cookie";
-    14 CookieWaits "cookie_waits" Drop "to a flow that began with a SYN cookie, before its real server has answered";
+    14 CookieAcknowledged "cookie_acknowledged" Answer "a real server's SYN-ACK, sent again since its client has nothing to say: acknowledged for it";
     15 CookieValid "cookie_valid" Event "a client brought the cookie that it was sent: its flow began";
     59 CookieInvalid "cookie_invalid" Event "while cookies are sent: a packet of no flow without a cookie of ours";
     60 CookieExpired "cookie_expired" Event "while cookies are sent: a packet of no flow with a cookie that is too old";

@@ -122,6 +122,7 @@ enum Trouble {
     RealPath,
     Host,
     Vrrp,
+    Flood,
 }
 
 struct Waiting {
