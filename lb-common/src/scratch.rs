@@ -174,7 +174,7 @@ pub struct Cookie {
     /// Both addresses of the packet, source first.
     pub addresses: [u64; 4],
     /// TCP's options. Longer than they can be, so that an offset of six bits lies in it with what is read there.
-    pub options: [u8; 76],
+    pub options: [u8; 80],
 }
 
 impl Default for Cookie {
@@ -194,7 +194,7 @@ impl Default for Cookie {
             at: 0,
             end: 0,
             addresses: [0; 4],
-            options: [0; 76],
+            options: [0; 80],
         }
     }
 }
@@ -280,8 +280,8 @@ mod tests {
                 + core::mem::size_of::<Cookie>()
                 + core::mem::size_of::<Room>()
         );
-        assert_eq!(core::mem::size_of::<Cookie>(), 160);
-        assert_eq!(core::mem::size_of::<Room>(), 112 + 48 + 64 + 256);
+        assert_eq!(core::mem::size_of::<Cookie>(), 168);
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

@@ -8,22 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::health::Outcome;
-use crate::model::health::{Check, Http, HttpVersion, Path, Probe, StatusRange, Target, Timing};
+use crate::model::health::{Check, Http, Probe, Target, Timing};
 
 const LONG: Duration = Duration::from_secs(30);
 
 pub fn check(probe: Probe, interval: Duration) -> Check {
     let timing = Timing { interval, fast_interval: interval, timeout: interval, ..Timing::default() };
-    Check {
-        probe,
-        address: None,
-        port: None,
-        source: None,
-        interface: None,
-        mark: None,
-        path: Some(Path::Direct),
-        timing,
-    }
+    Check::direct(probe, timing)
 }
 
 fn assignment(server: SocketAddr, check: &Check) -> Assignment {
@@ -32,18 +23,7 @@ fn assignment(server: SocketAddr, check: &Check) -> Assignment {
 }
 
 pub fn http() -> Probe {
-    Probe::Http(Http {
-        version: HttpVersion::Http11,
-        method: "GET".into(),
-        path: "/".into(),
-        host: None,
-        headers: Vec::new(),
-        body: None,
-        statuses: vec![StatusRange { first: 200, last: 299 }],
-        matches: None,
-        digest: None,
-        tls: None,
-    })
+    Probe::Http(Http::get("/"))
 }
 
 /// A listener that nobody accepts from: its kernel does.
