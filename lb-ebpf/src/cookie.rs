@@ -579,8 +579,8 @@ fn read_options(frame: &Frame, l4: usize, tcp: *const u8) -> Result<(), Reason> 
         if len > MOST as u32 || bpf_xdp_load_bytes(frame.ctx, l4 as u32 + 20, options.cast(), len) != 0 {
             return Err(Reason::BadTransport);
         }
+        lb_read_options(len);
     }
-    lb_read_options(0);
     Ok(())
 }
 
@@ -588,7 +588,7 @@ fn read_options(frame: &Frame, l4: usize, tcp: *const u8) -> Result<(), Reason> 
 /// lies in the record.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_read_options(_nothing: u32) -> u64 {
+extern "C" fn lb_read_options(end: u32) -> u64 {
     let Some(scratch) = tail::scratch() else { return 0 };
     let this: *mut Cookie = &raw mut scratch.cookie;
     let options = this.cast::<u8>().wrapping_add(core::mem::offset_of!(Cookie, options));
@@ -596,7 +596,6 @@ extern "C" fn lb_read_options(_nothing: u32) -> u64 {
     unsafe {
         for _ in 0..MOST {
             let at = core::ptr::read_volatile(&raw const (*this).at) & 0x3f;
-            let end = core::ptr::read_volatile(&raw const (*this).end);
             if at >= end {
                 break;
             }

@@ -61,9 +61,8 @@ fn cookies_carry_connections_by_nat_and_fullnat_and_a_flood_of_syns_keeps_nobody
         // A panic must end the flood, or the scope never ends.
         let _end = StopAtEnd(&flood);
         let began = counted(&agent, "cookie_sent");
-        let flooded = wait::holds_within(Duration::from_secs(30), || {
-            counted(&agent, "cookie_sent") > began + 2000
-        });
+        let flooded =
+            wait::holds_within(Duration::from_secs(30), || counted(&agent, "cookie_sent") > began + 2000);
         assert!(flooded, "{} SYNs were sent, and not answered", flood.sent());
         for service in &services {
             let outcomes = http::get_in_turn(client, &service.url("/"), 10).unwrap();

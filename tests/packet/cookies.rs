@@ -156,8 +156,14 @@ fn flow(method: Method, v6: bool, when: Cookies) -> Flow {
 fn segment(flow: &Flow, flags: u8, sequence: u32, acknowledged: u32, options: Vec<u8>) -> Packet {
     flow.packet(flags).with(|p| {
         p.payload.clear();
-        p.transport =
-            Transport::Tcp { source: CLIENT_PORT, destination: VIP_PORT, sequence, acknowledged, flags, options };
+        p.transport = Transport::Tcp {
+            source: CLIENT_PORT,
+            destination: VIP_PORT,
+            sequence,
+            acknowledged,
+            flags,
+            options,
+        };
     })
 }
 
@@ -186,8 +192,15 @@ fn offered(flow: &mut Flow, says: Says) -> Segment {
     let answer = Segment::of(&seen.frame, flow.v6);
     assert!(flow.world.entries().is_empty(), "{case}: something was kept");
     assert_eq!(answer.macs, (GATEWAY, DIRECTOR), "{case}");
-    assert_eq!((answer.source, answer.destination), ((vip(flow.v6), VIP_PORT), (client(flow.v6, 7), CLIENT_PORT)));
-    assert_eq!((answer.flags, answer.acknowledged, answer.window), (SYN | ACK, ISN.wrapping_add(1), 0), "{case}");
+    assert_eq!(
+        (answer.source, answer.destination),
+        ((vip(flow.v6), VIP_PORT), (client(flow.v6, 7), CLIENT_PORT))
+    );
+    assert_eq!(
+        (answer.flags, answer.acknowledged, answer.window),
+        (SYN | ACK, ISN.wrapping_add(1), 0),
+        "{case}"
+    );
     answer
 }
 
@@ -292,7 +305,11 @@ fn a_cookie_becomes_the_clients_syn_and_the_flow_goes_on_shifted() {
             let expected = Says { sack: carried.sack, ..says }.laid_out(mss, scale, CLIENT_CLOCK + 9, 0);
             assert_eq!(syn.options, expected, "{case}: options of the SYN");
             let window = u32::from(0xfaf0u16) << scale.unwrap_or(0);
-            assert_eq!(u32::from(syn.window), window.min(0xffff), "{case}: the window of a SYN is not scaled");
+            assert_eq!(
+                u32::from(syn.window),
+                window.min(0xffff),
+                "{case}: the window of a SYN is not scaled"
+            );
             // The server answers, with a scale of 9.
             let mut options = vec![2, 4, 0x05, 0xb4];
             if says.stamps {
@@ -334,9 +351,17 @@ fn a_cookie_becomes_the_clients_syn_and_the_flow_goes_on_shifted() {
             assert_eq!((at_client.sequence, at_client.acknowledged), (next, ISN.wrapping_add(101)), "{case}");
             assert_eq!(at_client.payload.len(), 300);
             let window = u32::from(0xfaf0u16) << if scale.is_some() { 9 - 7 } else { 0 };
-            assert_eq!(u32::from(at_client.window), window.min(0xffff), "{case}: windows are scaled for the client");
+            assert_eq!(
+                u32::from(at_client.window),
+                window.min(0xffff),
+                "{case}: windows are scaled for the client"
+            );
             if says.stamps {
-                assert_eq!(at_client.options, only_stamps(stamp.wrapping_add(40), CLIENT_CLOCK + 20), "{case}");
+                assert_eq!(
+                    at_client.options,
+                    only_stamps(stamp.wrapping_add(40), CLIENT_CLOCK + 20),
+                    "{case}"
+                );
             }
         }
     }
@@ -364,7 +389,8 @@ fn a_server_that_is_not_heard_by_its_client_is_acknowledged() {
         let mut flow = flow(method, v6, Cookies::Always);
         let answer = offered(&mut flow, LINUX);
         let syn = begun(&mut flow, LINUX, &answer);
-        let options = [vec![2, 4, 5, 0xb4, 4, 2], stamps(SERVER_CLOCK, CLIENT_CLOCK + 9), vec![1, 3, 3, 7]].concat();
+        let options =
+            [vec![2, 4, 5, 0xb4, 4, 2], stamps(SERVER_CLOCK, CLIENT_CLOCK + 9), vec![1, 3, 3, 7]].concat();
         answered(&mut flow, &syn, options.clone());
         let packet = reply(&flow, syn.source, SYN | ACK, (SERVER_ISN, ISN.wrapping_add(1)), options);
         let seen = flow.world.ends("sent again", &packet, Reason::CookieAcknowledged);
