@@ -144,19 +144,21 @@ pub mod programs {
     /// Fragments.
     pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
     /// TCP packets of flows with an extension record.
-    pub const SHIFTED: (&str, u32) = ("lb_shifted", 15);
+    pub const SHIFTED: (&str, u32) = ("lb_shifted", 16);
     /// SCTP packets.
     pub const SCTP: (&str, u32) = ("lb_sctp", 12);
     /// As [`NEW`], for SCTP.
     pub const SCTP_NEW: (&str, u32) = ("lb_sctp_new", 13);
     /// Answers to SCTP packets with ABORT.
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
+    /// Tunnels other than plain IPIP.
+    pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
     /// SYN cookies.
-    pub const COOKIE: (&str, u32) = ("lb_cookie", 16);
+    pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
     /// All tails.
-    pub const TAILS: [(&str, u32); 14] = [
-        COOKIE, SHIFTED, SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW,
-        ABORT,
+    pub const TAILS: [(&str, u32); 15] = [
+        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT, TUNNEL,
+        SHIFTED, COOKIE,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

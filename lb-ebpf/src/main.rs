@@ -45,6 +45,7 @@ mod sctp;
 mod shifted;
 mod sip;
 mod tail;
+mod tunnel;
 mod tunnel_mtu;
 mod twos;
 mod walk;
@@ -168,6 +169,14 @@ pub fn lb_fragment(ctx: XdpContext) -> u32 {
 pub fn lb_cookie(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, cookie::handle(frame))
+}
+
+/// Tunnels other than plain IPIP.
+#[xdp]
+#[inline(always)]
+pub fn lb_tunnel(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, tunnel::handle(frame))
 }
 
 /// Resets.

@@ -26,6 +26,7 @@ mod sctp;
 mod self_probe;
 mod size;
 mod translation;
+mod tunnels;
 mod unknown;
 mod verifier;
 mod vrrp;

@@ -131,6 +131,7 @@ impl Sizes {
             hz,
             log: 0,
             extension_shift: 64 - (self.extension_records() / extension::WAYS).ilog2(),
+            ..scratch::Config::default()
         }
     }
 
