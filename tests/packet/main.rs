@@ -2,6 +2,7 @@
 //! agent carries. Needs root; no interface, no traffic.
 
 mod cookies;
+mod corpus;
 mod counted;
 mod differential;
 mod extended;
