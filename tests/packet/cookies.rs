@@ -223,7 +223,7 @@ fn begun(flow: &mut Flow, says: Says, answer: &Segment) -> Segment {
     let case = format!("{:?} v6={} {says:?}", flow.method, flow.v6);
     let seen = flow.world.send(&acknowledgement(flow, says, answer).bytes());
     assert_eq!(seen.counted, Counted::In(flow.destination), "{case}");
-    assert_eq!(seen.events, [Reason::CookieValid, Reason::FlowNew], "{case}");
+    assert_eq!(seen.events, [Reason::FlowNew, Reason::CookieValid], "{case}");
     syn_at_server(flow, &seen)
 }
 
