@@ -100,8 +100,9 @@ pub struct Room {
     pub reserved: u32,
     /// What is put into the packet.
     pub put: [u64; 8],
-    /// The headers of a frame while it grows.
-    pub headers: [u8; 256],
+    /// The headers of a frame while it grows: 256 bytes, and as many more as a length may have that the verifier knows by
+    /// its mask.
+    pub headers: [u8; 320],
 }
 
 impl Default for Room {
@@ -234,7 +235,7 @@ mod tests {
             core::mem::size_of::<Scratch>(),
             144 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
         );
-        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 256);
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 320);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 80);
     }

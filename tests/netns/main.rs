@@ -14,6 +14,7 @@ mod neighbours;
 mod net;
 mod path_mtu;
 mod probes;
+mod proxy;
 mod quic;
 mod real_path;
 mod real_server;
