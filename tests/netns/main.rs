@@ -15,6 +15,7 @@ mod neighbours;
 mod net;
 mod path_mtu;
 mod probes;
+mod proxy;
 mod quic;
 mod real_path;
 mod real_server;
