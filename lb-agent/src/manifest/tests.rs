@@ -702,8 +702,13 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn floods()(new_flows in prop::option::of(Flood::RATE)) -> Flood {
-        Flood { new_flows }
+    fn floods()(
+        new_flows in prop::option::of(Flood::RATE),
+        above in prop::option::of(Flood::RATE),
+        secret in any::<bool>(),
+    ) -> Flood {
+        let secret_file = secret.then(|| "/etc/lb/cookie.secret".into());
+        Flood { new_flows, syn_cookies: SynCookiesAbove { above, secret_file } }
     }
 }
 
