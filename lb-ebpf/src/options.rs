@@ -55,6 +55,8 @@ pub fn change<const V6: bool>(packet: &Packet<V6>, change: Change) -> Result<(),
         if len < 4 || len > MOST as u32 {
             return Err(Reason::BadTransport);
         }
+        // Linux 6.1 keeps a copy on the stack that knows nothing of this comparison.
+        let len = (opaque((len - 4) as u64) as u32 & 0x3c) + 4;
         if bpf_xdp_load_bytes(packet.frame.ctx, at as u32, (&raw mut (*room).came).cast(), len) != 0 {
             return Err(Reason::BadTransport);
         }
