@@ -296,6 +296,8 @@ fn become_window<const V6: bool>(packet: &Packet<V6>, begun: Begun) -> Result<()
     if len == 0 || len > MOST as u32 {
         return Ok(());
     }
+    // Linux 6.1 keeps a copy on the stack that knows nothing of this comparison.
+    let len = (opaque((len - 1) as u64) as u32 & 0x3f) + 1;
     // SAFETY: a per-CPU value; the length is at most the field's.
     if unsafe { bpf_xdp_store_bytes(packet.frame.ctx, packet.l4 as u32 + 20, room.cast(), len) } != 0 {
         return Err(Reason::Internal);
@@ -576,7 +578,12 @@ fn read_options(frame: &Frame, l4: usize, tcp: *const u8) -> Result<(), Reason> 
         if len == 0 {
             return Ok(());
         }
-        if len > MOST as u32 || bpf_xdp_load_bytes(frame.ctx, l4 as u32 + 20, options.cast(), len) != 0 {
+        if len > MOST as u32 {
+            return Err(Reason::BadTransport);
+        }
+        // As above: 6.1 has to see the bounds where the helper is called.
+        let len = (opaque((len - 1) as u64) as u32 & 0x3f) + 1;
+        if bpf_xdp_load_bytes(frame.ctx, l4 as u32 + 20, options.cast(), len) != 0 {
             return Err(Reason::BadTransport);
         }
         lb_read_options(len);
