@@ -9,7 +9,7 @@ use lb_common::{
     destination::Forwarding as Method,
     header::{ethertype, protocol},
     service::OnUnknownFlow,
-    state::{Direction, FIN, RST, SYN, State, step},
+    state::{ACK, Direction, FIN, RST, SYN, State, URG, step},
     verdict::Reason,
 };
 
@@ -292,6 +292,17 @@ fn of_known_flow(world: &World, packet: &Packet<'_>, index: usize) -> Expected {
     stepped(flow, index, packet, direction)
 }
 
+/// Whether any stack sends a segment with these flags (RFC 9293): a connection begins with SYN and goes on with ACK, FIN
+/// comes with ACK, RST comes alone or with ACK and is never urgent.
+fn is_sent(flags: u8) -> bool {
+    match flags & (FIN | SYN | RST | ACK) {
+        SYN | ACK => true,
+        RST => flags & URG == 0,
+        both if both == RST | ACK || both == SYN | ACK => flags & URG == 0,
+        both => both == FIN | ACK,
+    }
+}
+
 fn of_no_flow(world: &World, packet: &Packet<'_>) -> Expected {
     if !packet.has_honest_transport() {
         return Expected::dropped(Reason::BadTransport);
@@ -302,7 +313,7 @@ fn of_no_flow(world: &World, packet: &Packet<'_>) -> Expected {
     let Some(index) = world.service_of(&packet.tuple) else { return Expected::PASSES };
     let service = &world.services[index];
     let flags = packet.flags();
-    if packet.is_syn() && flags & (RST | FIN) != 0 {
+    if !packet.tuple.udp && !is_sent(flags) {
         return Expected::dropped(Reason::BadFlags);
     }
     if !packet.tuple.udp && !packet.is_syn() {
