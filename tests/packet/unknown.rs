@@ -98,6 +98,7 @@ fn a_reset_has_the_sequence_that_the_packet_asks_for() {
                     }
                 })
             };
+            let never = [("no flag", with(0, 0, 0)), ("data", with(0, 33, 40)), ("FIN", with(FIN, 7, 4))];
             let cases = [
                 ("ACK", with(ACK, 0, 0)),
                 ("data", with(ACK, 301, 0)),
@@ -113,9 +114,7 @@ fn a_reset_has_the_sequence_that_the_packet_asks_for() {
                 same_frame(&format!("{case}, padded"), &seen.frame, &reset(&packet, &[]));
             }
             // What no stack sends is not answered.
-            for (case, packet) in
-                [("no flag", with(0, 0, 0)), ("data", with(0, 33, 40)), ("FIN without ACK", with(FIN, 7, 4))]
-            {
+            for (case, packet) in never {
                 flow.world.ends(&format!("{method:?} v6={v6}: {case}"), &packet, Reason::BadFlags);
             }
             assert!(flow.world.connections().is_empty(), "{method:?}: no flow came of it");
