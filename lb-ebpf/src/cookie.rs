@@ -55,10 +55,14 @@ fn jiffies() -> u64 {
 /// One more SYN that begins a flow of a service with these features: whether it is to be answered with a cookie.
 #[inline(always)]
 pub fn are_sent(features: u32) -> bool {
-    if features & features::COOKIES == 0 {
-        return false;
-    }
-    let (Some(guard), Some(pace)) = (GUARD.get_ptr(0), PACE.get_ptr_mut(0)) else { return false };
+    features & features::COOKIES != 0 && lb_cookies_sent(features) != 0
+}
+
+/// [`are_sent`] of a service that may send them: looked at once, not on each of the ways that lead here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_cookies_sent(features: u32) -> u64 {
+    let (Some(guard), Some(pace)) = (GUARD.get_ptr(0), PACE.get_ptr_mut(0)) else { return 0 };
     let now = jiffies();
     // SAFETY: a word of a map value; a per-CPU value, and XDP programs do not interrupt each other on a CPU.
     let beyond = unsafe {
@@ -66,22 +70,26 @@ pub fn are_sent(features: u32) -> bool {
         (*pace).tick(now, config!(hz));
         (*pace).one_more_syn(now, config!(hz), above)
     };
-    beyond || features & features::COOKIES_ALWAYS != 0
+    (beyond || features & features::COOKIES_ALWAYS != 0) as u64
 }
 
 /// Whether a packet of no flow may bring a cookie: some were sent that are still good.
 #[inline(always)]
 fn are_expected(features: u32) -> bool {
-    if features & features::COOKIES == 0 {
-        return false;
-    }
+    features & features::COOKIES != 0 && lb_cookies_expected(features) != 0
+}
+
+/// [`are_expected`] of a service that may send them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_cookies_expected(features: u32) -> u64 {
     if features & features::COOKIES_ALWAYS != 0 {
-        return true;
+        return 1;
     }
-    let Some(guard) = GUARD.get_ptr(0) else { return false };
+    let Some(guard) = GUARD.get_ptr(0) else { return 0 };
     // SAFETY: a map value.
     let sent = atomic::load(unsafe { &raw const (*guard).sent });
-    sent != 0 && jiffies().wrapping_sub(sent) < 2 * SLICE * config!(hz) as u64
+    (sent != 0 && jiffies().wrapping_sub(sent) < 2 * SLICE * config!(hz) as u64) as u64
 }
 
 /// Answers a SYN to a service with a cookie.
@@ -123,9 +131,17 @@ pub fn brought<const V6: bool>(packet: &Packet<V6>, features: u32) -> Option<Rea
 /// Whether the packet is a SYN that was made here, and the length of the frame as it came.
 #[inline(always)]
 pub fn made() -> Option<u32> {
+    let made = lb_cookie_made();
+    if made != 0 { Some(made as u32) } else { None }
+}
+
+/// [`made`]; 0 is none. One word for the verifier, which follows each way to it on through all that comes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_cookie_made() -> u64 {
     match tail::scratch() {
-        Some(scratch) if scratch.cookie.task == task::MADE => Some(scratch.cookie.bytes),
-        _ => None,
+        Some(scratch) if scratch.cookie.task == task::MADE => scratch.cookie.bytes as u64,
+        _ => 0,
     }
 }
 

@@ -119,6 +119,7 @@ fn arrived<const V6: bool>(
         return Err(Reason::BadTransport);
     }
     let bytes = if udp || sctp { frame.len() } else { cookie::made().unwrap_or(frame.len()) };
+    let bytes = opaque(bytes as u64) as u32;
     let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes };
     let now = connection::now();
     if to.roles & role::POOL != 0 {

@@ -13,6 +13,8 @@ use lb_common::{
     verdict::Reason,
 };
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 /// What becomes of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
@@ -88,6 +90,11 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
             _ => Expected::PASSES,
         };
     }
+    // A lease says itself who may use it.
+    let of_lease = to_pool && whole && packet.has_honest_transport();
+    if let (true, false, Some(reason)) = (known.is_none(), of_lease, impossible_sender(&tuple)) {
+        return Expected::dropped(reason);
+    }
     if !whole {
         return Expected::dropped(Reason::BadTransport);
     }
@@ -98,6 +105,22 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
         Some(Known::Client(flow)) => of_known_flow(world, &packet, *flow),
         _ => of_no_flow(world, &packet),
     }
+}
+
+/// Why nobody can have sent a packet to one of our addresses (RFC 1122, section 3.2.1.3; RFC 4291, section 2.4).
+fn impossible_sender(tuple: &Tuple) -> Option<Reason> {
+    if tuple.source == tuple.destination {
+        return Some(Reason::Land);
+    }
+    let nobody = if tuple.v6 {
+        let source = Ipv6Addr::from(tuple.source);
+        source.is_multicast() || source.is_unspecified() || source.is_loopback()
+    } else {
+        let source = Ipv4Addr::new(tuple.source[0], tuple.source[1], tuple.source[2], tuple.source[3]);
+        let nets = source.octets()[0] == 0 || source.is_loopback();
+        nets || source.is_multicast() || source.is_broadcast()
+    };
+    nobody.then_some(Reason::BadSource)
 }
 
 /// Whether a frame carries a fragment, or an IPv6 packet with the header of one.
