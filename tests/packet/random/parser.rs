@@ -301,7 +301,7 @@ fn of_known_flow(world: &World, packet: &Packet<'_>, index: usize) -> Expected {
         if !packet.has_honest_transport() {
             return Expected::dropped(Reason::BadTransport);
         }
-        if packet.flags() & (RST | FIN) != 0 {
+        if !is_sent(packet.flags()) {
             return Expected::dropped(Reason::BadFlags);
         }
     }
