@@ -91,7 +91,7 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
         };
     }
     // A lease says itself who may use it.
-    let of_lease = to_pool && whole && packet.has_honest_transport();
+    let of_lease = to_pool && whole;
     if let (true, false, Some(reason)) = (known.is_none(), of_lease, impossible_sender(&tuple)) {
         return Expected::dropped(reason);
     }
