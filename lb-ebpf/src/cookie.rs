@@ -12,9 +12,7 @@ use crate::{
     forward::Target,
     maps::{GUARD, PACE, config},
     nexthop,
-    packet::{
-        Frame, Packet, destination, load8, load16, load32, opaque, source, store16, store32, sum,
-    },
+    packet::{Frame, Packet, destination, load8, load16, load32, opaque, source, store16, store32, sum},
     tail, witness,
 };
 use aya_ebpf::helpers::generated::{
@@ -179,11 +177,7 @@ pub fn begin(claimed: &Claimed) {
 
 /// A client's packet, as it came, of a flow that began with a cookie. An error is what becomes of it; else it goes on.
 #[inline(always)]
-pub fn from_client<const V6: bool>(
-    packet: &Packet<V6>,
-    held: &Held,
-    shifts: &Shifts,
-) -> Result<(), Reason> {
+pub fn from_client<const V6: bool>(packet: &Packet<V6>, held: &Held, shifts: &Shifts) -> Result<(), Reason> {
     let begun = Begun::of(shifts.duties);
     if shifts.duties & duty::WAITS == 0 {
         return scale_window(packet, begun.client_windows);
@@ -413,11 +407,7 @@ fn offer<const V6: bool>(frame: Frame, came: Came, this: &mut Cookie) -> Result<
         window: 0,
         reason: Reason::CookieSent,
     };
-    if this.stamps != 0 {
-        turn::<V6, 40>(frame, came, reply)
-    } else {
-        turn::<V6, 24>(frame, came, reply)
-    }
+    if this.stamps != 0 { turn::<V6, 40>(frame, came, reply) } else { turn::<V6, 24>(frame, came, reply) }
 }
 
 /// The acknowledgement of a server's SYN-ACK.
@@ -431,11 +421,7 @@ fn acknowledge<const V6: bool>(frame: Frame, came: Came, this: &mut Cookie) -> R
         window: SOME_WINDOW.to_be(),
         reason: Reason::CookieAcknowledged,
     };
-    if this.stamps != 0 {
-        turn::<V6, 32>(frame, came, reply)
-    } else {
-        turn::<V6, 20>(frame, came, reply)
-    }
+    if this.stamps != 0 { turn::<V6, 32>(frame, came, reply) } else { turn::<V6, 20>(frame, came, reply) }
 }
 
 /// What is answered, as it stands in a segment.
@@ -547,13 +533,7 @@ fn make<const V6: bool, const LEN: usize>(frame: Frame, came: Came) -> Result<u3
     // The window of a SYN is not scaled (RFC 7323, section 2.2).
     let scale = if this.scale == NO_SCALE as u32 { 0 } else { this.scale as i8 };
     let [w0, w1] = scaled(u16::from_be(window), scale).to_be_bytes();
-    let words = [
-        ports,
-        this.sequence.to_be(),
-        0,
-        u32::from_ne_bytes([(LEN as u8 / 4) << 4, SYN, w0, w1]),
-        0,
-    ];
+    let words = [ports, this.sequence.to_be(), 0, u32::from_ne_bytes([(LEN as u8 / 4) << 4, SYN, w0, w1]), 0];
     for (i, word) in words.into_iter().enumerate() {
         store32(tcp, i * 4, word);
         total = checksum::add(total, word);

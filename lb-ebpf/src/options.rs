@@ -4,7 +4,7 @@
 
 use crate::{
     count,
-    packet::{Packet, load16, load32, load8, opaque, store16, store32},
+    packet::{Packet, load8, load16, load32, opaque, store16, store32},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_load_bytes, bpf_xdp_store_bytes};

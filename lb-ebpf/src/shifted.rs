@@ -67,8 +67,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, cell: u32) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let transport = frame.at_dynamic(l4, 20).ok_or(Reason::BadTransport)?;
-    let packet =
-        Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
     let len = ip_len::<V6>(ip);
     let header = packet.tcp_header() as u32;
     if len > frame.len() - l3 as u32 || header < 20 || len < (l4 - l3) as u32 + header {
