@@ -473,6 +473,8 @@ fn turn<const V6: bool, const LEN: usize>(frame: Frame, came: Came, reply: Reply
     total = checksum::add(total, word);
     let scale = if this.scale == NO_SCALE as u32 { None } else { Some(SCALE) };
     let options = options::<LEN>(this.announced as u16, scale, this);
+    // The index is a constant in each turn of the unrolled loop, which the verifier sees.
+    #[allow(clippy::needless_range_loop)]
     for i in 0..(LEN - 20) / 4 {
         store32(new, at + 20 + i * 4, options[i]);
         total = checksum::add(total, options[i]);
@@ -542,6 +544,8 @@ fn make<const V6: bool, const LEN: usize>(frame: Frame, came: Came) -> Result<u3
     let said = Cookie { echo: 0, ..*this };
     let scale = if this.scale == NO_SCALE as u32 { None } else { Some(this.scale as u8) };
     let options = options::<LEN>(cookie::mss_of(V6, this.mss), scale, &said);
+    // The index is a constant in each turn of the unrolled loop, which the verifier sees.
+    #[allow(clippy::needless_range_loop)]
     for i in 0..(LEN - 20) / 4 {
         store32(tcp, 20 + i * 4, options[i]);
         total = checksum::add(total, options[i]);
