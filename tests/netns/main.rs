@@ -1,6 +1,7 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
 mod continuity;
+mod cookies;
 mod counters;
 mod forwarding;
 mod fragments;
