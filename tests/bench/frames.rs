@@ -54,6 +54,9 @@ const CLIENT_NETWORK: u16 = 0xc;
 /// Of local addresses.
 pub const LOCAL_NETWORK: u16 = 0xd;
 
+/// Length of TCP's header without options.
+const TCP: usize = 20;
+
 /// Length of an SCTP packet's one chunk; behind the common header it fits into the feeder's frames.
 const SCTP_CHUNK: u16 = 14;
 
@@ -107,7 +110,8 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
         if v6 { &frame[ETHERNET + 8..ETHERNET + IPV6] } else { &frame[ETHERNET + 12..ETHERNET + IPV4] };
     let transport = &frame[ETHERNET + header..];
     // Pseudo header: addresses, protocol, length (RFC 9293, section 3.1; RFC 8200, section 8.1).
-    let pseudo = (protocol::TCP as u16).to_be() as u64 + (transport.len() as u16).to_be() as u64;
+    let segment = if flags & state::SYN != 0 { TCP } else { transport.len() };
+    let pseudo = (protocol::TCP as u16).to_be() as u64 + (segment as u16).to_be() as u64;
     let mut kinds = if v6 { kind::V6 } else { 0 };
     kinds |= if reply { kind::REPLY } else { 0 };
     kinds |= if packet == Packet::ReplyToLease { kind::LISTED } else { 0 };
@@ -136,7 +140,9 @@ fn frame(source: IpAddr, destination: IpAddr, what: u8, sctp: bool) -> Vec<u8> {
     let (kind, header) = if v6 { (ethertype::IPV6, IPV6) } else { (ethertype::IPV4, IPV4) };
     frame[12..14].copy_from_slice(&kind.to_be_bytes());
     let ip = &mut frame[ETHERNET..];
-    let total = (len - ETHERNET) as u16;
+    // What is behind a SYN's header is padding: data in it would be TCP Fast Open.
+    let empty = !sctp && what & state::SYN != 0;
+    let total = if empty { header + TCP } else { len - ETHERNET } as u16;
     let (from, to) = (Address::from(source), Address::from(destination));
     if v6 {
         ip[0] = 0x60;
