@@ -184,6 +184,7 @@ impl Applier {
                 self.tables.remove_next_hop(&hop_key(key));
                 Ok(())
             }
+            Step::SetPeers { peers } => Ok(self.tables.set_peers(peers)?),
             Step::SetClientRoutes { routes } => self.set_client_routes(routes),
             Step::SetService { name, service, ports } => self.set_service(name, service, ports),
             Step::RemoveService { name } => {
@@ -320,6 +321,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
+            local: destination.local,
             tunnel: Tunnel { flags: destination.tunnel.flags(), port: destination.tunnel.port },
             standing: rules::standing(destination),
         };
@@ -445,6 +447,7 @@ fn table_role(role: Role) -> TableRole {
         Role::Vip => TableRole::Vip,
         Role::NatSource => TableRole::NatSource,
         Role::Probed => TableRole::Probed,
+        Role::Peered => TableRole::Peered,
     }
 }
 

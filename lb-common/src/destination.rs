@@ -59,6 +59,8 @@ pub mod flags {
     pub const GRE: u32 = 1 << 25;
     /// TUN: something of the outer header varies by flow: the key of GRE, else the source address.
     pub const SPREAD: u32 = 1 << 26;
+    /// The real server is this director itself: packets go to its kernel as they came. Of DR and TUN alone.
+    pub const LOCAL: u32 = 1 << 27;
     /// TUN by anything but plain IPIP: a tail wraps the packet.
     pub const WRAPPED: u32 = GUE | GRE | SPREAD;
 }

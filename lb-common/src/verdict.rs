@@ -138,11 +138,12 @@ reasons! {
     91 FragmentFollowed "fragment_followed" Event "a later fragment followed its first one";
     82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
+    100 FromDirector "from_director" Pass "to a VIP that this host is a real server of, from another one of them: a director, which chose this host";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 }
 
 /// Size of the `reasons` map.
-pub const REASONS: u32 = 96;
+pub const REASONS: u32 = 128;
 
 /// Frames and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

@@ -33,6 +33,7 @@ mod new_flow;
 mod nexthop;
 mod options;
 mod packet;
+mod peer;
 mod persistence;
 mod probe;
 mod proxy;

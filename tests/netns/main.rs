@@ -10,6 +10,7 @@ mod health;
 mod lab;
 mod lease;
 mod load;
+mod local;
 mod manifests;
 mod metrics;
 mod neighbours;

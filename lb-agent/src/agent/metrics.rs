@@ -214,7 +214,7 @@ impl Agent {
     fn server_facts(&self, service: &VirtualService, server: &RealServer) -> ServerFacts {
         let binding = binding_of(service, server);
         let verdict = self.verdict(service, server);
-        let state = match self.director.standing(server.address, binding.forwarding) {
+        let state = match self.director.standing(service, server) {
             Standing::Resolving { .. } => RealServerState::Resolving,
             Standing::Out { .. } => RealServerState::Out,
             Standing::In { .. } if self.drains.get(&service.name, service.key_of(server)).is_some() => {

@@ -311,11 +311,14 @@ impl Agent {
         match event {
             net::Event::Resolution { address, resolution } => {
                 match &resolution {
+                    // A VIP of which is asked whether it is this host's.
+                    _ if !self.director.uses(address) => {}
                     model::Resolution::Failed { reason } => tracing::warn!("real server {address}: {reason}"),
                     model::Resolution::Resolved(way) => {
                         let mac = plan::Mac(way.destination_mac);
                         tracing::info!("real server {address}: by {mac} ({})", way.neighbour);
                     }
+                    model::Resolution::Local => tracing::info!("{address}: an address of this host"),
                     model::Resolution::Pending => {}
                 }
                 self.director.handle(Event::Resolution { address, resolution });

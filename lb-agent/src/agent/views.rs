@@ -172,7 +172,7 @@ impl Agent {
         let mut servers_in = 0;
         let mut reasons = Vec::new();
         for server in service.real_servers.iter().filter(|server| server.weight > 0) {
-            match self.director.standing(server.address, service.forwarding_of(server)) {
+            match self.director.standing(service, server) {
                 Standing::In { .. } => match self.verdict(service, server) {
                     Some(verdict) if !verdict.standing.takes_new() => {
                         reasons.push(format!("{}: {}", server.address, verdict.reason));
@@ -242,7 +242,7 @@ impl Agent {
         let (active, inactive, traffic, limits) = self.counted(service, &binding, counts);
         let left = self.left(service, &binding, counts.scan.as_deref());
         let drain = self.drain_view(&service.name, service.key_of(server), left);
-        let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
+        let (state, reason) = match self.director.standing(service, server) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
             Standing::In { .. } if drain.is_some() => {
@@ -273,7 +273,10 @@ impl Agent {
             forwarding: word_of(&FORWARDING, binding.forwarding).into(),
             state,
             reason,
-            next_hop: way.map_or(String::new(), |way| self.next_hop_text(server, way)),
+            next_hop: match self.director.is_local(server.address) {
+                true => "this host".into(),
+                false => way.map_or(String::new(), |way| self.next_hop_text(server, way)),
+            },
             mtu: way.map_or(0, |way| u32::from(mtu(service, server, way))),
             active,
             inactive,

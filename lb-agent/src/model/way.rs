@@ -28,6 +28,8 @@ pub enum Resolution {
     /// Nothing yet; a question is under way.
     Pending,
     Resolved(NextHop),
+    /// The address is one of this host's.
+    Local,
     /// A sentence for the operator ("no ARP answer from 10.0.0.12 on eth0"). It is tried again by itself.
     Failed {
         reason: String,

@@ -61,6 +61,12 @@ impl Target {
         self.flags() & flags::RATED != 0 && limits::lb_packet_fits(self.index) == 0
     }
 
+    /// Whether the real server is this director.
+    #[inline(always)]
+    pub fn is_local(&self) -> bool {
+        self.flags() & flags::LOCAL != 0
+    }
+
     /// Whether flows are counted at the server.
     #[inline(always)]
     pub fn is_counted(&self) -> bool {
@@ -202,7 +208,7 @@ pub fn fits_mtu<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) 
         }
         return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
     }
-    if packet.ttl() <= 1 {
+    if packet.ttl() <= 1 && !target.is_local() {
         return Err(answer::time_exceeded(packet, target.vip::<V6>()));
     }
     Ok(())
