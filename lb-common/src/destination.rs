@@ -166,6 +166,10 @@ pub struct NextHop {
     pub neighbour: Address,
 }
 
+/// In the TCI of a hop's outer tag, bit 12 (DEI, which is never set by us): its EtherType is the rarer one, 802.1ad of a
+/// single tag, 802.1Q of the outer one of two.
+pub const OTHER_TAG: u16 = 1 << 12;
+
 /// Added to [`NextHop::family`] of a hop towards clients.
 pub const HOP_FOR_CLIENTS: u32 = 1 << 8;
 

@@ -77,7 +77,7 @@ fn finish(frame: Frame, outcome: Result<u32, Reason>) -> u32 {
 }
 
 /// The entry point.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -85,7 +85,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
 }
 
 /// Frames with VLAN tags, IPv4 options or IPv6 extension headers.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_slow(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -93,7 +93,7 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 }
 
 /// New flows.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -101,7 +101,7 @@ pub fn lb_new(ctx: XdpContext) -> u32 {
 }
 
 /// TCP packets of flows with an extension record.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_shifted(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -109,7 +109,7 @@ pub fn lb_shifted(ctx: XdpContext) -> u32 {
 }
 
 /// SCTP packets.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_sctp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -117,7 +117,7 @@ pub fn lb_sctp(ctx: XdpContext) -> u32 {
 }
 
 /// As `lb_new`, for SCTP.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_sctp_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -125,7 +125,7 @@ pub fn lb_sctp_new(ctx: XdpContext) -> u32 {
 }
 
 /// ABORTs.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_abort(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -133,7 +133,7 @@ pub fn lb_abort(ctx: XdpContext) -> u32 {
 }
 
 /// The choice of a server.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_choose(ctx: XdpContext) -> u32 {
     let outcome = choose::handle(ctx.ctx);
@@ -141,7 +141,7 @@ pub fn lb_choose(ctx: XdpContext) -> u32 {
 }
 
 /// Answers with ICMP errors.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -149,7 +149,7 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 }
 
 /// ICMP that arrives.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_related(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -157,7 +157,7 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 }
 
 /// Fragments.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -165,7 +165,7 @@ pub fn lb_fragment(ctx: XdpContext) -> u32 {
 }
 
 /// SYN cookies.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_cookie(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -173,7 +173,7 @@ pub fn lb_cookie(ctx: XdpContext) -> u32 {
 }
 
 /// Tunnels other than plain IPIP.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_tunnel(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -181,7 +181,7 @@ pub fn lb_tunnel(ctx: XdpContext) -> u32 {
 }
 
 /// Resets.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_reset(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -189,7 +189,7 @@ pub fn lb_reset(ctx: XdpContext) -> u32 {
 }
 
 /// Frames that the kernel would get, where the VRRP role may say otherwise.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_host(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -197,7 +197,7 @@ pub fn lb_host(ctx: XdpContext) -> u32 {
 }
 
 /// Packets from a VIP that is probed on the real path.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_probed(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -205,7 +205,7 @@ pub fn lb_probed(ctx: XdpContext) -> u32 {
 }
 
 /// The entry point at the far end of the prober's veth pair.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb_probe(ctx: XdpContext) -> u32 {
     probe::sent(Frame::new(ctx.ctx))

@@ -13,6 +13,7 @@ mod fragments;
 mod frame;
 mod full;
 mod hammer;
+mod jumbo;
 mod local;
 mod local_ports;
 mod parsing;

@@ -34,7 +34,7 @@ use crate::control::{self, Outcome, Refusal, Request};
 use crate::dataplane::{Counters, Dataplane, Sweeper};
 use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
-use crate::model::{self, OnShutdown};
+use crate::model::{self, LinkCounters, OnShutdown};
 use crate::net::{self, Net};
 use crate::plan;
 use crate::state::{Lock, StateDirectory};
@@ -251,7 +251,8 @@ impl Agent {
             }
             Request::Status { reply } => {
                 self.look_at_vrrp().await;
-                let _ = reply.send(self.status());
+                let links = self.link_counters().await;
+                let _ = reply.send(self.status(&links));
             }
             Request::Metrics { reply } => self.metrics(reply),
             Request::Vrrp { reply } => self.vrrp(reply),
@@ -458,6 +459,14 @@ impl Agent {
         if !problems.is_empty() {
             self.problems.insert(place, problems);
         }
+    }
+
+    /// What interfaces received and sent; nothing where the kernel does not say.
+    async fn link_counters(&self) -> BTreeMap<String, LinkCounters> {
+        self.net.link_counters().await.unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            BTreeMap::new()
+        })
     }
 
     fn tell(&self, state: &[NotifyState<'_>]) {

@@ -11,7 +11,7 @@ use super::drain::drain_reason;
 use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, EndpointView, InterfaceView, LimitsView, ObjectView,
+    ConnectionView, ConnectionsView, CountersView, EndpointView, FramesView, InterfaceView, LimitsView, ObjectView,
     Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
@@ -19,7 +19,7 @@ use crate::dataplane::dump::{self, Connection, Protocol as Transport};
 use crate::dataplane::{Error, Scan};
 use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
-use crate::model::{Endpoint, Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
+use crate::model::{Endpoint, Forwarding, Kind, LinkCounters, LinkTraffic, NextHop, ObjectId, RealServer, VirtualService, field_effect};
 use crate::plan::{Binding, Mac};
 
 impl Agent {
@@ -72,7 +72,7 @@ impl Agent {
         })
     }
 
-    pub(super) fn status(&self) -> StatusView {
+    pub(super) fn status(&self, links: &BTreeMap<String, LinkCounters>) -> StatusView {
         let counts = Counts::now(self);
         let services = self.services();
         let director = self.director.objects().director();
@@ -90,7 +90,7 @@ impl Agent {
             pid: std::process::id(),
             uptime: self.started.elapsed().as_secs(),
             kernel: self.kernel.clone(),
-            interfaces: self.interface_views(),
+            interfaces: self.interface_views(links),
             services: services.len() as u32,
             real_servers: services.iter().map(|service| service.servers).sum(),
             real_servers_in: services.iter().map(|service| service.servers_in).sum(),
@@ -390,13 +390,23 @@ impl Agent {
             None => text.push_str(&format!(" on interface {}", way.ifindex)),
         }
         for vlan in way.vlans.iter().filter(|vlan| **vlan != 0) {
-            text.push_str(&format!(" vlan {vlan}"));
+            text.push_str(&format!(" vlan {}", vlan & 0xfff));
         }
         text
     }
 
-    pub(super) fn interface_views(&self) -> Vec<InterfaceView> {
+    pub(super) fn interface_views(&self, counters: &BTreeMap<String, LinkCounters>) -> Vec<InterfaceView> {
         let attached = self.dataplane.attached();
+        let frames = |name: &str| {
+            let counted = counters.get(name).copied().unwrap_or_default();
+            InterfaceView {
+                name: String::new(),
+                mode: String::new(),
+                reason: String::new(),
+                received: frames_view(counted.received),
+                sent: frames_view(counted.sent),
+            }
+        };
         let view = |wanted: &crate::model::Interface| match attached
             .iter()
             .find(|attached| attached.name == wanted.name)
@@ -405,11 +415,13 @@ impl Agent {
                 name: wanted.name.clone(),
                 mode: attached.mode.name().into(),
                 reason: attached.refused.clone().unwrap_or_default(),
+                ..frames(&wanted.name)
             },
             None => InterfaceView {
                 name: wanted.name.clone(),
                 mode: "none".into(),
                 reason: "not attached".into(),
+                ..frames(&wanted.name)
             },
         };
         self.running.interfaces.iter().map(view).collect()
@@ -508,4 +520,9 @@ fn traffic_view(traffic: &Traffic) -> TrafficView {
         packets_out: traffic.packets_out,
         bytes_out: traffic.bytes_out,
     }
+}
+
+fn frames_view(counted: LinkTraffic) -> FramesView {
+    let LinkTraffic { packets, bytes, dropped, errors } = counted;
+    FramesView { packets, bytes, dropped, errors }
 }

@@ -213,7 +213,7 @@ impl fmt::Display for HopKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on interface {}", self.neighbour, self.ifindex)?;
         for vlan in self.vlans.iter().filter(|vlan| **vlan != 0) {
-            write!(f, " vlan {vlan}")?;
+            write!(f, " vlan {}", vlan & 0xfff)?;
         }
         if self.for_clients { f.write_str(" (to clients)") } else { Ok(()) }
     }
