@@ -13,6 +13,7 @@ mod atomic;
 mod choose;
 mod connection;
 mod count;
+mod echo;
 mod egress;
 mod flow;
 mod forward;

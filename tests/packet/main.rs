@@ -13,6 +13,7 @@ mod hammer;
 mod local_ports;
 mod parsing;
 mod passive;
+mod policies;
 mod random;
 mod real_path;
 mod real_server;

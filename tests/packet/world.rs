@@ -167,6 +167,16 @@ impl World {
         }
     }
 
+    /// With these policies for rare packets.
+    pub fn with_policies(policies: u32) -> Self {
+        // Of another size, so that nobody gets it after this case.
+        let sizes = Sizes { services: sizes().services + 1, ..sizes() };
+        let packets = Packets { policies, ..packets() };
+        let plane =
+            Dataplane::open_for_test_as(OBJECT, &sizes, packets).expect("load the data plane (needs root)");
+        Self::around(Arc::new(plane), sizes)
+    }
+
     /// With tables of these sizes.
     pub fn of(sizes: Sizes) -> Self {
         let plane =
@@ -367,6 +377,9 @@ impl World {
             }
             Counted::Reason(reason) => {
                 assert_eq!(outcome.action, Action::Tx, "{reason:?}: an answer goes back")
+            }
+            Counted::In(_) if events.contains(&Reason::TunnelFragmented) => {
+                assert_eq!(outcome.action, Action::Pass, "the kernel is to fragment it");
             }
             Counted::In(_) | Counted::Out(_) => {
                 assert!(matches!(outcome.action, Action::Tx | Action::Redirect), "{:?}", outcome.action);

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Flood, Hook, Name, RealPathNetworks, TunnelSources, Webhook};
+use super::{Flood, Hook, Name, PacketPolicy, RealPathNetworks, TunnelSources, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct Director {
     pub shutdown: Shutdown,
     pub real_path: RealPathNetworks,
     pub tunnel_sources: TunnelSources,
+    pub packets: PacketPolicy,
     pub flood: Flood,
     /// Programs that are run for events, in this order.
     pub hooks: Vec<Hook>,
