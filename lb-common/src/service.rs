@@ -160,6 +160,10 @@ pub mod features {
     pub const UDP_INACTIVE: u32 = 1 << 13;
     /// Flows are counted at the servers of this service.
     pub const COUNTED: u32 = 1 << 14;
+    /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
+    pub const PROXY: u32 = 1 << 15;
+    /// What gives a new flow an extension record.
+    pub const EXTENDED: u32 = PROXY;
     /// What sends a new flow to `lb_choose`.
     pub const RARE: u32 = CHOOSE | PERSISTENT | ACL | RATE | ONE_PACKET | QUIC | SIP | HASH_PREFIX;
 }

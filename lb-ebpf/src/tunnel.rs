@@ -117,7 +117,7 @@ fn around_v4(
 ) -> Result<u32, Reason> {
     // SAFETY: projection inside a map value.
     let mut source = unsafe { core::ptr::read_volatile(&raw const (*record).source_v4) };
-    if target.flags() & (flags::GUE | flags::GRE) == 0 {
+    if target.flags() & (flags::GUE | flags::GRE | flags::SPREAD) == flags::SPREAD {
         source = config!(sources_v4) | entropy.to_be() & config!(varies_v4);
     }
     let frame = make_room(frame, l3, IPV4, target.flags(), ethertype::IPV4)?;
@@ -141,7 +141,7 @@ fn around_v6(
 ) -> Result<u32, Reason> {
     // SAFETY: projection inside a map value.
     let mut source = words::<true>(unsafe { &raw const (*record).source_v6 });
-    if target.flags() & (flags::GUE | flags::GRE) == 0 {
+    if target.flags() & (flags::GUE | flags::GRE | flags::SPREAD) == flags::SPREAD {
         let prefix = maps::read_words(&raw const config_ref().sources_v6);
         let varies = maps::read_words(&raw const config_ref().varies_v6);
         let own = (entropy as u64) << 32 | entropy as u64;

@@ -102,6 +102,7 @@ impl Applier {
             rotate: !rules.ipvs,
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
+            proxy: rules.proxy_protocol,
         }
     }
 }

@@ -53,7 +53,6 @@ pub fn encode(policy: &PacketPolicy) -> Raw {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::manifest::{Source, load_text, parse};
     use lb_common::scratch::policy;
 

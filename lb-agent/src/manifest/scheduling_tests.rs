@@ -62,7 +62,7 @@ prop_compose! {
                 allow: nets(allow), deny: nets(deny),
                 allow_file: files.0.map(PathBuf::from), deny_file: files.1.map(PathBuf::from),
             },
-            when_no_server, drain,
+            when_no_server, drain, proxy_protocol: false,
         })
     }
 }
@@ -157,8 +157,25 @@ fn endpoints_share_a_service() {
 }
 
 #[test]
+fn a_service_with_a_proxy_header_never_adopts() {
+    for forwarding in ["nat", "fullnat\nlocalAddresses: pool-a"] {
+        let fields = format!("protocol: tcp\nproxyProtocol: v2\nforwarding: {forwarding}");
+        let service = service(&fields).unwrap();
+        assert!(service.scheduling.proxy_protocol);
+        assert_eq!(service.on_unknown_flow, crate::model::OnUnknownFlow::Reset, "mh adopts otherwise");
+    }
+}
+
+#[test]
 fn mistakes_are_told_with_their_place() {
     for (fields, said) in [
+        ("proxyProtocol: v2", "spec.proxyProtocol: only tcp has a stream that a header can stand before"),
+        ("protocol: tcp\nproxyProtocol: v2", "spec.proxyProtocol: tun leaves the stream as it is"),
+        ("protocol: tcp\nforwarding: nat\nproxyProtocol: v1", "spec.proxyProtocol: `v1` is not one of v2"),
+        (
+            "protocol: tcp\nforwarding: nat\nproxyProtocol: v2\nonUnknownFlow: adopt",
+            "spec.onUnknownFlow: a connection that began with a PROXY header cannot be adopted",
+        ),
         ("scheduler: wlcc", "spec.scheduler: `wlcc` is not one of rr, wrr, lc, wlc"),
         (
             "schedulerFlags: [falback]",

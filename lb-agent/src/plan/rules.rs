@@ -26,6 +26,8 @@ pub struct Rules {
     pub ipvs: bool,
     /// Leading bits of a client that are hashed, IPv4 and IPv6; None is all.
     pub hash_prefix: Option<(u8, u8)>,
+    /// The client's address goes to the server by PROXY protocol v2.
+    pub proxy_protocol: bool,
 }
 
 /// How a real server stands behind a service.

@@ -12,6 +12,7 @@ use crate::{
     maps::{LEASES, NEXT_HOPS, POOL},
     nexthop::{self, Hop},
     packet::{Packet, Words, sum, unsum, words},
+    shifted,
 };
 use lb_common::{
     connection::Value,
@@ -135,12 +136,16 @@ pub fn is_pool_address<const V6: bool>(index: u32, address: Words) -> bool {
     family == (if V6 { 6 } else { 4 }) && own[0] == address[0] && own[1] == address[1]
 }
 
-/// A packet to a pool address.
+/// A packet to a pool address. `SHIFTED`: one of an extended flow whose numbers are the client's already, or need not
+/// be.
 #[inline(always)]
-pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+pub fn to_client<const V6: bool, const SHIFTED: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
     let ports = packet.ports();
     let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };
+    if !SHIFTED && shifted::is_extended(lease.word) {
+        return Err(shifted::call(packet, pool + 1));
+    }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
     // SAFETY: a map value.

@@ -72,6 +72,8 @@ pub struct Rules {
     pub hash_prefix: Option<(u8, u8)>,
     /// UDP flows count as inactive.
     pub udp_inactive: bool,
+    /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
+    pub proxy: bool,
 }
 
 /// The features of a service.
@@ -101,6 +103,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.rotate, features::ROTATE),
         (rules.hash_prefix.is_some(), features::HASH_PREFIX),
         (rules.udp_inactive, features::UDP_INACTIVE),
+        (rules.proxy, features::PROXY),
         (rules.counted || spec.pick.is_counted(), features::COUNTED),
     ] {
         all |= if set { feature } else { 0 };
