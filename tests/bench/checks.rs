@@ -97,6 +97,10 @@ impl Site {
         );
         servers.output("sysctl", &["-q", "-w", "net.core.somaxconn=16384"]);
         servers.output("ethtool", &["-K", "eth0", "tx", "off"]);
+        // Queues before the rings of the wire: a burst of probes is to wait, not to be lost.
+        for end in [&director, &servers] {
+            end.output("tc", &["qdisc", "replace", "dev", "eth0", "root", "pfifo", "limit", "20000"]);
+        }
         let pass = XdpPass::attach(&servers, "eth0");
         // All are neighbours; ten thousand that the kernel had to ask for would not fit its table.
         let neighbours = (0..10_000).fold(String::new(), |mut text, number| {
