@@ -153,10 +153,12 @@ pub mod programs {
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
     /// Tunnels other than plain IPIP.
     pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
+    /// SYN cookies.
+    pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
     /// All tails.
-    pub const TAILS: [(&str, u32); 14] = [
+    pub const TAILS: [(&str, u32); 15] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT, TUNNEL,
-        SHIFTED,
+        SHIFTED, COOKIE,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

@@ -160,6 +160,10 @@ pub mod features {
     pub const UDP_INACTIVE: u32 = 1 << 13;
     /// Flows are counted at the servers of this service.
     pub const COUNTED: u32 = 1 << 14;
+    /// TCP under NAT and FULLNAT: SYNs may be answered with cookies.
+    pub const COOKIES: u32 = 1 << 20;
+    /// With [`COOKIES`]: every SYN is, whatever the rate.
+    pub const COOKIES_ALWAYS: u32 = 1 << 21;
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub const PROXY: u32 = 1 << 15;
     /// What gives a new flow an extension record.

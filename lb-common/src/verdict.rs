@@ -101,6 +101,11 @@ reasons! {
     54 EvictedClosing "evicted_closing" Event "a closing entry made room";
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
+    13 CookieSent "cookie_sent" Answer "a SYN, answered with a SYN cookie";
+    14 CookieAcknowledged "cookie_acknowledged" Answer "a real server's SYN-ACK, sent again since its client has nothing to say: acknowledged for it";
+    15 CookieValid "cookie_valid" Event "a client brought the cookie that it was sent: its flow began";
+    59 CookieInvalid "cookie_invalid" Event "while cookies are sent: a packet of no flow without a cookie of ours";
+    60 CookieExpired "cookie_expired" Event "while cookies are sent: a packet of no flow with a cookie that is too old";
     61 FloodStateless "flood_stateless" Event "above the rate of new flows: forwarded by the slot table alone";
     62 ProbeSent "probe_sent" Event "a packet of a health probe went out on the real path";
     63 ProbeLost "probe_lost" Event "a packet of a health probe could not go out: no next hop, or no port left";

@@ -12,6 +12,7 @@ mod arp;
 mod atomic;
 mod choose;
 mod connection;
+mod cookie;
 mod count;
 mod echo;
 mod egress;
@@ -161,6 +162,14 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, fragment::handle(frame))
+}
+
+/// SYN cookies.
+#[xdp]
+#[inline(always)]
+pub fn lb_cookie(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, cookie::handle(frame))
 }
 
 /// Tunnels other than plain IPIP.

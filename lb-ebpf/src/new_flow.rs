@@ -4,7 +4,7 @@
 use crate::{
     answer,
     connection::{self, Hit, Inserted, Place},
-    count,
+    cookie, count,
     extension::Claimed,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
@@ -118,7 +118,9 @@ fn arrived<const V6: bool>(
     if claimed < need as u32 || (claimed > len - header && whole) {
         return Err(Reason::BadTransport);
     }
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes: frame.len() };
+    let bytes = if udp || sctp { frame.len() } else { cookie::made().unwrap_or(frame.len()) };
+    let bytes = opaque(bytes as u64) as u32;
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes };
     let now = connection::now();
     if to.roles & role::POOL != 0 {
         return fullnat::to_client::<V6, false>(&packet, to.pool as u32, now);
@@ -221,6 +223,11 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
             Resumed::Anew(why) => event = why,
         }
     } else if !packet.udp && !syn {
+        if !packet.sctp
+            && let Some(reason) = cookie::brought(packet, features_of(service))
+        {
+            return Err(reason);
+        }
         // SAFETY: a map value.
         let policy = unsafe { core::ptr::read_volatile(&raw const (*service).on_unknown_flow) };
         if policy == OnUnknownFlow::Pass as u8 {
@@ -237,7 +244,21 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         }
         event = Reason::FlowAdopted;
     }
+    if !packet.sctp && syn && cookie::made().is_none() && cookie::are_sent(features_of(service)) {
+        // No client begins so.
+        if flags & state::ACK != 0 {
+            return Err(Reason::UnknownFlowDropped);
+        }
+        return Err(cookie::answer(packet, service, features_of(service)));
+    }
     Ok(Begun::Anew(index, event))
+}
+
+/// The features of a service.
+#[inline(always)]
+fn features_of(service: *mut Service) -> u32 {
+    // SAFETY: a map value.
+    unsafe { core::ptr::read_volatile(&raw const (*service).features) }
 }
 
 enum Resumed {
@@ -433,7 +454,7 @@ fn target_of(pick: schedule::Choice) -> Result<Target, Reason> {
     Target::of(pick.destination().ok_or(Reason::NoServer)?).ok_or(Reason::Internal)
 }
 
-/// NAT: two entries. A server whose reply would be another flow's is passed over for the next slot's.
+/// NAT: two entries. A server whose reply would be another live flow's is passed over for the next slot's.
 #[inline(always)]
 fn translated<const V6: bool>(
     packet: &Packet<V6>,
@@ -451,18 +472,15 @@ fn translated<const V6: bool>(
         }
         let reply = reply_place(packet, &target);
         match connection::find_rarely(&reply, now) {
-            Some(other)
-                if other.value.kind() as u8 != Kind::NatReply as u8
-                    || other.value.destination() != target.index =>
-            {
+            Some(other) if !gives_way(&other, &target, packet.protocol()) => {
                 if pick.is_by_rules() {
                     return Err(schedule::again(packet, service.0, event, pick));
                 }
                 pick = pick.next();
             }
-            Some(own) => {
-                // The same flow's reply entry, from before: written anew below.
-                own.replace(Value::EMPTY);
+            Some(old) => {
+                // Written anew below.
+                old.replace(Value::EMPTY);
                 found = Some(target.index);
                 break;
             }
@@ -505,6 +523,16 @@ fn translated<const V6: bool>(
     }
     count::event_number(event);
     nat::send(packet, &target)
+}
+
+/// Whether the reply of a new flow to this server may take the place of a live entry: it is the same flow's, from before,
+/// or that of another flow of the client's port to the same server, by another VIP, which is over. The server itself
+/// would let the new connection begin there.
+#[inline(always)]
+fn gives_way(old: &Hit, target: &Target, protocol: Protocol) -> bool {
+    matches!(old.value.kind(), Kind::NatReply)
+        && (old.value.destination() == target.index
+            || flow::starts_anew(old.value.state(), Direction::Input, protocol))
 }
 
 /// Takes an entry out again.
@@ -628,12 +656,19 @@ fn extend<const V6: bool>(
 ) -> Result<u64, Reason> {
     // SAFETY: a map value.
     let features = unsafe { core::ptr::read_volatile(&raw const (*service).features) };
-    if packet.udp || packet.sctp || features & features::EXTENDED == 0 || !packet.begins() {
+    if packet.udp || packet.sctp || !packet.begins() {
+        return Ok(0);
+    }
+    let made = cookie::made().is_some();
+    if features & features::EXTENDED == 0 && !made {
         return Ok(0);
     }
     let claimed = Claimed::for_flow(place, state, deadline, now).ok_or(Reason::NoExtension)?;
     if features & features::PROXY != 0 {
         proxy::begin(packet, &claimed);
+    }
+    if made {
+        cookie::begin(&claimed);
     }
     claimed.publish();
     Ok(FLAG_EXTENSION)

@@ -1,9 +1,11 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
 mod continuity;
+mod cookies;
 mod counters;
 mod forwarding;
 mod fragments;
+mod ftp;
 mod health;
 mod lab;
 mod lease;
@@ -14,6 +16,7 @@ mod neighbours;
 mod net;
 mod path_mtu;
 mod probes;
+mod proxy;
 mod quic;
 mod real_path;
 mod real_server;

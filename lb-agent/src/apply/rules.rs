@@ -7,7 +7,9 @@ use lb_common::service::{NoServer, Pick};
 use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
-use crate::model::{Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, WhenNoServer};
+use crate::model::{
+    Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies, WhenNoServer,
+};
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 
 impl Applier {
@@ -103,6 +105,11 @@ impl Applier {
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
             proxy: rules.proxy_protocol,
+            cookies: match rules.syn_cookies {
+                Some(SynCookies::Auto) => tables::Cookies::Above,
+                Some(SynCookies::Always) => tables::Cookies::Always,
+                Some(SynCookies::Off) | None => tables::Cookies::Never,
+            },
         }
     }
 }
