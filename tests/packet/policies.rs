@@ -119,55 +119,48 @@ fn only_a_master_answers_and_no_faster_than_it_may() {
 
 #[test]
 fn what_does_not_fit_its_tunnel_goes_to_the_kernel_in_it() {
-    let kinds = [
-        (Tunnel::default(), 0),
-        (Tunnel { flags: flags::GUE, port: 6080 }, 12),
-        (Tunnel { flags: flags::GRE, port: 0 }, 4),
-    ];
-    for udp in [false, true] {
-        for (tunnel, between) in kinds {
-            for tags in [&[][..], &[(0x8100, 5)][..], &[(0x88a8, 6), (0x8100, 5)][..]] {
-                let mut flow = flow(policy::TUNNEL_FRAGMENT, Method::TunV4, false, udp);
-                flow.world.tunnel = tunnel;
-                flow.stand(Standing::DEFAULT);
-                let header = flow.packet(ACK).payload(0).ip().len();
-                // One byte more than fits; the flow is made by such a packet, and goes on with such.
-                let room = usize::from(MTU) - 20 - between - header;
-                for first in [true, false] {
-                    let packet = if udp || !first { flow.packet(ACK) } else { flow.first() };
-                    let packet = packet.payload(room + 1).tagged(tags).with(|p| p.fragment = 0);
-                    let case = format!("udp={udp} {tunnel:?} {tags:x?} first={first}");
-                    let seen = flow.world.send(&packet.bytes());
-                    assert_eq!(seen.counted, Counted::In(flow.destination), "{case}");
-                    assert_eq!(seen.action, Action::Pass, "{case}");
-                    assert!(seen.events.contains(&Reason::TunnelFragmented), "{case}: {:?}", seen.events);
-                    assert_eq!(flow.world.connections().len(), 1, "{case}");
-                    let inner = packet.clone().with(|p| {
-                        p.tags.clear();
-                        p.ttl -= 1;
-                    });
-                    let expected = tunnelled(&inner, flow.real);
-                    if between == 0 {
-                        // As it came, but for what is between.
-                        same_frame(&case, &seen.frame, &framed(DIRECTOR, GATEWAY, tags, &expected));
-                    } else {
-                        let outer = &seen.frame[14 + 4 * tags.len()..];
-                        assert_eq!(seen.frame[..12], packet.bytes()[..12], "{case}: both MACs");
-                        assert_eq!(outer.len(), usize::from(MTU) + 1, "{case}");
-                        assert_eq!(outer[6..8], [0, 0], "{case}: the outer packet may be fragmented");
-                        assert_eq!(outer[12..20], expected[12..20], "{case}: addresses");
-                        assert_eq!(outer[20 + between..], inner.ip(), "{case}");
-                    }
-                    let fits = packet.clone().payload(room);
-                    let seen = flow.world.send(&fits.bytes());
-                    assert_eq!(
-                        (seen.action, seen.counted),
-                        (Action::Tx, Counted::In(flow.destination)),
-                        "{case}"
-                    );
-                    let whole = packet.with(|p| p.fragment = DONT_FRAGMENT);
-                    flow.world.ends(&case, &whole, Reason::PacketTooBig);
+    let gue = (Tunnel { flags: flags::GUE, port: 6080 }, 12);
+    let gre = (Tunnel { flags: flags::GRE, port: 0 }, 4);
+    let ipip = (Tunnel::default(), 0);
+    for (udp, (tunnel, between)) in [(false, ipip), (true, ipip), (true, gue), (false, gre)] {
+        let mut flow = flow(policy::TUNNEL_FRAGMENT, Method::TunV4, false, udp);
+        flow.world.tunnel = tunnel;
+        flow.stand(Standing::DEFAULT);
+        let header = flow.packet(ACK).payload(0).ip().len();
+        // One byte more than fits; the flow is made by such a packet, and goes on with such.
+        let room = usize::from(MTU) - 20 - between - header;
+        for tags in [&[][..], &[(0x8100, 5)][..], &[(0x88a8, 6), (0x8100, 5)][..]] {
+            for first in [true, false] {
+                let packet = if udp || !first { flow.packet(ACK) } else { flow.first() };
+                let packet = packet.payload(room + 1).tagged(tags).with(|p| p.fragment = 0);
+                let case = format!("udp={udp} {tunnel:?} {tags:x?} first={first}");
+                let seen = flow.world.send(&packet.bytes());
+                assert_eq!(seen.counted, Counted::In(flow.destination), "{case}");
+                assert_eq!(seen.action, Action::Pass, "{case}");
+                assert!(seen.events.contains(&Reason::TunnelFragmented), "{case}: {:?}", seen.events);
+                assert_eq!(flow.world.connections().len(), 1, "{case}");
+                let inner = packet.clone().with(|p| {
+                    p.tags.clear();
+                    p.ttl -= 1;
+                });
+                let expected = tunnelled(&inner, flow.real);
+                if between == 0 {
+                    // As it came, but for what is between.
+                    same_frame(&case, &seen.frame, &framed(DIRECTOR, GATEWAY, tags, &expected));
+                } else {
+                    let outer = &seen.frame[14 + 4 * tags.len()..];
+                    assert_eq!(seen.frame[..12], packet.bytes()[..12], "{case}: both MACs");
+                    assert_eq!(outer.len(), usize::from(MTU) + 1, "{case}");
+                    assert_eq!(outer[6..8], [0, 0], "{case}: the outer packet may be fragmented");
+                    assert_eq!(outer[12..20], expected[12..20], "{case}: addresses");
+                    assert_eq!(outer[20 + between..], inner.ip(), "{case}");
                 }
+                let fits = packet.clone().payload(room);
+                let seen = flow.world.send(&fits.bytes());
+                let expected = (Action::Tx, Counted::In(flow.destination));
+                assert_eq!((seen.action, seen.counted), expected, "{case}");
+                let whole = packet.with(|p| p.fragment = DONT_FRAGMENT);
+                flow.world.ends(&case, &whole, Reason::PacketTooBig);
             }
         }
     }
