@@ -85,11 +85,11 @@ impl Flow {
 
     /// Of any protocol; the packets it makes itself are TCP's or UDP's.
     pub fn of(method: Method, v6: bool, protocol: u8, change: impl FnOnce(&mut ServiceSpec)) -> Self {
-        Self::in_world(World::new(), method, v6, protocol, change)
+        Self::placed(World::new(), method, v6, protocol, change)
     }
 
-    /// As [`Flow::of`], in a world with nothing in it.
-    pub fn in_world(
+    /// As [`Flow::of`], by this data plane.
+    pub fn placed(
         mut world: World,
         method: Method,
         v6: bool,

@@ -18,7 +18,7 @@ const MTU: u16 = 9000;
 
 /// A flow of which both ways take 9000 bytes.
 fn jumbo(method: Method, v6: bool, udp: bool) -> Flow {
-    let mut flow = Flow::in_world(World::jumbo(), method, v6, if udp { UDP } else { TCP }, |_| ());
+    let mut flow = Flow::placed(World::jumbo(), method, v6, if udp { UDP } else { TCP }, |_| ());
     let hop = flow.world.hop(flow.real);
     let overhead = if method.forwarding() == Forwarding::Tun { 40 } else { 0 };
     flow.world.tables.set_destination_path(flow.destination, hop, MTU - overhead);

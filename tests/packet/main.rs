@@ -18,6 +18,7 @@ mod local;
 mod local_ports;
 mod parsing;
 mod passive;
+mod policies;
 mod proxy;
 mod random;
 mod real_path;

@@ -308,7 +308,7 @@ fn needs_frags(director: &model::Director, links: &[net::Link]) -> bool {
 /// What the program is loaded with.
 fn packets(director: &model::Director) -> Packets {
     let model::TunnelSources { v4, v6 } = director.tunnel_sources;
-    Packets { policies: 0, sources_v4: v4, sources_v6: v6, frags: false }
+    Packets { policies: director.packets.bits(), sources_v4: v4, sources_v6: v6, frags: false }
 }
 
 /// The Director's interfaces as they are now; the sentence of an error names one that is missing.
