@@ -25,6 +25,7 @@ mod host;
 mod icmp;
 mod ingress;
 mod lease;
+mod length;
 mod limits;
 mod load;
 mod maps;

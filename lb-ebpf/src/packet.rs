@@ -2,8 +2,7 @@
 //! in it whose headers were found to lie inside. Multi-byte fields are read and written as they lie in
 //! memory.
 
-use crate::maps::config;
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len};
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     checksum, crc32c,
     header::protocol,
@@ -86,13 +85,6 @@ impl Frame {
         unsafe { Self { ctx, data: (*ctx).data as usize, end: (*ctx).data_end as usize } }
     }
 
-    /// Bytes in the frame, of a jumbo frame those behind its first buffer too. Which of the two it is, the verifier
-    /// sees: the other is not in the program that runs.
-    #[inline(always)]
-    pub fn len(&self) -> u32 {
-        if config!(frags) != 0 { lb_length(self.ctx) } else { self.linear() }
-    }
-
     /// Bytes in its first buffer: all that pointers reach. Headers always lie there.
     #[inline(always)]
     pub fn linear(&self) -> u32 {
@@ -118,14 +110,6 @@ impl Frame {
         // SAFETY: as in `new`.
         unsafe { (*self.ctx).ingress_ifindex }
     }
-}
-
-/// All of a frame's bytes (Linux 5.18).
-#[cold]
-#[inline(never)]
-fn lb_length(ctx: *mut xdp_md) -> u32 {
-    // SAFETY: the kernel's helper, and its context.
-    unsafe { bpf_xdp_get_buff_len(ctx.cast()) as u32 }
 }
 
 /// The transport protocol of a packet. TCP when neither is set.

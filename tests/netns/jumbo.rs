@@ -6,7 +6,9 @@ use std::time::Duration;
 use lb_tests::{Agent, Namespace, Topology, content, http};
 
 use crate::fragments::Echo;
-use crate::site::{self, Service, TRANSLATED, TRANSLATED_UDP, documents, family, tunnels_everywhere, until_all_in, vips};
+use crate::site::{
+    self, Service, TRANSLATED, TRANSLATED_UDP, documents, family, tunnels_everywhere, until_all_in, vips,
+};
 
 const MTU: u32 = 9000;
 /// In one frame, whatever tunnel it goes through.

@@ -20,12 +20,14 @@ fn a_director_that_is_a_real_server_serves_its_share_and_is_served_by_itself() {
     let director = topology.director();
     vips(&topology).into_iter().for_each(|vip| topology.vip_on_servers(vip));
     let here = Nginx::start(&director.namespace, "director", &[DR, TUN]);
-    let there = Nginx::start(&topology.servers[0].namespace, "server0", &[DR, TUN, ELSEWHERE, site::TRANSLATED]);
+    let there =
+        Nginx::start(&topology.servers[0].namespace, "server0", &[DR, TUN, ELSEWHERE, site::TRANSLATED]);
     let _tunnels = site::tunnels_everywhere(&topology, &vips(&topology));
     let agent = Agent::start(&director.namespace, &site::director(&["eth0, xdp: native"]));
     let both = [director, &topology.servers[0]];
     let services = vips(&topology).map(|vip| {
-        let of = |what: &str, port, method| Service::tcp(&format!("{what}-{}", family(vip)), vip, port, method);
+        let of =
+            |what: &str, port, method| Service::tcp(&format!("{what}-{}", family(vip)), vip, port, method);
         [
             of("dr", DR, "dr").servers(both),
             of("tun", TUN, "tun").servers(both),
@@ -38,7 +40,8 @@ fn a_director_that_is_a_real_server_serves_its_share_and_is_served_by_itself() {
     for [dr, tun, elsewhere, nat] in &services {
         for service in [dr, tun] {
             wait::until(&format!("{}: both are in", service.name), site::SOON, || {
-                let shown = both.map(|host| site::real_server(&agent, &service.name, host.address(service.vip)));
+                let shown =
+                    both.map(|host| site::real_server(&agent, &service.name, host.address(service.vip)));
                 shown.iter().all(|server| server["state"] == "in") && shown[0]["nextHop"] == "this host"
             });
             let shares = site::shares(client, &service.url("/"), 20);
@@ -109,7 +112,11 @@ fn directors_that_are_real_servers_of_one_another_forward_a_packet_once() {
         }
     }
     for agent in &agents {
-        assert_eq!(counted(agent, "time_exceeded") + counted(agent, "ttl_expired"), 0, "a packet went in circles");
+        assert_eq!(
+            counted(agent, "time_exceeded") + counted(agent, "ttl_expired"),
+            0,
+            "a packet went in circles"
+        );
     }
 }
 

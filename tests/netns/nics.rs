@@ -17,7 +17,10 @@ const FULLNAT: u16 = 82;
 fn interface(agent: &Agent, name: &str) -> Value {
     let status = site::get(agent, &["status"]);
     let all = status["interfaces"].as_array().expect("interfaces");
-    all.iter().find(|found| found["name"] == name).unwrap_or_else(|| panic!("no {name} in {status:#}")).clone()
+    all.iter()
+        .find(|found| found["name"] == name)
+        .unwrap_or_else(|| panic!("no {name} in {status:#}"))
+        .clone()
 }
 
 fn packets(agent: &Agent, name: &str, direction: &str) -> u64 {
@@ -38,7 +41,8 @@ fn an_interface_is_added_goes_down_comes_up_and_is_made_anew_while_traffic_flows
         .into_iter()
         .flat_map(|vip| {
             [("nat", NAT), ("fullnat", FULLNAT)].map(|(method, port)| {
-                Service::tcp(&format!("{method}-{}", family(vip)), vip, port, method).servers(&topology.servers)
+                Service::tcp(&format!("{method}-{}", family(vip)), vip, port, method)
+                    .servers(&topology.servers)
             })
         })
         .collect();
@@ -48,7 +52,9 @@ fn an_interface_is_added_goes_down_comes_up_and_is_made_anew_while_traffic_flows
         let servers = servers.as_array().expect("a list");
         servers.iter().all(|server| server["state"] == state)
     };
-    wait::until("servers behind an interface that is none of the Director's are out", PATIENCE, || all(&agent, "out"));
+    wait::until("servers behind an interface that is none of the Director's are out", PATIENCE, || {
+        all(&agent, "out")
+    });
     let shown = site::real_server(&agent, "nat-v4", topology.servers[0].v4().into());
     assert!(shown["reason"].as_str().is_some_and(|why| why.contains("none of the Director's")), "{shown}");
 
@@ -59,7 +65,8 @@ fn an_interface_is_added_goes_down_comes_up_and_is_made_anew_while_traffic_flows
     let serves = |agent: &Agent, when: &str| {
         for service in &services {
             let page = http::get(client, &service.url("/"));
-            let page = page.unwrap_or_else(|error| panic!("{when}: {}: {error}\n{}", service.name, agent.log()));
+            let page =
+                page.unwrap_or_else(|error| panic!("{when}: {}: {error}\n{}", service.name, agent.log()));
             assert_eq!(page.status, 200, "{when}: {}", service.name);
         }
     };
@@ -84,7 +91,11 @@ fn an_interface_is_added_goes_down_comes_up_and_is_made_anew_while_traffic_flows
     });
     director.ip("link set eth1 up");
     let v6 = Subnet::Back;
-    director.ip(&format!("route replace default via {}\nroute replace default via {}\n", topology_router(Subnet::Front).0, topology_router(Subnet::Front).1));
+    director.ip(&format!(
+        "route replace default via {}\nroute replace default via {}\n",
+        topology_router(Subnet::Front).0,
+        topology_router(Subnet::Front).1
+    ));
     wait::until("nothing is said any more", PATIENCE, || why(&agent).is_empty());
     until_all_in(&agent);
     serves(&agent, "eth1 came up again");
@@ -108,7 +119,8 @@ fn an_interface_is_added_goes_down_comes_up_and_is_made_anew_while_traffic_flows
     let _pass = plug.prepare_for_xdp();
     wait::until("it has the program again", PATIENCE, || interface(&agent, "eth1")["mode"] == "native");
     wait::until("nothing is said any more", PATIENCE, || {
-        site::get(&agent, &["status"])["problems"].as_array().is_some_and(Vec::is_empty) && why(&agent).is_empty()
+        site::get(&agent, &["status"])["problems"].as_array().is_some_and(Vec::is_empty)
+            && why(&agent).is_empty()
     });
     until_all_in(&agent);
     serves(&agent, "eth1 was made anew");

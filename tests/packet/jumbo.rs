@@ -62,7 +62,11 @@ fn tags_come_and_go_before_frames_of_several_buffers() {
         assert_eq!(seen.counted, Counted::In(flow.destination), "{method:?}");
         let mut expected = flow.towards_server(&packet);
         let ip = expected.split_off(14);
-        same_frame("tags", &seen.frame, &crate::frame::framed(mac_of(flow.real), DIRECTOR, &[(0x8100, 0x64)], &ip));
+        same_frame(
+            "tags",
+            &seen.frame,
+            &crate::frame::framed(mac_of(flow.real), DIRECTOR, &[(0x8100, 0x64)], &ip),
+        );
     }
 }
 
@@ -73,7 +77,10 @@ fn answers_are_cut_from_frames_of_several_buffers() {
         flow.establish();
         let hop = flow.world.hop(flow.real);
         flow.world.tables.set_destination_path(flow.destination, hop, 5000);
-        let packet = flow.packet(ACK).payload(8000).with(|p| p.fragment = if v6 { 0 } else { crate::frame::DONT_FRAGMENT });
+        let packet = flow
+            .packet(ACK)
+            .payload(8000)
+            .with(|p| p.fragment = if v6 { 0 } else { crate::frame::DONT_FRAGMENT });
         let seen = flow.world.ends("too big", &packet, Reason::PacketTooBig);
         same_frame("too big", &seen.frame, &too_big(&packet, 5000, (&[], GATEWAY)));
         // A flow that nobody knows is answered with RST: all of the segment goes.

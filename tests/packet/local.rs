@@ -35,13 +35,22 @@ fn what_the_director_serves_itself_goes_to_its_kernel_as_it_came_and_is_counted_
                 ("with its last hop", ACK, 1),
                 ("the end", ACK | FIN, 64),
             ] {
-                let packet = flow.packet(flags).with(|p| p.ttl = ttl).payload(if flags & SYN != 0 { 0 } else { 1400 });
+                let packet =
+                    flow.packet(flags).with(|p| p.ttl = ttl).payload(if flags & SYN != 0 { 0 } else { 1400 });
                 let seen = flow.world.send(&packet.bytes());
-                assert_eq!((seen.action, seen.counted), (Action::Pass, Counted::In(flow.destination)), "{name}: {case}");
+                assert_eq!(
+                    (seen.action, seen.counted),
+                    (Action::Pass, Counted::In(flow.destination)),
+                    "{name}: {case}"
+                );
             }
             // In a VLAN, too.
             let seen = flow.world.send(&flow.packet(ACK).tagged(&[(0x8100, 100)]).bytes());
-            assert_eq!((seen.action, seen.counted), (Action::Pass, Counted::In(flow.destination)), "{name}: tagged");
+            assert_eq!(
+                (seen.action, seen.counted),
+                (Action::Pass, Counted::In(flow.destination)),
+                "{name}: tagged"
+            );
         }
     }
 }
@@ -108,7 +117,11 @@ fn what_another_director_forwarded_is_not_forwarded_again_whatever_it_is() {
         // As long as it is a real server.
         flow.world.tables.set_peers(&BTreeSet::new()).expect("none");
         let packet = flow.packet_from(client(v6, 9), 40_001, ACK);
-        assert_eq!(flow.world.send(&from_mac(&packet, other)).counted, Counted::In(flow.destination), "{name}");
+        assert_eq!(
+            flow.world.send(&from_mac(&packet, other)).counted,
+            Counted::In(flow.destination),
+            "{name}"
+        );
     }
 }
 

@@ -63,7 +63,9 @@ fn sections(elf: &[u8]) -> Option<Vec<Range<usize>>> {
         elf.get(at..at.checked_add(64)?)?;
         let name = elf.get(names.checked_add(word(at)?)?..)?;
         let (start, length) = (long(at + 24)?, long(at + 32)?);
-        if (name.starts_with(b"xdp\0") || name.starts_with(b"xdp.frags\0")) && start.checked_add(length)? <= elf.len() {
+        if (name.starts_with(b"xdp\0") || name.starts_with(b"xdp.frags\0"))
+            && start.checked_add(length)? <= elf.len()
+        {
             found.push(start..start + length);
         }
     }

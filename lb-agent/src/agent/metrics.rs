@@ -23,7 +23,8 @@ use crate::director::{Standing, binding_of};
 use crate::health::monitor::lane::Lane;
 use crate::health::state::Belief;
 use crate::metrics::{
-    self, AgentFacts, CheckFacts, Facts, Frames, InterfaceFacts, LaneFacts, Probing, ServerFacts, ServiceFacts, TableFacts,
+    self, AgentFacts, CheckFacts, Facts, Frames, InterfaceFacts, LaneFacts, Probing, ServerFacts,
+    ServiceFacts, TableFacts,
 };
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 

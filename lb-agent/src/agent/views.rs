@@ -11,15 +11,19 @@ use super::drain::drain_reason;
 use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, EndpointView, FramesView, InterfaceView, LimitsView, ObjectView,
-    Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, EndpointView, FramesView, InterfaceView, LimitsView,
+    ObjectView, Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView,
+    TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection, Protocol as Transport};
 use crate::dataplane::{Error, Scan};
 use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
-use crate::model::{Endpoint, Forwarding, Kind, LinkCounters, LinkTraffic, NextHop, ObjectId, RealServer, VirtualService, field_effect};
+use crate::model::{
+    Endpoint, Forwarding, Kind, LinkCounters, LinkTraffic, NextHop, ObjectId, RealServer, VirtualService,
+    field_effect,
+};
 use crate::plan::{Binding, Mac};
 
 impl Agent {

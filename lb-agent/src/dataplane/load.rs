@@ -318,8 +318,9 @@ fn load_object(
 /// sections as in BTF, which names functions by it.
 fn without_frags(object: &mut [u8]) {
     const NAME: &[u8] = b"xdp.frags\0";
-    let places: Vec<usize> =
-        (0..object.len().saturating_sub(NAME.len() - 1)).filter(|at| object[*at..].starts_with(NAME)).collect();
+    let places: Vec<usize> = (0..object.len().saturating_sub(NAME.len() - 1))
+        .filter(|at| object[*at..].starts_with(NAME))
+        .collect();
     for at in places {
         object[at + 3] = 0;
     }

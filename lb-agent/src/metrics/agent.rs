@@ -36,8 +36,9 @@ pub fn write(to: &mut Families<'_>, agent: &AgentFacts) -> Result<(), fmt::Error
     for (name, help, of) in COUNTED {
         let known = agent.interfaces.iter().filter_map(|each| Some((each.name.as_str(), each.frames?)));
         let samples = known.flat_map(|(interface, frames)| {
-            [("received", frames.received), ("sent", frames.sent)]
-                .map(|(direction, counted)| ([("interface", interface), ("direction", direction)], of(&counted)))
+            [("received", frames.received), ("sent", frames.sent)].map(|(direction, counted)| {
+                ([("interface", interface), ("direction", direction)], of(&counted))
+            })
         });
         to.counters(name, help, None, samples)?;
     }
@@ -47,7 +48,9 @@ pub fn write(to: &mut Families<'_>, agent: &AgentFacts) -> Result<(), fmt::Error
 /// What is counted of an interface, by the kernel.
 type Counted = (&'static str, &'static str, fn(&LinkTraffic) -> u64);
 const COUNTED: [Counted; 4] = [
-    ("interface_packets", "Frames of an interface by the kernel's count, forwarded ones among them.", |d| d.packets),
+    ("interface_packets", "Frames of an interface by the kernel's count, forwarded ones among them.", |d| {
+        d.packets
+    }),
     ("interface_bytes", "Bytes of an interface by the kernel's count.", |d| d.bytes),
     ("interface_dropped", "Frames that an interface had no room for.", |d| d.dropped),
     ("interface_errors", "Frames that an interface could not receive or send.", |d| d.errors),

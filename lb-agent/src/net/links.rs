@@ -196,7 +196,10 @@ pub mod tests {
             Link { vlan: Some(elsewhere), ..vlan(10, "far", 9, 2) },
             vlan(11, "orphan", 11, 99),
             vlan(12, "qinq.300", 300, 9),
-            Link { vlan: Some(Vlan { id: 7, service_tag: true, parent: Some(9) }), ..vlan(13, "double", 7, 9) },
+            Link {
+                vlan: Some(Vlan { id: 7, service_tag: true, parent: Some(9) }),
+                ..vlan(13, "double", 7, 9)
+            },
         ])
     }
 
