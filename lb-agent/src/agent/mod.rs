@@ -349,6 +349,8 @@ impl Agent {
                 }
             };
             if self.dataplane.attached().iter().any(|attached| attached.ifindex == wanted.ifindex) {
+                // A bond may have got another card.
+                problems.extend(self.dataplane.set_members(&wanted).err().map(|error| error.to_string()));
                 continue;
             }
             match self.dataplane.attach(&wanted) {

@@ -30,6 +30,13 @@ pub struct Link {
     pub controller: Option<u32>,
 }
 
+impl Link {
+    /// Whether it joins other interfaces (`CONFIG_BONDING`).
+    pub fn is_bond(&self) -> bool {
+        self.kind.as_deref() == Some("bond")
+    }
+}
+
 /// What an 802.1Q device adds to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vlan {
