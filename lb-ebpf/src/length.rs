@@ -13,7 +13,6 @@ impl Frame {
 }
 
 /// All of a frame's bytes (Linux 5.18).
-#[cold]
 #[inline(never)]
 fn lb_length(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the kernel's helper, and its context.
