@@ -248,8 +248,7 @@ pub struct Config {
     pub varies_v6: [u64; 2],
     /// `64 - log2(sets)` of the extension records.
     pub extension_shift: u32,
-    /// 1: frames may lie in several buffers (`BPF_F_XDP_HAS_FRAGS`).
-    pub frags: u32,
+    pub reserved: u32,
 }
 
 /// Bits of [`Config::policies`]; none set is the default.

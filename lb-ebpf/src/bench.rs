@@ -58,7 +58,7 @@ pub fn feeder(ctx: XdpContext) -> u32 {
     // SAFETY: as above.
     let (len, kind) = unsafe { ((*feed).len, (*feed).kind) };
     // Opaque: the compiler would add to a pointer what the verifier wants added to a number.
-    let moved = packet::opaque(Frame::new(ctx.ctx).linear() as u64) as i32 - len as i32;
+    let moved = packet::opaque(Frame::new(ctx.ctx).len() as u64) as i32 - len as i32;
     // Always, so that programs that do not move the start pay for it as well and the difference is the
     // program's own.
     // SAFETY: the kernel's helper; pointers are taken anew below.

@@ -132,14 +132,10 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let Some(header) = at::<HOT>(&frame, l4, need) else {
         return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));
     };
-    let mut bytes = frame.linear();
-    if len > bytes - l3 as u32 && config!(frags) != 0 {
-        bytes = frame.len();
-    }
-    if len > bytes - l3 as u32 || len < (l4 - l3 + need) as u32 {
+    if len > frame.len() - l3 as u32 || len < (l4 - l3 + need) as u32 {
         return Err(tail::call_at(&frame, l3, l4, V6, udp, programs::NEW));
     }
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, sctp: false, bytes };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport: header, udp, sctp: false, bytes: frame.len() };
     known(&packet, start, cell)
 }
 

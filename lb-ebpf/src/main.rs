@@ -25,7 +25,6 @@ mod host;
 mod icmp;
 mod ingress;
 mod lease;
-mod length;
 mod limits;
 mod load;
 mod maps;
@@ -79,7 +78,7 @@ fn finish(frame: Frame, outcome: Result<u32, Reason>) -> u32 {
 }
 
 /// The entry point.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -87,7 +86,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
 }
 
 /// Frames with VLAN tags, IPv4 options or IPv6 extension headers.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_slow(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -95,7 +94,7 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 }
 
 /// New flows.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -103,7 +102,7 @@ pub fn lb_new(ctx: XdpContext) -> u32 {
 }
 
 /// TCP packets of flows with an extension record.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_shifted(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -111,7 +110,7 @@ pub fn lb_shifted(ctx: XdpContext) -> u32 {
 }
 
 /// SCTP packets.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_sctp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -119,7 +118,7 @@ pub fn lb_sctp(ctx: XdpContext) -> u32 {
 }
 
 /// As `lb_new`, for SCTP.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_sctp_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -127,7 +126,7 @@ pub fn lb_sctp_new(ctx: XdpContext) -> u32 {
 }
 
 /// ABORTs.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_abort(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -135,7 +134,7 @@ pub fn lb_abort(ctx: XdpContext) -> u32 {
 }
 
 /// The choice of a server.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_choose(ctx: XdpContext) -> u32 {
     let outcome = choose::handle(ctx.ctx);
@@ -143,7 +142,7 @@ pub fn lb_choose(ctx: XdpContext) -> u32 {
 }
 
 /// Answers with ICMP errors.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -151,7 +150,7 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 }
 
 /// ICMP that arrives.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_related(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -159,7 +158,7 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 }
 
 /// Fragments.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -167,7 +166,7 @@ pub fn lb_fragment(ctx: XdpContext) -> u32 {
 }
 
 /// SYN cookies.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_cookie(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -175,7 +174,7 @@ pub fn lb_cookie(ctx: XdpContext) -> u32 {
 }
 
 /// Tunnels other than plain IPIP.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_tunnel(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -183,7 +182,7 @@ pub fn lb_tunnel(ctx: XdpContext) -> u32 {
 }
 
 /// Resets.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_reset(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -191,7 +190,7 @@ pub fn lb_reset(ctx: XdpContext) -> u32 {
 }
 
 /// Frames that the kernel would get, where the VRRP role may say otherwise.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_host(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -199,7 +198,7 @@ pub fn lb_host(ctx: XdpContext) -> u32 {
 }
 
 /// Packets from a VIP that is probed on the real path.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_probed(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
@@ -207,7 +206,7 @@ pub fn lb_probed(ctx: XdpContext) -> u32 {
 }
 
 /// The entry point at the far end of the prober's veth pair.
-#[xdp(frags)]
+#[xdp]
 #[inline(always)]
 pub fn lb_probe(ctx: XdpContext) -> u32 {
     probe::sent(Frame::new(ctx.ctx))

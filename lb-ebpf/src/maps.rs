@@ -121,7 +121,7 @@ static CONFIG: Global<Config> = Global::new(Config {
     sources_v6: [0; 2],
     varies_v6: [0; 2],
     extension_shift: 0,
-    frags: 0,
+    reserved: 0,
 });
 
 #[unsafe(no_mangle)]

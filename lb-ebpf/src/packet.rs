@@ -85,9 +85,9 @@ impl Frame {
         unsafe { Self { ctx, data: (*ctx).data as usize, end: (*ctx).data_end as usize } }
     }
 
-    /// Bytes in its first buffer: all that pointers reach. Headers always lie there.
+    /// Bytes in the frame.
     #[inline(always)]
-    pub fn linear(&self) -> u32 {
+    pub fn len(&self) -> u32 {
         (self.end - self.data) as u32
     }
 

@@ -7,7 +7,6 @@ mod forwarding;
 mod fragments;
 mod ftp;
 mod health;
-mod jumbo;
 mod lab;
 mod lease;
 mod load;

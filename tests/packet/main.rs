@@ -13,7 +13,6 @@ mod fragments;
 mod frame;
 mod full;
 mod hammer;
-mod jumbo;
 mod local;
 mod local_ports;
 mod parsing;

@@ -160,7 +160,7 @@ pub fn packets() -> Packets {
     let (IpNet::V4(v4), IpNet::V6(v6)) = (varying_sources(false), varying_sources(true)) else {
         panic!("of the wrong family")
     };
-    Packets { policies: 0, sources_v4: Some(v4), sources_v6: Some(v6), frags: false }
+    Packets { policies: 0, sources_v4: Some(v4), sources_v6: Some(v6) }
 }
 
 impl World {
@@ -185,16 +185,6 @@ impl World {
     /// With tables of these sizes.
     pub fn of(sizes: Sizes) -> Self {
         Self::load(sizes, 0)
-    }
-
-    /// Whose programs take frames larger than a page.
-    pub fn jumbo() -> Self {
-        let packets = Packets { frags: true, ..packets() };
-        // Of other sizes, so that no other case gets it.
-        let sizes = Sizes { services: 15, ..sizes() };
-        let plane =
-            Dataplane::open_for_test_as(OBJECT, &sizes, packets).expect("load the data plane (needs root)");
-        Self::around(Arc::new(plane), sizes, 0)
     }
 
     fn load(sizes: Sizes, policies: u32) -> Self {

@@ -271,10 +271,6 @@ fn restore(
 
 fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -> Result<Dataplane> {
     let interfaces: Result<Vec<Interface>, String> = interfaces(director, links).into_iter().collect();
-    let frags = needs_frags(director, links);
-    if frags {
-        tracing::info!("jumbo frames: the programs are loaded for frames in several buffers");
-    }
     let dataplane = Dataplane::open(&dataplane::Options {
         // Tables of another size, for nobody's connections: they must not be in the way of a later start.
         bpffs_dir: match director.interfaces.is_empty() {
@@ -285,7 +281,7 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
         sizes: sizes(director),
         object: dataplane::OBJECT,
         answers_per_second: ANSWERS_PER_SECOND,
-        packets: Packets { frags, ..packets(director) },
+        packets: packets(director),
         recreate: options.recreate_tables,
     })
     .context("start the data plane")?;
@@ -299,16 +295,10 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
     Ok(dataplane)
 }
 
-/// Whether an interface of the Director has an MTU for which drivers want programs that know frames in several buffers.
-fn needs_frags(director: &model::Director, links: &[net::Link]) -> bool {
-    let wanted = |link: &net::Link| director.interfaces.iter().any(|interface| interface.name == link.name);
-    links.iter().any(|link| link.mtu > doctor::PAGE_MTU && wanted(link))
-}
-
 /// What the program is loaded with.
 fn packets(director: &model::Director) -> Packets {
     let model::TunnelSources { v4, v6 } = director.tunnel_sources;
-    Packets { policies: director.packets.bits(), sources_v4: v4, sources_v6: v6, frags: false }
+    Packets { policies: director.packets.bits(), sources_v4: v4, sources_v6: v6 }
 }
 
 /// The Director's interfaces as they are now; the sentence of an error names one that is missing.

@@ -302,9 +302,6 @@ fn load_object(
         unsafe { aligned.align_to_mut::<u8>() }
     };
     bytes[..object.len()].copy_from_slice(object);
-    if config.frags == 0 {
-        without_frags(bytes);
-    }
     let mut loader = EbpfLoader::new();
     loader.override_global(rodata::CONFIG, config, true).override_global(rodata::KEYS, secrets, true);
     for spec in specs {
@@ -323,19 +320,6 @@ fn load_object(
         check_map(spec, data, spec.name)?;
     }
     Ok(ebpf)
-}
-
-/// Renames the sections `xdp.frags` of an object `xdp`, by which the loader asks the kernel for programs that get no frame
-/// in several buffers: every driver takes those, and some no others. The name ends where the dot was, in the table of
-/// sections as in BTF, which names functions by it.
-fn without_frags(object: &mut [u8]) {
-    const NAME: &[u8] = b"xdp.frags\0";
-    let places: Vec<usize> = (0..object.len().saturating_sub(NAME.len() - 1))
-        .filter(|at| object[*at..].starts_with(NAME))
-        .collect();
-    for at in places {
-        object[at + 3] = 0;
-    }
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<Map, Error> {

@@ -11,14 +11,12 @@ pub struct Packets {
     /// Where the outer source addresses of tunnels lie that vary by flow.
     pub sources_v4: Option<Ipv4Net>,
     pub sources_v6: Option<Ipv6Net>,
-    /// Frames may be larger than a page: the programs are loaded for frames in several buffers.
-    pub frags: bool,
 }
 
 impl Packets {
     /// The configuration with these.
     pub fn into(self, config: Config) -> Config {
-        let mut config = Config { policies: self.policies, frags: self.frags.into(), ..config };
+        let mut config = Config { policies: self.policies, ..config };
         if let Some(net) = self.sources_v4 {
             config.sources_v4 = Address::from_v4(net.network().octets()).words()[0];
             config.varies_v4 = Address::from_v4(net.hostmask().octets()).words()[0];
@@ -41,10 +39,9 @@ mod tests {
             policies: 5,
             sources_v4: Some("10.200.0.0/16".parse().unwrap()),
             sources_v6: Some("fd00:200::/64".parse().unwrap()),
-            frags: true,
         };
         let config = packets.into(Config::default());
-        assert_eq!((config.policies, config.frags), (5, 1));
+        assert_eq!(config.policies, 5);
         assert_eq!(config.sources_v4.to_ne_bytes(), [10, 200, 0, 0]);
         assert_eq!(config.varies_v4.to_ne_bytes(), [0, 0, 255, 255]);
         assert_eq!(config.sources_v6[0].to_ne_bytes(), [0xfd, 0, 2, 0, 0, 0, 0, 0]);

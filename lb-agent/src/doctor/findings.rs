@@ -163,8 +163,8 @@ fn interface(nic: &Nic, host: &Host) -> Vec<Item> {
     }
     if let Some(mtu) = mtu.filter(|mtu| *mtu > PAGE_MTU) {
         items.push(Item::note(format!(
-            "{name} has MTU {mtu}: the agent loads its programs for frames in several buffers; a driver without them attaches \
-             natively up to about {PAGE_MTU} only, else `xdp: auto` is generic"
+            "{name} has MTU {mtu}: drivers without XDP fragments attach natively up to about {PAGE_MTU} only, else `xdp: auto` \
+             is generic"
         )));
     }
     if let Some(queues) = queues.filter(|queues| *queues < host.cpus) {
@@ -192,7 +192,7 @@ const NEEDED: [(u32, &str, bool); 4] = [
 const SYS_ADMIN: u32 = 21;
 const SYS_NICE: u32 = 23;
 /// What fits into a page of 4 KiB beside the room that drivers keep.
-pub const PAGE_MTU: u32 = 3498;
+const PAGE_MTU: u32 = 3498;
 
 #[cfg(test)]
 mod tests {

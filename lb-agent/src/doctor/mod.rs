@@ -10,7 +10,6 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::net::{interfaces, sysctl};
 use crate::real_server::report::Report;
-pub use findings::PAGE_MTU;
 use findings::{Host, Nic, findings};
 
 /// Looks at this host and these interfaces, or where none is named at all that are up, but loopback.
