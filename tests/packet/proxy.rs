@@ -255,7 +255,8 @@ fn a_lease_of_a_flow_with_a_header_lets_nobody_else_pass_either() {
             ("a datagram", Packet::udp((flow.real, port), (reply.destination, lease))),
             (
                 "a datagram as long as a segment",
-                Packet::udp((flow.real, port), (reply.destination, lease)).with(|p| p.payload = vec![0x50; 40]),
+                Packet::udp((flow.real, port), (reply.destination, lease))
+                    .with(|p| p.payload = vec![0x50; 40]),
             ),
         ] {
             flow.world.ends(case, &packet, Reason::WrongServer);

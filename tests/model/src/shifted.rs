@@ -105,7 +105,8 @@ impl Model {
     /// The sets of a flow's record: (first of each).
     fn sets(&self, place: &Place) -> [usize; 2] {
         let (secrets, shift) = (&self.config.secrets, self.config.sizes.extension_shift);
-        [place.first, secrets.second(place.identity)].map(|product| (product >> shift) as usize * WAYS as usize)
+        [place.first, secrets.second(place.identity)]
+            .map(|product| (product >> shift) as usize * WAYS as usize)
     }
 
     fn extension_of(&self, place: &Place) -> Option<usize> {
@@ -220,7 +221,8 @@ impl Model {
             out = out.transport(8, &record.client.back(acknowledged).to_be_bytes());
             self.extensions[at].client = record.client.acknowledged(acknowledged);
         }
-        let less = if flags & SYN != 0 && record.duties & duty::PROXY != 0 { header_len(packet.ip.v6) } else { 0 };
+        let less =
+            if flags & SYN != 0 && record.duties & duty::PROXY != 0 { header_len(packet.ip.v6) } else { 0 };
         for (at, bytes) in self.shifted_options(packet, record.client, less as u16) {
             out = out.transport(at, &bytes);
         }

@@ -339,7 +339,8 @@ impl Traffic {
         if random.one_in(16) {
             return;
         }
-        let near = |random: &mut Random| random.of(&[0, 1, 1, 1, 1, 2, 27, 28, 29, 30, 52, 53, 54, 1000, 1 << 31]);
+        let near =
+            |random: &mut Random| random.of(&[0, 1, 1, 1, 1, 2, 27, 28, 29, 30, 52, 53, 54, 1000, 3 << 29]);
         let (from, to) = if is_reply { (server, client) } else { (client, server) };
         let sequence = match shape.flags & SYN != 0 && !random.one_in(16) {
             true => 0,
