@@ -240,3 +240,28 @@ fn without_room_for_a_record_a_new_flow_is_refused() {
         assert_eq!((refused, records(&flow).len()), (136, 64), "{case}");
     }
 }
+
+#[test]
+fn a_lease_of_a_flow_with_a_header_lets_nobody_else_pass_either() {
+    for v6 in [false, true] {
+        let mut flow = service(Method::FullNat, v6);
+        begin(&mut flow);
+        rides(&mut flow, &packet(v6, ACK, 0, b"x"));
+        let before = records(&flow);
+        // Believed, it would end the header's way to the server.
+        let reply = numbered(&flow.reply(ACK), SERVER + 1, FIRST.wrapping_add(2).wrapping_add(len(v6)), &[]);
+        let (port, lease) = reply.ports();
+        for (case, packet) in [
+            ("another port of the server", reply.clone().with(|p| p.set_ports((port + 1, lease)))),
+            ("a datagram", Packet::udp((flow.real, port), (reply.destination, lease))),
+            (
+                "a datagram as long as a segment",
+                Packet::udp((flow.real, port), (reply.destination, lease))
+                    .with(|p| p.payload = vec![0x50; 40]),
+            ),
+        ] {
+            flow.world.ends(case, &packet, Reason::WrongServer);
+        }
+        assert_eq!(records(&flow), before, "{}", flow.name());
+    }
+}
