@@ -166,6 +166,12 @@ impl Applier {
         result
     }
 
+    /// An interface went, and its addresses with it: the next plan puts all of them where they belong, which does nothing
+    /// to those that are there.
+    pub fn place_again(&mut self) {
+        self.done.forget_placed();
+    }
+
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::SetVrrp { name, followers } => {

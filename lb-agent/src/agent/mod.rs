@@ -360,6 +360,7 @@ impl Agent {
                         wanted.name,
                         attached.mode.name()
                     );
+                    self.applier.place_again();
                 }
                 Err(error) => problems.push(error.to_string()),
             }
