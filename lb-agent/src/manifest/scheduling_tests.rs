@@ -166,11 +166,19 @@ fn a_service_with_a_proxy_header_never_adopts() {
 
 #[test]
 fn a_service_with_toa_may_adopt() {
-    let fields = "protocol: tcp\nforwarding: fullnat\nlocalAddresses: pool-a\ntoa: ";
-    let told = service(&format!("{fields}true")).unwrap();
-    assert!(told.scheduling.toa);
+    let text = |toa: &str| {
+        format!(
+            "apiVersion: lb/v1\nkind: LocalAddressPool\nmetadata: {{name: pool-a}}\nspec: {{addresses: [10.0.0.200]}}\n---\n\
+             apiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec: {{address: 203.0.113.10, ports: [80], \
+             protocol: tcp, forwarding: fullnat, localAddresses: pool-a, scheduler: mh, toa: {toa}, \
+             realServers: [{{address: 10.0.0.11}}]}}\n"
+        )
+    };
+    let of = |toa| load_text("m.yaml", &text(toa)).unwrap().services().next().unwrap().0.clone();
+    let told = of("true");
+    assert!(told.scheduling.toa && !of("false").scheduling.toa);
     assert_eq!(told.on_unknown_flow, crate::model::OnUnknownFlow::Adopt, "nothing is shifted");
-    assert!(!service(&format!("{fields}false")).unwrap().scheduling.toa);
+    assert!(to_yaml(&Object::VirtualService(told)).contains("toa: true"));
 }
 
 #[test]
