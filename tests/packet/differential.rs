@@ -468,7 +468,7 @@ fn one_packet(
 ) -> Result<Fate> {
     let now = watch.now(scene)?;
     let outcome = scene.plane.test_run(frame)?;
-    let eyes = Eyes { scene, counters, refused };
+    let eyes = Eyes { scene, counters, refused, sent: &outcome.frame };
     if watch.is_sure() {
         return match model.packet(frame, now, &eyes) {
             Ok(fate) => match same(scene, model, frame, &outcome, &fate, said) {
@@ -510,6 +510,8 @@ struct Eyes<'a> {
     counters: &'a Counters,
     /// How many packets were refused for want of a local port, before this one.
     refused: u64,
+    /// The frame that came out.
+    sent: &'a [u8],
 }
 
 impl Eyes<'_> {
@@ -532,6 +534,10 @@ impl Oracle for Eyes<'_> {
 
     fn lease_word(&self, lease: u32) -> Value {
         Value(self.scene.views.leases.word(lease, 8).load(Relaxed))
+    }
+
+    fn sent(&self) -> &[u8] {
+        self.sent
     }
 
     fn second_of_limit(&self, service: usize) -> u64 {

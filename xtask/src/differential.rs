@@ -268,6 +268,24 @@ const BUGS: &[Bug] = &[
         "// A RST opens nothing: it ends the flow where it is.\n            !packet.resets()",
         "// A RST opens nothing: it ends the flow where it is.\n            true",
     ),
+    (
+        "later fragments go another path of a tunnel",
+        "lb-ebpf/src/fragment.rs",
+        "tun::encapsulate(packet, &target, ports, event)",
+        "tun::encapsulate(packet, &target, 0, event)",
+    ),
+    (
+        "a client is told no room for GUE and GRE",
+        "lb-ebpf/src/tunnel_mtu.rs",
+        "tunnel_overhead(V6) as u32 - between as u32;",
+        "tunnel_overhead(V6) as u32;",
+    ),
+    (
+        "GUE comes from any port",
+        "lb-ebpf/src/tunnel.rs",
+        "let port = gue::FIRST_SOURCE_PORT | entropy as u16",
+        "let port = gue::FIRST_SOURCE_PORT / 2 | entropy as u16",
+    ),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::{
     Counted, Ends, Fate, Lease, Model, Oracle, Own, answer, drops,
-    rewrite::{Edit, Link, behind_ethernet, tunnelled},
+    rewrite::{Edit, Link, behind_ethernet},
     states::{self, Direction},
     table::Place,
     wire::Packet,
@@ -154,7 +154,11 @@ impl Model {
         let server = (target.address.v6(), Self::server_port(&target, vip_port));
         let ip = match self.method(destination) {
             Forwarding::Dr => behind_ethernet(&edit.done()).to_vec(),
-            Forwarding::Tun => tunnelled(&edit.done(), &target, &hop),
+            Forwarding::Tun => match self.tunnelled(&edit.done(), (destination, &target, &hop)) {
+                Some(wrapped) => wrapped,
+                // A frame that nothing became of: the comparison will say so.
+                None => return drops(Reason::Internal),
+            },
             Forwarding::Nat => behind_ethernet(
                 &edit.source(&packet.ip.source, client_port).destination(&server.0, server.1).done(),
             )

@@ -7,8 +7,8 @@
 //! local port a FULLNAT flow leases), an [`Oracle`] says what it chose, and the model says whether it might.
 //!
 //! A rule has one place: `wire` reads frames, `known` is for packets of flows, `begin` for those of none, `rules` chooses
-//! servers where slots alone do not, `load` counts flows, `table` places entries, `states` steps them, `rewrite` and
-//! `answer` make frames. [`Unmodelled`] lists what is left out.
+//! servers where slots alone do not, `load` counts flows, `table` places entries, `states` steps them, `rewrite`, `tunnel`
+//! and `answer` make frames. [`Unmodelled`] lists what is left out.
 
 mod answer;
 mod begin;
@@ -22,6 +22,7 @@ mod rules;
 mod states;
 mod table;
 pub mod traffic;
+mod tunnel;
 mod wire;
 
 pub use config::{Config, Own, Role, ServiceConfig};
@@ -96,6 +97,8 @@ pub trait Oracle {
     fn lease_of(&self, identity: u64, now: u16) -> Option<u32>;
     /// Whether the frame was refused because no local port was found: asked only when there may or may not have been one.
     fn had_no_local_port(&self) -> bool;
+    /// The frame that the data plane made.
+    fn sent(&self) -> &[u8];
     /// The word of a lease; asked when a lease was taken and given back.
     fn lease_word(&self, lease: u32) -> Value;
     /// The second in which a service's new flows were counted last, by the clock of the data plane.
@@ -136,6 +139,8 @@ pub struct Model {
     pieces: fragment::Firsts,
     /// What routers said of tunnels, by (IPv6, real server).
     pub paths: HashMap<(bool, [u8; 16]), u32>,
+    /// What is the flow's own in a tunnel's header, by destination, addresses and ports.
+    entropy: HashMap<tunnel::Flow, u32>,
     /// Flows placed by each service: the cursor of rr and wrr.
     pub cursors: Vec<u64>,
     /// What real servers have to do, by the index of their record.
@@ -152,6 +157,10 @@ pub struct Model {
     pub touched: Vec<u32>,
     /// Ticks.
     now: u16,
+    /// The frame that the data plane made of the last packet.
+    sent: Vec<u8>,
+    /// The flow's ports, where the last packet has none itself.
+    flow_ports: Option<(u16, u16)>,
 }
 
 impl Model {
@@ -169,9 +178,12 @@ impl Model {
             neighbours: HashMap::new(),
             pieces: fragment::Firsts::default(),
             paths: HashMap::new(),
+            entropy: HashMap::new(),
             events: Vec::new(),
             touched: Vec::new(),
             now: 0,
+            sent: Vec::new(),
+            flow_ports: None,
         }
     }
 
@@ -199,6 +211,8 @@ impl Model {
         self.now = now;
         self.events.clear();
         self.touched.clear();
+        self.sent = oracle.sent().to_vec();
+        self.flow_ports = None;
         if let Some(what) = self.leaves_out(frame) {
             return Err(what);
         }

@@ -1,7 +1,7 @@
 //! The services of the differential test's world, of one family and protocol.
 
 use super::*;
-use lb_agent::dataplane::tables::{Access, Persistence, Quic};
+use lb_agent::dataplane::tables::{Access, Persistence, Quic, Tunnel};
 
 /// A service.
 pub struct Row {
@@ -21,6 +21,8 @@ pub struct Row {
     pub weights: [u32; SERVERS as usize],
     pub thresholds: (u32, u32),
     pub packets_per_second: u32,
+    /// Of its servers by TUN.
+    pub tunnel: Tunnel,
     /// The port of the service of this VIP and protocol that leads its group.
     pub leader: Option<u16>,
 }
@@ -40,6 +42,7 @@ impl Row {
             weights: [1; SERVERS as usize],
             thresholds: (0, 0),
             packets_per_second: 0,
+            tunnel: Tunnel::default(),
             leader: None,
         }
     }
@@ -218,8 +221,23 @@ pub fn rows(udp: bool, ticks: impl Fn(u16) -> u16) -> Vec<Row> {
             ..Row::new(1, one(108), Method::Nat)
         },
     ];
+    let kinds = [
+        (flags::GUE, 6080, false, Pick::HashAddress),
+        (flags::GRE, 0, false, Pick::Cursor),
+        (flags::GRE | flags::SPREAD, 0, true, Pick::HashAddressPort),
+        (flags::SPREAD, 0, false, Pick::HashAddress),
+        (flags::GUE, 6081, true, Pick::Cursor),
+        (flags::SPREAD, 0, true, Pick::Cursor),
+    ];
+    let tunnels = (110..).zip(kinds).map(|(port, (flags, at, crosses, pick))| Row {
+        tunnel: Tunnel { flags, port: at },
+        crosses,
+        pick,
+        on_unknown_flow: Adopt,
+        ..Row::new(0, one(port), Method::Tun)
+    });
     let no_server = [NoServer::Drop, NoServer::Reset, NoServer::Unreachable];
-    let numbered = plain.into_iter().chain(ruled).enumerate();
+    let numbered = plain.into_iter().chain(ruled).chain(tunnels).enumerate();
     numbered
         .map(|(n, row)| Row { rules: Rules { no_server: no_server[n % 3], ..row.rules.clone() }, ..row })
         .collect()

@@ -4,7 +4,7 @@
 #[path = "rows.rs"]
 mod rows;
 
-use crate::world::map;
+use crate::world::{map, packets};
 use anyhow::{Context as _, Result};
 use aya::maps::HashMap;
 use lb_agent::dataplane::{
@@ -16,7 +16,7 @@ use lb_agent::dataplane::{
 };
 use lb_common::{
     address::Address,
-    destination::{Destination, Forwarding as Method, NextHop, flags, tunnel_overhead},
+    destination::{Destination, Forwarding as Method, NextHop, encapsulation, flags, tunnel_overhead},
     filter::AddressKey,
     fragment,
     hash::Secrets,
@@ -104,7 +104,7 @@ impl Scene {
     }
 
     fn with(object: &[u8], secrets: Secrets) -> Result<Self> {
-        let plane = Dataplane::open_for_test_with(object, &sizes(), secrets)?;
+        let plane = Dataplane::open_for_test_with(object, &sizes(), packets(), secrets)?;
         let views = plane.views();
         let mut tables = plane.tables()?;
         let mut config = Config::new(views.secrets, views.config);
@@ -248,7 +248,10 @@ impl Scene {
                 false => IpAddr::from([10, 0, 0, n + 1]),
             };
             let next_hop = hop(tables, &server.to_string(), false, [[0, 0], [0, 0], [9, 0]][n as usize])?;
-            let overhead = if row.method == Method::Tun { tunnel_overhead(server.is_ipv6()) } else { 0 };
+            let overhead = match row.method {
+                Method::Tun => tunnel_overhead(server.is_ipv6()) + encapsulation(row.tunnel.flags),
+                _ => 0,
+            };
             let key = DestinationKey::new(name, server, row.server_port, row.method);
             let destination = tables.ensure_destination(
                 &key,
@@ -257,7 +260,7 @@ impl Scene {
                     mtu: 1500 - overhead,
                     timeout: of.timeouts[if udp { State::Udp } else { State::Established } as usize],
                     vip_port: if row.server_port == 0 { 0 } else { row.ports.0 },
-                    tunnel: Default::default(),
+                    tunnel: row.tunnel,
                     standing: Standing {
                         weight: row.weights[n as usize],
                         upper: row.thresholds.0,
