@@ -225,7 +225,7 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Resu
 fn settle(held: Option<Held>, entry: Option<Hit>, lease: Hit, now: u16) {
     let Some(held) = held else { return };
     if held.is_done() {
-        let entry = entry.is_none_or(|entry| unmarked(entry));
+        let entry = entry.is_none_or(unmarked);
         if unmarked(lease) && entry {
             return held.release(now);
         }
