@@ -12,6 +12,7 @@ pub mod destination;
 pub mod feed;
 pub mod filter;
 pub mod fragment;
+pub mod ftp;
 pub mod hash;
 pub mod header;
 pub mod ipvs;

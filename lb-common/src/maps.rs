@@ -112,6 +112,8 @@ pub mod own {
     pub const PATHS: &str = "PATHS";
     /// ARRAY of the words of [`crate::probe::port`].
     pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// PERCPU_ARRAY of one [`crate::ftp::Dialog`].
+    pub const DIALOG: &str = "DIALOG";
     /// ARRAY, mmapable, of [`crate::witness::Witness`], by destination.
     pub const WITNESSES: &str = "WITNESSES";
 }
@@ -139,6 +141,10 @@ pub mod programs {
     pub const RELATED: (&str, u32) = ("lb_related", 8);
     /// Fragments.
     pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
+    /// Packets of control channels of FTP.
+    pub const FTP: (&str, u32) = ("lb_ftp", 10);
+    /// SYNs that no service takes: data connections that a control channel announced.
+    pub const EXPECTED: (&str, u32) = ("lb_expected", 11);
     /// SCTP packets.
     pub const SCTP: (&str, u32) = ("lb_sctp", 12);
     /// As [`NEW`], for SCTP.
@@ -146,8 +152,9 @@ pub mod programs {
     /// Answers to SCTP packets with ABORT.
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
     /// All tails.
-    pub const TAILS: [(&str, u32); 12] =
-        [SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT];
+    pub const TAILS: [(&str, u32); 14] = [
+        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, EXPECTED, SCTP, SCTP_NEW, ABORT,
+    ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";
     /// The entry point at the far end of the prober's veth pair.

@@ -160,6 +160,8 @@ pub mod features {
     pub const UDP_INACTIVE: u32 = 1 << 13;
     /// Flows are counted at the servers of this service.
     pub const COUNTED: u32 = 1 << 14;
+    /// The control channel of FTP is read.
+    pub const FTP: u32 = 1 << 16;
     /// What sends a new flow to `lb_choose`.
     pub const RARE: u32 = CHOOSE | PERSISTENT | ACL | RATE | ONE_PACKET | QUIC | SIP | HASH_PREFIX;
 }

@@ -228,7 +228,7 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
         && pool != cell::POOL_AMBIGUOUS as u32
         && fullnat::is_pool_address::<V6>(pool - 1, packet.destination())
     {
-        return fullnat::to_client(packet, pool - 1, now);
+        return fullnat::to_client::<V6, true>(packet, pool - 1, now);
     }
     let ports = packet.ports();
     let place = flow::place_at::<V6>(start, packet.source(), ports, packet.protocol());
@@ -238,6 +238,9 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
     let kind = hit.value.kind();
     if let Kind::NatReply = kind {
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+        if target.is_control(ports) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
         return nat::to_client(packet, hit, target, now);
     }
     if packet.begins() {
@@ -256,6 +259,9 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
         }
         if target.is_over_rate() {
             return Err(Reason::PacketsLimited);
+        }
+        if target.is_control(flow::turned(ports)) {
+            return Err(tail::call_with(packet, programs::FTP));
         }
     }
     forward::to_server(packet, hit, &place, target, now)

@@ -14,9 +14,11 @@ mod choose;
 mod connection;
 mod count;
 mod egress;
+mod expected;
 mod flow;
 mod forward;
 mod fragment;
+mod ftp;
 mod host;
 mod icmp;
 mod ingress;
@@ -146,6 +148,22 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, fragment::handle(frame))
+}
+
+/// Packets of control channels of FTP.
+#[xdp]
+#[inline(always)]
+pub fn lb_ftp(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, ftp::handle(frame))
+}
+
+/// SYNs that no service takes.
+#[xdp]
+#[inline(always)]
+pub fn lb_expected(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, expected::handle(frame))
 }
 
 /// Resets.

@@ -11,6 +11,7 @@ use lb_common::{
     destination::{Destination, NextHop, Traffic},
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
+    ftp::Dialog,
     hash::Secrets,
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
@@ -95,6 +96,8 @@ pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 pub static TAILS: ProgramArray<16> = ProgramArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub static DIALOG: PerCpuArray<Dialog, 1> = PerCpuArray::new();
 #[btf_map]
 pub static LIMITER: PerCpuArray<Limiter, 1> = PerCpuArray::new();
 

@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod fragments;
 mod frame;
+mod ftp;
 mod full;
 mod hammer;
 mod local_ports;

@@ -7,7 +7,9 @@ use lb_common::service::{NoServer, Pick};
 use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
-use crate::model::{Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, WhenNoServer};
+use crate::model::{
+    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, WhenNoServer,
+};
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 
 impl Applier {
@@ -102,6 +104,7 @@ impl Applier {
             rotate: !rules.ipvs,
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
+            ftp: rules.application == Some(Application::Ftp),
         }
     }
 }

@@ -30,6 +30,7 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         one_packet: scheduling.one_packet,
         quic: scheduling.quic,
         ipvs: scheduling.ipvs_compatible,
+        application: service.application,
         hash_prefix: (hashes && !prefix.is_whole()).then_some((prefix.v4, prefix.v6)),
     }
 }

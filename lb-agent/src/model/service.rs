@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Endpoint, Name, Scheduling, ServerLimits, health};
+use super::{Application, Endpoint, Name, Scheduling, ServerLimits, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -33,6 +33,8 @@ pub struct VirtualService {
     pub endpoints: Vec<Endpoint>,
     /// Its health checks and who takes part.
     pub health: health::Policy,
+    /// What is read inside its connections.
+    pub application: Option<Application>,
 }
 
 impl VirtualService {

@@ -12,11 +12,13 @@ use crate::{
     maps::{LEASES, NEXT_HOPS, POOL},
     nexthop::{self, Hop},
     packet::{Packet, Words, sum, unsum, words},
+    tail,
 };
 use lb_common::{
     connection::Value,
     destination::{Destination, flags},
     lease::{Lease, PoolAddress, lease_index},
+    maps::programs,
     state::Direction,
     verdict::Reason,
 };
@@ -85,6 +87,9 @@ pub fn to_server<const V6: bool, const ATTENTIVE: bool>(
         if target.is_over_rate() {
             return Err(Reason::PacketsLimited);
         }
+        if target.is_control(crate::flow::turned(packet.ports())) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
     }
     may_serve(Destination::vrrp_of(target.flags()))?;
     fits(packet, &target)?;
@@ -135,9 +140,10 @@ pub fn is_pool_address<const V6: bool>(index: u32, address: Words) -> bool {
     family == (if V6 { 6 } else { 4 }) && own[0] == address[0] && own[1] == address[1]
 }
 
-/// A packet to a pool address.
+/// A packet to a pool address. `ATTENTIVE`: nobody asked yet whether it is of a control channel, or a connection that
+/// the server begins.
 #[inline(always)]
-pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+pub fn to_client<const V6: bool, const ATTENTIVE: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
     let ports = packet.ports();
     let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };
@@ -161,11 +167,20 @@ pub fn to_client<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Re
     let own = if packet.sctp { flags::SCTP } else { (packet.udp as u32) * flags::UDP };
     let same = target.flags() & (flags::UDP | flags::SCTP) == own;
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
+        // No client's packet goes to port 0: the lease waits for a connection of the server's.
+        if ATTENTIVE && client_ports >> 16 == 0 && !packet.sctp && packet.begins() {
+            return Err(tail::call_with(packet, programs::EXPECTED));
+        }
         return Err(Reason::WrongServer);
     }
     fits_mtu(packet, mtu, &target)?;
-    if target.flags() & flags::RESET != 0 && !packet.udp {
-        return Err(answer::reset(packet, Reason::FlowReset));
+    if target.flags() & flags::REPLY_ATTENTION != 0 && !packet.udp {
+        if target.flags() & flags::RESET != 0 {
+            return Err(answer::reset(packet, Reason::FlowReset));
+        }
+        if ATTENTIVE && target.is_control(ports) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
     }
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {

@@ -119,7 +119,7 @@ impl Default for Standing {
 type Key = (u32, IpAddr, u16, u8);
 
 /// The flags that come from the service's rules.
-const RULES_FLAGS: u32 = flags::COUNTED | flags::UDP_INACTIVE;
+const RULES_FLAGS: u32 = flags::COUNTED | flags::UDP_INACTIVE | flags::FTP;
 
 #[derive(Debug)]
 struct State {
@@ -157,7 +157,7 @@ impl Destinations {
         let key = (
             record.service,
             record.address.to_ip(flags & flags::REAL_V6 != 0),
-            u16::from_be(Destination::port_of(record.word)),
+            port_of(record),
             Destination::forwarding_of(flags) as u8,
         );
         self.indices.claim(index);
@@ -237,6 +237,18 @@ impl Destinations {
     }
 }
 
+/// The port of a destination's word, and that of its control channel, from the real server's: data connections of FTP
+/// go to other ports, so the packet's is kept.
+fn ports_of(port: u16, flags: u32) -> (u16, u16) {
+    if flags & flags::FTP != 0 { (0, port) } else { (port, 0) }
+}
+
+/// The real server's port of a record.
+fn port_of(record: &Destination) -> u16 {
+    let ftp = Destination::flags_of(record.word) & flags::FTP != 0;
+    u16::from_be(if ftp { record.control_port } else { Destination::port_of(record.word) })
+}
+
 impl Tables {
     /// Makes a destination what is asked and returns its index. One that was removed and still waits in
     /// quarantine gets its old index back, and with it its flows. The service must be there.
@@ -313,20 +325,21 @@ impl Tables {
         let rules = self.rules_flags(service);
         for key in self.destinations.of_service(service) {
             let Some(state) = self.destinations.by_key.get(&key) else { continue };
-            let word = self.views.destinations.word(state.index, 0);
-            let old = word.load(Relaxed);
-            let new = old & !((RULES_FLAGS as u64) << 32) | (rules as u64) << 32;
-            if old != new {
-                word.store(new, Release);
-                self.writes += 1;
-            }
+            let mut record = self.views.destinations.get(state.index);
+            let flags = Destination::flags_of(record.word) & !RULES_FLAGS | rules;
+            let (port, control_port) = ports_of(key.2, flags);
+            let mtu = Destination::mtu_of(record.word);
+            record.word = Destination::make_word(port, mtu, flags);
+            record.control_port = control_port.to_be();
+            self.writes += self.views.destinations.update(state.index, &record, 0) as u64;
         }
     }
 
     fn rules_flags(&self, service: u32) -> u32 {
         let rules = self.services.by_index.get(&service).map_or(0, |state| state.rules);
         let counted = if rules & features::COUNTED != 0 { flags::COUNTED } else { 0 };
-        counted | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
+        let ftp = if rules & features::FTP != 0 { flags::FTP } else { 0 };
+        counted | ftp | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
     }
 
     fn allocate_destination(&mut self, key: Key, spec: &DestinationSpec) -> Result<u32, Error> {
@@ -364,12 +377,9 @@ impl Tables {
         }
         flags |= spec.standing.flags() | self.rules_flags(service);
         let inner = (service, key.address, key.port, key.forwarding);
+        let (port, control_port) = ports_of(key.port, flags);
         Destination {
-            word: Destination::make_word(
-                key.port,
-                spec.mtu,
-                flags | u32::from(instance) << flags::VRRP_SHIFT,
-            ),
+            word: Destination::make_word(port, spec.mtu, flags | u32::from(instance) << flags::VRRP_SHIFT),
             next_hop: spec.next_hop,
             service,
             address,
@@ -379,7 +389,7 @@ impl Tables {
             delta: if same_family { checksum::difference(vip.words(), address.words()) } else { 0 },
             load: self.destinations.by_key.get(&inner).map_or(0, |state| state.load),
             ordinal: spec.standing.ordinal,
-            reserved: 0,
+            control_port: control_port.to_be(),
         }
     }
 

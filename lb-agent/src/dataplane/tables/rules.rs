@@ -72,6 +72,8 @@ pub struct Rules {
     pub hash_prefix: Option<(u8, u8)>,
     /// UDP flows count as inactive.
     pub udp_inactive: bool,
+    /// The control channel of FTP is read; real servers have the service's one port, by NAT or FULLNAT.
+    pub ftp: bool,
 }
 
 /// The features of a service.
@@ -101,6 +103,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.rotate, features::ROTATE),
         (rules.hash_prefix.is_some(), features::HASH_PREFIX),
         (rules.udp_inactive, features::UDP_INACTIVE),
+        (rules.ftp, features::FTP),
         (rules.counted || spec.pick.is_counted(), features::COUNTED),
     ] {
         all |= if set { feature } else { 0 };
