@@ -350,6 +350,62 @@ mod tests {
         }
     }
 
+    /// Flows of random clients that all lie in bucket 0 of a table of 2^`BITS`, by these secrets.
+    fn colliding(secrets: &Secrets, bits: u32, wanted: usize) -> Vec<(u32, u32)> {
+        let key = secrets.key_v4(0x0a71_00cb);
+        let mut found = Vec::new();
+        for n in 0..u32::MAX {
+            let (client, ports) = (n.wrapping_mul(0x9e37_79b1), ports_word((n >> 3) as u16 | 1, 80));
+            let identity = secrets.identity_v4(key, tuple_v4(client, ports), false);
+            if secrets.first(identity) >> (64 - bits) == 0 {
+                found.push((client, ports));
+                if found.len() == wanted {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn flows_chosen_to_collide_do_so_only_for_whoever_knows_the_secrets() {
+        const BITS: u32 = 12;
+        let random = |seed: u64| {
+            let mut x = seed;
+            Secrets::from_random(std::array::from_fn(|_| {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd)
+            }))
+        };
+        let known = random(1);
+        let attack = colliding(&known, BITS, 1024);
+        let first = |secrets: &Secrets, (client, ports): (u32, u32)| {
+            let identity = secrets.identity_v4(secrets.key_v4(0x0a71_00cb), tuple_v4(client, ports), false);
+            (secrets.first(identity), secrets.second(identity))
+        };
+        assert!(
+            attack.iter().all(|flow| first(&known, *flow).0 >> (64 - BITS) == 0),
+            "with them all collide"
+        );
+        for seed in 2..66 {
+            let secrets = random(seed);
+            let (mut used, mut fullest, mut refused) = (vec![0u8; 1 << BITS], 0, 0);
+            for flow in &attack {
+                let (first, second) = first(&secrets, *flow);
+                match [first, second].map(|b| (b >> (64 - BITS)) as usize).into_iter().find(|b| used[*b] < 4)
+                {
+                    Some(bucket) => used[bucket] += 1,
+                    None => refused += 1,
+                }
+                fullest = fullest.max(used[(first >> (64 - BITS)) as usize]);
+            }
+            // A quarter of a flow for each bucket: nobody finds both of its own full.
+            assert_eq!(refused, 0, "secrets {seed}: the fullest bucket has {fullest}");
+            let touched = used.iter().filter(|n| **n > 0).count();
+            assert!(touched > 700, "secrets {seed}: 1024 flows lie in {touched} buckets");
+        }
+    }
+
     #[test]
     fn the_slot_hash_spreads_neighbouring_clients() {
         let mut counts = [0u32; 10];

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod checksum;
 pub mod connection;
+pub mod cookie;
 pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;
@@ -13,6 +14,7 @@ pub mod feed;
 pub mod filter;
 pub mod fragment;
 pub mod ftp;
+pub mod guard;
 pub mod hash;
 pub mod header;
 pub mod ipvs;

@@ -103,6 +103,10 @@ pub mod own {
     pub const SCRATCH: &str = "SCRATCH";
     /// PERCPU_ARRAY of one [`crate::scratch::Limiter`].
     pub const LIMITER: &str = "LIMITER";
+    /// ARRAY, mmapable, of one [`crate::guard::Guard`].
+    pub const GUARD: &str = "GUARD";
+    /// PERCPU_ARRAY of one [`crate::guard::Pace`].
+    pub const PACE: &str = "PACE";
     /// ARRAY, mmapable, of [`crate::probe::Target`].
     pub const PROBE_TARGETS: &str = "PROBE_TARGETS";
     /// LRU_HASH of [`crate::fragment::FragmentKey`] to [`crate::fragment::FirstFragment`].

@@ -19,6 +19,8 @@ pod!(
     crate::filter::AddressKey,
     crate::filter::AddressRecord,
     crate::filter::FilterLine,
+    crate::guard::Guard,
+    crate::guard::Pace,
     crate::hash::Secrets,
     crate::lease::Lease,
     crate::lease::PoolAddress,

@@ -10,7 +10,8 @@ use crate::address::Address;
 pub struct Scratch {
     /// Offset of the IP header in the frame: 14, 18 or 22.
     pub l3: u16,
-    /// Offset of the TCP or UDP header; with [`FIRST_FRAGMENT`] of a packet of which more is to come.
+    /// Offset of the TCP or UDP header; with [`FIRST_FRAGMENT`] of a packet of which more is to come. For an answer to
+    /// somebody else than the frame's sender: the bytes from the IP header on that may be quoted.
     pub l4: u16,
     /// 4 or 6.
     pub family: u8,
@@ -59,6 +60,8 @@ pub struct Scratch {
     pub bytes: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
+    /// Of the leases looked at, the one that is least worth keeping: cost (upper half) and index.
+    pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
 }
@@ -156,7 +159,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 128 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 136 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 32);
     }

@@ -97,6 +97,24 @@ pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 pub const URG: u8 = 0x20;
 
+/// Whether a TCP stack sends a segment with these flags (PSH, ECE and CWR aside): SYN, SYN and ACK, RST, ACK, FIN and
+/// ACK, each with URG or without, and RST with ACK. Linux's conntrack has the same list (`tcp_valid_flags`, 6.1).
+#[inline(always)]
+pub const fn is_possible(flags: u8) -> bool {
+    const POSSIBLE: [u8; 9] =
+        [SYN, SYN | URG, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN | ACK | URG, ACK, ACK | URG];
+    // A bit for each of the 64 combinations.
+    const BITS: u64 = {
+        let (mut bits, mut i) = (0, 0);
+        while i < POSSIBLE.len() {
+            bits |= 1u64 << POSSIBLE[i];
+            i += 1;
+        }
+        bits
+    };
+    BITS >> (flags & (FIN | SYN | RST | ACK | URG)) & 1 != 0
+}
+
 #[cfg(test)]
 const NO: u8 = 0;
 const ES: u8 = State::Established as u8;
@@ -249,6 +267,21 @@ mod tests {
                 assert_eq!(step(direction, State::Unconfirmed as u8, flags), step(direction, 0, flags));
             }
             assert_eq!(step(direction, ES, PSH), ES);
+        }
+    }
+
+    #[test]
+    fn flags_that_a_stack_sends_are_possible_and_no_others() {
+        for flags in 0..=255u8 {
+            let (fin, syn, rst, ack, urg) =
+                (flags & FIN != 0, flags & SYN != 0, flags & RST != 0, flags & ACK != 0, flags & URG != 0);
+            let expected = match (syn, rst, fin) {
+                (true, false, false) => !(ack && urg),
+                (false, true, false) => !urg,
+                (false, false, _) => ack,
+                _ => false,
+            };
+            assert_eq!(is_possible(flags), expected, "{flags:#04x}");
         }
     }
 

@@ -55,8 +55,11 @@ reasons! {
     9 BadHeader "bad_header" Pass "an IP header that is cut short or lies about its length";
     10 TooManyHeaders "too_many_headers" Pass "more IPv6 extension headers or VLAN tags than are walked";
 
+    11 Land "land" Drop "from the address that it is sent to (land attack)";
+    12 BadSource "bad_source" Drop "to one of our addresses from a source that no host has: multicast, broadcast, loopback, unspecified";
+
     16 BadTransport "bad_transport" Drop "to one of our addresses with a TCP, UDP or SCTP header cut short or lying";
-    17 BadFlags "bad_flags" Drop "TCP flags that no stack sends (SYN with RST or FIN)";
+    17 BadFlags "bad_flags" Drop "TCP flags that no stack sends: SYN with RST or FIN, none at all, FIN without ACK (RFC 9293)";
     18 NoServer "no_server" Drop "the virtual service has no real server to offer";
     19 UnknownFlowDropped "unknown_flow_dropped" Drop "begins no flow and belongs to none, onUnknownFlow: drop, or nothing that is answered (RST, ABORT)";
     20 TableFull "table_full" Drop "no room for a new flow: every entry in its two buckets is established";
@@ -98,6 +101,7 @@ reasons! {
     54 EvictedClosing "evicted_closing" Event "a closing entry made room";
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
+    61 FloodStateless "flood_stateless" Event "above the rate of new flows: forwarded by the slot table alone";
     62 ProbeSent "probe_sent" Event "a packet of a health probe went out on the real path";
     63 ProbeLost "probe_lost" Event "a packet of a health probe could not go out: no next hop, or no port left";
     57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";

@@ -219,7 +219,7 @@ impl Inserted {
 /// How good a victim a value is: lower is better, `NEVER` is none. Empty and expired, then unconfirmed,
 /// half-open, closing; within a class the one that expires first.
 #[inline(always)]
-fn cost(value: Value, now: u16) -> u32 {
+pub fn cost(value: Value, now: u16) -> u32 {
     if value.is_empty() {
         return 0;
     }
@@ -272,10 +272,35 @@ extern "C" fn lb_free_slots(index: u32, now: u32) -> u64 {
     opaque(free)
 }
 
-const NEVER: u32 = u32::MAX;
+/// Whether nothing in both buckets of an identity may make room. `family` is 4 or 6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_is_full(identity: u64, now: u32, family: u32) -> u64 {
+    let place = if family == 6 { Place::of::<true>(identity) } else { Place::of::<false>(identity) };
+    let first = (lb_cheapest(place.first_bucket(), now) >> 32) as u32;
+    let second = (lb_cheapest(place.second_bucket(), now) >> 32) as u32;
+    (first == NEVER && second == NEVER) as u64
+}
+
+/// The cost of what is not given up.
+pub const NEVER: u32 = u32::MAX;
 const UNCONFIRMED: u32 = 1 << 16;
 const HALF_OPEN: u32 = 2 << 16;
 const CLOSING: u32 = 3 << 16;
+
+/// Counts what made room, by its cost.
+#[inline(always)]
+pub fn evicted(cost: u32) {
+    if cost >= UNCONFIRMED {
+        crate::count::event(if cost < HALF_OPEN {
+            Reason::EvictedUnconfirmed
+        } else if cost < CLOSING {
+            Reason::EvictedHalfOpen
+        } else {
+            Reason::EvictedClosing
+        });
+    }
+}
 
 /// Puts an entry in: into a free slot of its first bucket (so that hits stay on one line), or of its second where
 /// the first has one left and the second more, then in place of what is least worth keeping. `source` and `ports` are an IPv6 flow's
@@ -342,15 +367,7 @@ pub extern "C" fn lb_insert(identity: u64, new: u64, now: u32, how: u32) -> u64 
         if !victim.is_empty() && matches!(victim.kind(), Kind::Flow) {
             lb_recount(victim.0, 0);
         }
-        if best >= UNCONFIRMED {
-            crate::count::event(if best < HALF_OPEN {
-                Reason::EvictedUnconfirmed
-            } else if best < CLOSING {
-                Reason::EvictedHalfOpen
-            } else {
-                Reason::EvictedClosing
-            });
-        }
+        evicted(best);
         if v6 != 0 {
             if let (Some(tuple), Some(scratch)) = (COLD_TUPLES.get_ptr_mut(best_slot), crate::tail::scratch())
             {

@@ -20,7 +20,7 @@ use crate::{
 };
 use lb_common::{
     connection::Kind,
-    destination::{Destination, Forwarding},
+    destination::{Destination, Forwarding, flags},
     filter::role,
     fragment::{FirstFragment, FragmentKey, HOLDS, LARGEST},
     header::{IPV4, IPV6, protocol},
@@ -175,7 +175,8 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
         let packet = Packet::<V6> {
             frame,
             l3,
-            l4: l4 | FIRST_FRAGMENT as usize,
+            // An atomic fragment is whole (RFC 6946).
+            l4: l4 | if piece.more { FIRST_FRAGMENT as usize } else { 0 },
             ip,
             transport,
             udp,
@@ -220,13 +221,22 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
 /// Why a later fragment whose first has not come (or came too long ago) ends.
 #[inline(always)]
 fn unknown<const V6: bool>(piece: &Piece, served: bool) -> Reason {
-    let icmp = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
     let transport = piece.protocol == protocol::TCP || piece.protocol == protocol::UDP;
-    if served && (transport || (V6 && piece.protocol != icmp)) {
+    // Extension headers behind the fragment header hide what the packet is.
+    if served && (transport || (V6 && is_extension(piece.protocol))) {
         Reason::FragmentUnknown
     } else {
         Reason::Fragment
     }
+}
+
+#[inline(always)]
+fn is_extension(number: u8) -> bool {
+    number == protocol::HOP_BY_HOP
+        || number == protocol::ROUTING
+        || number == protocol::DESTINATION_OPTIONS
+        || number == protocol::AH
+        || number == protocol::FRAGMENT
 }
 
 /// Where a packet goes of which only IP's header can be rewritten.
@@ -311,10 +321,11 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, ports: u32) -> Re
     let lease = Leased::of(index, connection::now()).ok_or(Reason::NoLease)?;
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     // SAFETY: a map value.
-    let (client, hop) = unsafe {
+    let (client, hop, client_ports) = unsafe {
         (
             words::<V6>(&raw const (*lease.record).client),
             core::ptr::read_volatile(&raw const (*lease.record).hop),
+            core::ptr::read_volatile(&raw const (*lease.record).ports),
         )
     };
     let (hop, mtu) = fullnat::client_hop(lease.record, hop)?;
@@ -322,7 +333,10 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, ports: u32) -> Re
         return Err(Reason::NoLease);
     }
     let (server, from) = (target.address::<V6>(), packet.source());
-    if server[0] != from[0] || server[1] != from[1] {
+    // As the first one had to be, which may have been refused.
+    let expected = nat::server_ports(client_ports, &target) >> 16;
+    let same = packet.udp == (target.flags() & flags::UDP != 0) && target.flags() & flags::SCTP == 0;
+    if server[0] != from[0] || server[1] != from[1] || ports & 0xffff != expected || !same {
         return Err(Reason::WrongServer);
     }
     fits(packet, mtu, &target)?;

@@ -28,6 +28,8 @@ struct Say {
     answer: u32,
     /// As [`lb_common::scratch::Scratch::bytes`], and the way to who is told.
     bytes: u32,
+    /// As [`lb_common::scratch::Scratch::l4`].
+    there: u16,
     elsewhere: Hop,
 }
 
@@ -53,6 +55,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
         source: scratch.source,
         answer: scratch.answer,
         bytes: scratch.bytes,
+        there: scratch.l4,
         elsewhere: Hop {
             destination: scratch.client_destination,
             source: scratch.client_source,
@@ -71,9 +74,9 @@ fn build<const V6: bool>(frame: Frame, l3: usize, say: Say) -> Result<u32, Reaso
     let mut bytes = frame.len();
     let mut quote = core::cmp::min(ip_len::<V6>(ip) as usize, QUOTE);
     if say.bytes != 0 {
-        // A packet that was quoted to us: there may be less of it than it says.
+        // A packet that was quoted to us: there may be less of it than it says, and padding behind.
         (back, bytes) = (say.elsewhere, say.bytes);
-        quote = core::cmp::min(quote, frame.len() as usize - l3);
+        quote = core::cmp::min(quote, say.there as usize);
     }
     let quote = opaque(quote as u64) as usize & 0xfe;
     // Cut behind the quote, then make room for an untagged frame; tags come back with the addresses.

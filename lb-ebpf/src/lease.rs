@@ -2,11 +2,12 @@
 //! and the CPU, each one compare-and-exchange. No free lists, no locks; an expired lease is free. A flow that begins
 //! anew on its ports gets the port that it has just given back, if nobody was faster: another client's SYN there
 //! would meet the TIME_WAIT of a real server, which answers a SYN with older timestamps by an ACK (RFC 9293, section
-//! 3.6.1; RFC 6191), and the client would have to send its SYN again.
+//! 3.6.1; RFC 6191), and the client would have to send its SYN again. Where all that were tried are taken, the one that
+//! is least worth keeping makes room, in the order of the connection table: a flood of SYNs would else hold every port.
 
 use crate::{
     atomic,
-    connection::Place,
+    connection::{self, Place},
     forward::fullnat::word_of,
     load::lb_recount,
     maps::{LEASES, POOL},
@@ -48,6 +49,7 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
     // upwards, so the lower half would begin them all at a few places.
     let mut probe = (crate::maps::keys().first(identity) >> 32) as u32 ^ cpu.wrapping_mul(0x9e37_79b1);
     let before = client.before;
+    client.victim = u64::MAX;
     for n in 0..PROBES + 1 {
         let (mut address, mut port) = of_lease_index(before.wrapping_sub(1));
         if n == 0 {
@@ -78,31 +80,61 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
         let index = lease_index(address & 0xff, port);
         let Some(line) = LEASES.get_ptr_mut(index) else { continue };
         let old = Value(atomic::load(word_of(line)));
-        if old.is_busy() || (!old.is_empty() && !old.is_expired(now)) {
+        let cost = connection::cost(old, now);
+        if cost > FREE {
+            let this = (cost as u64) << 32 | index as u64;
+            if this < client.victim {
+                client.victim = this;
+            }
             continue;
         }
-        if !atomic::exchange(word_of(line), old.0, Value::BUSY.0) {
-            continue;
+        if lb_claim_lease(index, old.0, identity, word) != 0 {
+            return index as u64 + 1;
         }
-        if !old.is_empty() {
-            lb_recount(old.0, 0);
-        }
-        // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
-        unsafe {
-            atomic::store(&raw mut (*line).owner, identity);
-            core::ptr::write_volatile(&raw mut (*line).client, client.client);
-            core::ptr::write_volatile(&raw mut (*line).ports, client.ports);
-            core::ptr::write_volatile(&raw mut (*line).hop, client.hop);
-            atomic::store(&raw mut (*line).client_destination, client.client_destination);
-            atomic::store(&raw mut (*line).client_source, client.client_source);
-            core::ptr::write_volatile(&raw mut (*line).client_ifindex, client.client_ifindex);
-            core::ptr::write_volatile(&raw mut (*line).extension, 0);
-        }
-        atomic::store(word_of(line), word);
-        lb_recount(0, word);
-        return index as u64 + 1;
     }
-    0
+    let (cost, index) = ((client.victim >> 32) as u32, client.victim as u32);
+    // Without room for the flow itself nobody need go.
+    if cost == connection::NEVER || connection::lb_is_full(identity, now as u32, family) != 0 {
+        return 0;
+    }
+    let Some(line) = LEASES.get_ptr_mut(index) else { return 0 };
+    let old = atomic::load(word_of(line));
+    // Established meanwhile, it is no victim any more.
+    if connection::cost(Value(old), now) > cost || lb_claim_lease(index, old, identity, word) == 0 {
+        return 0;
+    }
+    connection::evicted(cost);
+    index as u64 + 1
+}
+
+/// The highest cost of a lease that nobody holds: empty or expired.
+const FREE: u32 = 1;
+
+/// Takes a lease whose word is `old`, unless another CPU was faster (0), and fills its line.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_claim_lease(index: u32, old: u64, identity: u64, word: u64) -> u64 {
+    let (Some(client), Some(line)) = (crate::tail::scratch(), LEASES.get_ptr_mut(index)) else { return 0 };
+    if !atomic::exchange(word_of(line), old, Value::BUSY.0) {
+        return 0;
+    }
+    if old != 0 {
+        lb_recount(old, 0);
+    }
+    // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
+    unsafe {
+        atomic::store(&raw mut (*line).owner, identity);
+        core::ptr::write_volatile(&raw mut (*line).client, client.client);
+        core::ptr::write_volatile(&raw mut (*line).ports, client.ports);
+        core::ptr::write_volatile(&raw mut (*line).hop, client.hop);
+        atomic::store(&raw mut (*line).client_destination, client.client_destination);
+        atomic::store(&raw mut (*line).client_source, client.client_source);
+        core::ptr::write_volatile(&raw mut (*line).client_ifindex, client.client_ifindex);
+        core::ptr::write_volatile(&raw mut (*line).extension, 0);
+    }
+    atomic::store(word_of(line), word);
+    lb_recount(0, word);
+    1
 }
 
 /// Gives a lease back that no entry names.

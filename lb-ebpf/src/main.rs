@@ -19,6 +19,7 @@ mod flow;
 mod forward;
 mod fragment;
 mod ftp;
+mod guard;
 mod host;
 mod icmp;
 mod ingress;

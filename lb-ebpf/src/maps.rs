@@ -12,6 +12,7 @@ use lb_common::{
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
     ftp::Dialog,
+    guard::{Guard, Pace},
     hash::Secrets,
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
@@ -100,6 +101,10 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub static DIALOG: PerCpuArray<Dialog, 1> = PerCpuArray::new();
 #[btf_map]
 pub static LIMITER: PerCpuArray<Limiter, 1> = PerCpuArray::new();
+#[btf_map]
+pub static GUARD: Array<Guard, 1, MMAP> = Array::new();
+#[btf_map]
+pub static PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 
 #[unsafe(no_mangle)]
 static CONFIG: Global<Config> = Global::new(Config {

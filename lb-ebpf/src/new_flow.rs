@@ -7,7 +7,7 @@ use crate::{
     count,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
-    host, lease, load,
+    guard, host, lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque},
@@ -91,6 +91,7 @@ fn arrived<const V6: bool>(
                 if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs };
             return Err(host::unless_refused(to.roles, reason));
         }
+        guard::check_source::<V6>(crate::packet::source::<V6>(ip), crate::packet::destination::<V6>(ip))?;
     }
     let Protocol { udp, sctp } = protocol;
     let need = if sctp {
@@ -199,7 +200,7 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
     };
     let flags = if packet.udp || packet.sctp { 0 } else { packet.tcp_flags() };
     let syn = if packet.sctp { packet.begins() } else { flags & state::SYN != 0 };
-    if syn && flags & (state::RST | state::FIN) != 0 {
+    if !packet.udp && !packet.sctp && !state::is_possible(flags) {
         return Err(Reason::BadFlags);
     }
     if !packet.sctp && syn {
@@ -536,29 +537,33 @@ fn direct<const V6: bool>(
     now: u16,
 ) -> Result<u32, Reason> {
     forward::fits(packet, target)?;
-    let (state, deadline) = beginning(packet, service.0, event, Direction::InputOnly, now);
-    let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
-    let word = flow::marked(word, packet.protocol());
+    // SAFETY: a map value.
+    let (pick, features) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*service.1).pick) as u32,
+            core::ptr::read_volatile(&raw const (*service.1).features),
+        )
+    };
+    let is_hash = pick == Pick::HashAddress as u32
+        || pick == Pick::HashAddressPort as u32
+        || pick == Pick::HashDestination as u32
+        || pick >= Pick::IpvsSh as u32;
+    // The slot table gives the same answer to every packet of the flow.
+    let stateless = is_hash && features & features::PERSISTENT == 0;
     let mut target = *target;
-    match insert(packet, place, word, now, target.is_counted()) {
-        Inserted::Done => count::event_number(event),
-        Inserted::Other(value) => target = Target::of(value.destination()).ok_or(Reason::Internal)?,
-        Inserted::Full => {
-            // SAFETY: a map value.
-            let (pick, features) = unsafe {
-                (
-                    core::ptr::read_volatile(&raw const (*service.1).pick) as u32,
-                    core::ptr::read_volatile(&raw const (*service.1).features),
-                )
-            };
-            let is_hash = pick == Pick::HashAddress as u32
-                || pick == Pick::HashAddressPort as u32
-                || pick == Pick::HashDestination as u32
-                || pick >= Pick::IpvsSh as u32;
-            if !is_hash || features & features::PERSISTENT != 0 {
-                return Err(Reason::TableFull);
+    if guard::is_flooded() && stateless {
+        count::event(Reason::FloodStateless);
+    } else {
+        let (state, deadline) = beginning(packet, service.0, event, Direction::InputOnly, now);
+        let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+        let word = flow::marked(word, packet.protocol());
+        match insert(packet, place, word, now, target.is_counted()) {
+            Inserted::Done => count::event_number(event),
+            Inserted::Other(value) => {
+                target = Target::of(value.destination()).ok_or(Reason::Internal)?;
             }
-            count::event(Reason::Stateless);
+            Inserted::Full if stateless => count::event(Reason::Stateless),
+            Inserted::Full => return Err(Reason::TableFull),
         }
     }
     if let Forwarding::Tun = target.forwarding() {

@@ -73,9 +73,12 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
 fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let mut l4 = l4;
+    // The straight line gives a stranger's packet without having looked.
+    let first = load8(ip, 0);
+    if first & 0xf0 != if V6 { 0x60 } else { 0x40 } {
+        return Err(Reason::Icmp);
+    }
     if !V6 {
-        // The straight line gives a stranger's packet without having looked.
-        let first = load8(ip, 0);
         if first & 0x0f < 5 || load16(ip, 6) & 0x3fff_u16.to_be() != 0 {
             return Err(Reason::Icmp);
         }

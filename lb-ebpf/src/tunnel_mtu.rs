@@ -33,7 +33,12 @@ const UNSAID: u32 = 576;
 pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) -> Option<Reason> {
     let (error, l4) = at;
     let outer = l4 + ICMP;
-    let ip = frame.at_dynamic(outer, if V6 { IPV6 } else { IPV4 })?;
+    let header = if V6 { IPV6 } else { IPV4 };
+    // Padding is no quote.
+    if outer + header > end {
+        return None;
+    }
+    let ip = frame.at_dynamic(outer, header)?;
     let first = load8(ip, 0);
     if V6 && first & 0xf0 != 0x60 || !V6 && (first & 0xf0 != 0x40 || first & 0x0f < 5) {
         return None;
@@ -114,6 +119,7 @@ fn tell<const V6: bool>(frame: &Frame, inner: usize, end: usize, mtu: u32) -> Op
     scratch.client_ifindex = hop.ifindex;
     scratch.bytes = frame.len();
     scratch.l3 = ETHERNET as u16;
+    scratch.l4 = (end - inner) as u16;
     scratch.family = if V6 { 6 } else { 4 };
     // The client's packet alone, as if it had just come.
     // SAFETY: the kernel's helper; the frame is not touched again here.

@@ -94,14 +94,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let veth = wanted("veth").then(|| veth::run(&programs, progress)).transpose()?;
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
     let scale = wanted("scale").then(|| scale::run(arguments.quick, progress)).transpose()?;
-    let checks = wanted("checks").then(|| checks::run(progress)).transpose()?;
+    let checks = wanted("checks").then(|| checks::run(arguments.quick, progress)).transpose()?;
     let busy = std::time::Duration::from_secs(if arguments.quick { 10 } else { arguments.busy });
     let vrrp = wanted("vrrp").then(|| vrrp::run(arguments.quick, busy, progress)).transpose()?;
     let document = Document { rows, veth, apply, scale, checks, vrrp };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
-        return Ok(());
+        return document.checks.as_deref().map_or(Ok(()), checks::judge);
     }
     if let Some(report) = &document.rows {
         print!("{report}");
@@ -126,7 +126,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         println!();
         vrrp::print(times);
     }
-    Ok(())
+    document.checks.as_deref().map_or(Ok(()), checks::judge)
 }
 
 /// What a packet costs, row by row.

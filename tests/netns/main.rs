@@ -7,6 +7,7 @@ mod fragments;
 mod health;
 mod lab;
 mod lease;
+mod load;
 mod manifests;
 mod neighbours;
 mod net;

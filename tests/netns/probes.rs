@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use lb_agent::health::monitor::Monitor;
 use lb_agent::health::{Assignment, CheckId, Outcome, Weighing};
 use lb_agent::model::health::{
-    Check, Dns, DnsTransport, DnsType, Http, HttpVersion, Icmp, Path, Probe, Script, Smtp, StatusRange,
-    Target, Timing, Tls,
+    Check, Dns, DnsTransport, DnsType, Http, HttpVersion, Icmp, Probe, Script, Smtp, StatusRange, Target,
+    Timing, Tls,
 };
 use lb_tests::{Authority, Namespace, Nginx, Process, wait};
 use rcgen::{CertificateParams, date_time_ymd};
@@ -33,31 +33,12 @@ fn pair() -> (Namespace, Namespace) {
 
 fn check(probe: Probe) -> Check {
     let timing = Timing { interval: LONG, fast_interval: LONG, timeout: LONG, ..Timing::default() };
-    Check {
-        probe,
-        address: None,
-        port: None,
-        source: None,
-        interface: None,
-        mark: None,
-        path: Some(Path::Direct),
-        timing,
-    }
+    Check::direct(probe, timing)
 }
 
 fn get(tls: Option<Tls>, host: Option<&str>) -> Http {
-    Http {
-        version: HttpVersion::Http11,
-        method: "GET".into(),
-        path: "/".into(),
-        host: host.map(Into::into),
-        headers: Vec::new(),
-        body: None,
-        statuses: vec![StatusRange { first: 200, last: 200 }],
-        matches: Some("^web\n$".into()),
-        digest: None,
-        tls,
-    }
+    let statuses = vec![StatusRange { first: 200, last: 200 }];
+    Http { host: host.map(Into::into), statuses, matches: Some("^web\n$".into()), tls, ..Http::get("/") }
 }
 
 /// A check and where it goes; port 0 where it uses none.

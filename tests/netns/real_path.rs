@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use lb_tests::{Agent, Namespace, Nginx, RealServer, Topology, wait};
 
+use crate::load::Load;
 use crate::site::{SOON, Service, director, nginx_everywhere, real_server, until_all_in};
 
 const CHECK: &str = "healthCheck: {http: {}, path: real, interval: 200ms, timeout: 200ms, rise: 2, fall: 2}";
@@ -67,4 +68,35 @@ fn a_server_without_the_vip_is_down_though_its_own_address_answers() {
         agent.cli(&["delete", "VirtualService", &service.name]).expect_success();
     }
     wait::until("the prober's veth pair is gone", SOON, || !links().contains("lb-probe"));
+}
+
+#[test]
+fn an_agent_that_knows_nothing_of_its_checks_makes_them_before_it_touches_the_pool() {
+    let topology = Topology::builder().servers(2).build();
+    let _nginx: Vec<Nginx> = nginx_everywhere(&topology, &[80]);
+    let host = topology.director();
+    // Without a timeout of its own: on a busy machine a probe that is late would take a good server out.
+    let web = Service::tcp("web", topology.vip_v4(0).into(), 80, "dr")
+        .servers(&topology.servers)
+        .with("healthCheck: {tcp: {}, path: real, interval: 2s, timeout: 2s}");
+    topology.vip_on_servers(web.vip);
+    let mut agent = Agent::start(&host.namespace, &director(&["eth0"]));
+    agent.apply(&web.yaml());
+    until_all_in(&agent);
+    let load = Load::start(&topology.client().namespace, web.socket());
+    let before = load.more(50);
+    assert_eq!(load.since(before).len(), 2, "both answer: {:?}", load.since(before));
+
+    // What it believed is lost; its tables are not. The checks need a way through these tables, and until they have
+    // shown something the servers are down as far as the agent knows.
+    let [(_, state), ..] = agent.environment();
+    agent.kill9();
+    std::fs::remove_file(state.join("health.json")).expect("states were saved");
+    let restarted = load.more(1);
+    agent.restart();
+    until_all_in(&agent);
+    load.more(50);
+    let shares = load.since(restarted);
+    assert!(!shares.contains_key("-"), "connections were refused or lost: {shares:?}\n{}", agent.log());
+    assert_eq!(shares.len(), 2, "{shares:?}");
 }

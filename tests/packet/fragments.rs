@@ -306,3 +306,74 @@ fn a_piece_that_does_not_fit_is_answered_or_dropped_like_a_packet() {
         flow.world.ends_frame(&flow.name(), &long, reason);
     }
 }
+
+#[test]
+fn a_packet_in_one_piece_is_no_fragment_whose_rest_may_come() {
+    for method in [Method::Dr, Method::Nat, Method::FullNat] {
+        let mut flow = Flow::new(method, true, true);
+        let packet = flow.first().payload(24);
+        let total = carried(&packet).len();
+        let whole = piece(&packet, 0..total, false);
+        assert_eq!(flow.world.send(&whole).counted, Counted::In(flow.destination), "{method:?}");
+        // It says that it is longer than it is: nothing follows an atomic fragment.
+        let new = piece(&packet.clone().with(|p| p.set_ports((CLIENT_PORT + 1, VIP_PORT))), 0..total, false);
+        flow.world.ends_frame("lies", &with_udp_length(new.clone(), total + 8), Reason::BadTransport);
+        assert_eq!(flow.world.send(&new).counted, Counted::In(flow.destination), "{method:?}");
+    }
+}
+
+/// An IPv6 fragment whose datagram says another length.
+fn with_udp_length(mut frame: Vec<u8>, len: usize) -> Vec<u8> {
+    frame[14 + 40 + 8 + 4..][..2].copy_from_slice(&(len as u16).to_be_bytes());
+    frame
+}
+
+#[test]
+fn later_pieces_of_what_the_kernel_gets_are_the_kernels_over_ipv6_too() {
+    let mut flow = Flow::new(Method::Dr, true, true);
+    let packet = large(flow.first());
+    for (name, next) in [("SCTP", frame::SCTP), ("ESP", 50), ("GRE", 47), ("ICMPv6", ICMPV6)] {
+        for (n, mut frame) in pieces(&packet, SIZE).into_iter().enumerate() {
+            frame[14 + 40] = next;
+            flow.world.ends_frame(&format!("{name} piece {n}"), &frame, Reason::Fragment);
+        }
+    }
+    // What an extension header hides may be a datagram of ours whose first piece was lost.
+    for (name, next) in [("options", DESTINATION_OPTIONS), ("UDP", frame::UDP)] {
+        let mut frame = piece(&packet, SIZE..2 * SIZE, true);
+        frame[14 + 40] = next;
+        flow.world.ends_frame(name, &frame, Reason::FragmentUnknown);
+    }
+}
+
+#[test]
+fn later_pieces_pass_through_a_lease_only_from_the_port_that_it_is_for() {
+    for v6 in [false, true] {
+        for udp in [false, true] {
+            let mut flow = Flow::new(Method::FullNat, v6, udp);
+            flow.establish();
+            let reply = large(flow.reply(frame::ACK));
+            let port = reply.ports().1;
+            let others = [
+                ("another port", reply.clone().with(|p| p.set_ports((reply.ports().0 + 1, port)))),
+                (
+                    "another protocol",
+                    large(if udp {
+                        Packet::tcp((reply.source, reply.ports().0), (reply.destination, port), frame::ACK)
+                    } else {
+                        Packet::udp((reply.source, reply.ports().0), (reply.destination, port))
+                    }),
+                ),
+            ];
+            for (name, other) in others {
+                let other = other.with(|p| p.id = 0x4712);
+                for frame in pieces(&other, SIZE) {
+                    flow.world.ends_frame(&format!("{} {name}", flow.name()), &frame, Reason::WrongServer);
+                }
+            }
+            for frame in pieces(&reply, SIZE) {
+                assert_eq!(flow.world.send(&frame).counted, Counted::Out(flow.destination));
+            }
+        }
+    }
+}

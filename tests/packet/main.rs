@@ -3,6 +3,7 @@
 
 mod counted;
 mod differential;
+mod flood;
 mod flows;
 mod forwarding;
 mod fragments;

@@ -306,7 +306,24 @@ fn an_ipv4_header_length_that_lies_is_never_forwarded() {
 fn flags_that_no_stack_sends_are_dropped() {
     for method in Method::ALL {
         let mut flow = Flow::new(method, false, false);
-        for flags in [SYN | FIN, SYN | RST, SYN | RST | FIN, SYN | FIN | ACK, SYN | RST | ACK, 0x3f] {
+        let (psh, urg) = (0x08, 0x20);
+        for flags in [
+            SYN | FIN,
+            SYN | RST,
+            SYN | RST | FIN,
+            SYN | FIN | ACK,
+            SYN | RST | ACK,
+            0x3f,
+            0,
+            psh,
+            FIN,
+            urg,
+            FIN | psh | urg,
+            RST | FIN,
+            RST | FIN | ACK,
+            RST | urg,
+            SYN | ACK | urg,
+        ] {
             let packet = flow.packet(flags);
             flow.world.ends(&format!("{method:?} flags {flags:#04x}, no flow"), &packet, Reason::BadFlags);
         }
@@ -315,6 +332,46 @@ fn flags_that_no_stack_sends_are_dropped() {
         for flags in [SYN | FIN, SYN | RST] {
             let packet = flow.packet(flags);
             flow.world.ends(&format!("{method:?} flags {flags:#04x}, a flow"), &packet, Reason::BadFlags);
+        }
+    }
+}
+
+#[test]
+fn sources_that_no_host_has_are_dropped() {
+    let v4 = ["0.1.2.3", "127.0.0.1", "224.0.0.1", "239.255.255.255", "255.255.255.255"];
+    let v6 = ["::", "::1", "ff02::1", "ff0e::9"];
+    let good = ["223.255.255.255", "240.0.0.1", "126.0.0.1", "fe80::1", "1::1", "::2", "::1:0:0:0:1"];
+    for method in Method::ALL {
+        for udp in [false, true] {
+            for source in v4.iter().chain(&v6).chain(&good).map(|text| text.parse::<IpAddr>().unwrap()) {
+                let mut flow = Flow::new(method, source.is_ipv6(), udp);
+                let case = format!("{} from {source}", flow.name());
+                let packet = flow.packet_from(source, 5000, SYN);
+                if good.contains(&source.to_string().as_str()) {
+                    flow.world.goes_to(&case, &packet);
+                } else {
+                    flow.world.ends(&case, &packet, Reason::BadSource);
+                    assert!(flow.world.entries().is_empty(), "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packet_from_the_address_that_it_is_sent_to_is_dropped() {
+    for method in Method::ALL {
+        for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut flow = Flow::new(method, v6, udp);
+            for port in [VIP_PORT, 5000] {
+                for flags in [SYN, ACK] {
+                    let packet = flow.packet_from(vip(v6), port, flags);
+                    flow.world.ends(&flow.name(), &packet, Reason::Land);
+                    let tagged = packet.tagged(&[(0x8100, 5)]);
+                    flow.world.ends(&flow.name(), &tagged, Reason::Land);
+                }
+            }
+            assert!(flow.world.entries().is_empty(), "{}", flow.name());
         }
     }
 }

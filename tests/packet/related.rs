@@ -481,3 +481,46 @@ fn a_word_about_a_tunnel_that_is_none_of_ours_changes_nothing() {
         assert_eq!(changes[0].mtu, Some(least));
     }
 }
+
+#[test]
+fn padding_behind_a_word_about_a_tunnel_is_not_quoted_and_is_no_quote() {
+    for method in [Method::TunV4, Method::TunV6] {
+        for v6 in [false, true] {
+            let mut flow = Flow::new(method, v6, true);
+            flow.establish();
+            let sent = flow.first().payload(1400).with(|p| p.ttl -= 1);
+            let (mtu, header) = if method == Method::TunV4 { (1400, 20) } else { (1380, 40) };
+            let inner = if v6 { 40 } else { 20 };
+            let heard = about_tunnel(&flow, &sent, mtu, inner + 12).with(|p| p.padding = 40);
+            let seen = flow.world.ends(&flow.name(), &heard, Reason::TunnelMtuTold);
+            let said = (if v6 { 2 } else { 3 }, if v6 { 0 } else { 4 }, mtu - header);
+            let expected = error(vip(v6), client(v6, 7), said, &sent, 12).with(|p| {
+                (p.to, p.from, p.tos, p.ttl) = (GATEWAY, DIRECTOR, 0, 64);
+                (p.id, p.fragment, p.flow_label) = (0, 0, 0);
+            });
+            same_frame(&flow.name(), &seen.frame, &expected.bytes());
+        }
+        // Too short for the header that it quotes, which lies behind it.
+        let mut flow = Flow::new(method, false, true);
+        flow.establish();
+        let sent = flow.first().payload(1400);
+        let mut frame = about_tunnel(&flow, &sent, 1370, 100).bytes();
+        let (at, len) = if method == Method::TunV4 { (16, 20 + 8 + 19) } else { (18, 8 + 39) };
+        frame[at..at + 2].copy_from_slice(&u16::to_be_bytes(len));
+        flow.world.ends_frame("behind the end", &frame, Reason::NotOurs);
+    }
+}
+
+#[test]
+fn an_error_with_another_version_in_its_header_is_no_error() {
+    for v6 in [false, true] {
+        let mut flow = Flow::new(Method::Nat, v6, false);
+        flow.establish();
+        let (about, _) = towards(&flow);
+        let said = if v6 { (1, 0, 0) } else { (3, 1, 0) };
+        let mut frame = error(inner_router(v6), about.source, said, &about, 20).bytes();
+        assert_eq!(flow.world.send(&frame).counted, Counted::Out(flow.destination));
+        frame[14] ^= 0x20;
+        flow.world.ends_frame("a version of nobody's", &frame, Reason::NotOurs);
+    }
+}

@@ -16,6 +16,7 @@ use lb_common::{
     connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
     filter::{AddressKey, AddressRecord},
+    guard::Pace,
     lease::PoolAddress,
     load::{Load, Rate},
     maps::{ClientNeighbour, own, pinned},
@@ -590,6 +591,7 @@ fn empty(plane: &Dataplane) {
         (0..views.filter.len()).for_each(|i| views.filter.word(i, word).store(0, SeqCst));
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
+    (0..64).step_by(8).for_each(|word| views.guard.word(0, word).store(0, SeqCst));
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));
@@ -610,6 +612,8 @@ fn empty(plane: &Dataplane) {
     fill::<PoolAddress>(map(plane, pinned::POOL), PoolAddress::default());
     let mut limiter: PerCpuArray<_, Limiter> = map(plane, own::LIMITER).try_into().expect("LIMITER");
     let cpus = aya::util::nr_cpus().expect("CPUs");
+    let mut pace: PerCpuArray<_, Pace> = map(plane, own::PACE).try_into().expect("PACE");
+    pace.set(0, PerCpuValues::try_from(vec![Pace::default(); cpus]).expect("one a CPU"), 0).expect("PACE");
     let values = PerCpuValues::try_from(vec![Limiter::default(); cpus]).expect("one a CPU");
     limiter.set(0, values, 0).expect("LIMITER");
 }
@@ -634,7 +638,7 @@ fn fill<V: Pod>(map: Map, value: V) {
 }
 
 /// A handle of its own on a map.
-fn map(plane: &Dataplane, name: &'static str) -> Map {
+pub fn map(plane: &Dataplane, name: &'static str) -> Map {
     fn again(data: &MapData) -> MapData {
         let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
         MapData::from_fd(fd).expect("a map")

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::Agent;
 use crate::control::Refusal;
 use crate::control::health::{CheckState, HealthView, Operation, ServerOrder, TransitionView};
-use crate::control::views::RealServerState;
+use crate::control::views::{ChecksStatus, RealServerState};
 use crate::health::roster::CheckOf;
 use crate::health::state::Belief;
 use crate::health::{ServerVerdict, Standing, Weighing};
@@ -62,15 +62,11 @@ impl Agent {
         })
     }
 
-    /// The sentence for `status` when not every check can be made in time.
-    pub(super) fn checks_are_late(&self) -> Option<String> {
+    /// How many checks there are, and whether all can be made in time.
+    pub(super) fn checks_status(&self) -> ChecksStatus {
         let load = self.health.monitor.load();
-        (load.stretch > LATE).then(|| {
-            format!(
-                "{} health checks are more than can be made in time: every interval is {:.1} times as long",
-                load.checks, load.stretch
-            )
-        })
+        let running = load.lanes.iter().map(|lane| lane.running).sum();
+        ChecksStatus { count: load.checks(), running, probes: load.probes, stretch: load.stretch() }
     }
 
     /// The last verdict on a real server.
@@ -137,9 +133,6 @@ impl Agent {
         }
     }
 }
-
-/// Intervals that are longer by so much are worth a sentence.
-const LATE: f64 = 1.05;
 
 /// How a standing is shown.
 pub fn state_of(standing: Standing) -> RealServerState {

@@ -6,6 +6,7 @@ pub(crate) mod check_files;
 mod deny;
 mod drain;
 mod events;
+mod flood;
 mod health;
 mod health_views;
 pub(crate) mod host;
@@ -361,6 +362,7 @@ impl Agent {
     /// Runs what leads from what was done to what is wanted; returns the steps.
     async fn run_plan(&mut self) -> Result<Vec<plan::Step>, Failed> {
         self.net.watch(self.director.watched());
+        self.guard();
         let wanted = self.director.layout();
         let steps = plan::diff(self.applier.done(), wanted);
         let denied = deny::newly_denied(&steps, self.applier.done());

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lb_common::destination as record;
+
 use super::{Agent, Trouble};
-use crate::apply::destination_key;
 use crate::dataplane::{Mode, Probed, ProberPair, RealPath};
-use crate::director::binding_of;
 use crate::health::Assignment;
 use crate::health::monitor::Ways;
 use crate::model::Forwarding;
@@ -119,21 +119,17 @@ impl Agent {
         Ok(ways)
     }
 
-    /// The indices of destinations, by what a target names. Several services may have the same; any of them leads
-    /// to the server.
+    /// The indices of destinations, by what a target names: those of the tables, which know them before the first
+    /// plan of a restarted agent has said whose they are. Several services may have the same; any of them leads to the
+    /// server.
     fn destinations(&self) -> BTreeMap<Key, u32> {
         let mut destinations = BTreeMap::new();
-        for (service, _) in self.director.objects().services() {
-            for server in &service.real_servers {
-                let method = service.forwarding_of(server);
-                if method.translates() {
-                    continue;
-                }
-                let key = destination_key(&service.name, &binding_of(service, server));
-                if let Some(index) = self.applier.tables().destination(&key) {
-                    destinations.insert((service.address, server.address, method), index);
-                }
-            }
+        for (vip, server, method, index) in self.applier.tables().at_vips() {
+            let method = match method {
+                record::Forwarding::Tun => Forwarding::Tun,
+                _ => Forwarding::Dr,
+            };
+            destinations.entry((vip, server, method)).or_insert(index);
         }
         destinations
     }

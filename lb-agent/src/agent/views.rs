@@ -99,6 +99,7 @@ impl Agent {
             inactive: flows.1,
             vrrp: self.vrrp_status(),
             connections_max: self.running.connections_max,
+            checks: self.checks_status(),
             restart_needed,
             problems: self
                 .problems
@@ -106,7 +107,7 @@ impl Agent {
                 .flatten()
                 .cloned()
                 .chain(self.vrrp_problems())
-                .chain(self.checks_are_late())
+                .chain(self.health.monitor.load().late())
                 .collect(),
         }
     }

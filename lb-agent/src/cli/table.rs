@@ -261,6 +261,13 @@ pub fn status(view: &StatusView, look: Look) -> String {
             count(view.connections_max.into())
         ),
     );
+    if view.checks.count > 0 {
+        let pace = match view.checks.stretch {
+            stretch if stretch > 1.05 => format!("intervals up to {stretch:.1} times as long"),
+            _ => "all in time".to_owned(),
+        };
+        lines.add("checks", &format!("{}, {pace}", count(view.checks.count.into())));
+    }
     for (index, field) in view.restart_needed.iter().enumerate() {
         lines.add(if index == 0 { "next start" } else { "" }, field);
     }

@@ -371,6 +371,7 @@ fn the_status_names_what_is_not_as_it_should_be() {
             for_seconds: 125,
         }],
         connections_max: 1_000_000,
+        checks: ChecksStatus { count: 4, running: 1, probes: 900, stretch: 1.0 },
         restart_needed: vec!["spec.connections.max".into()],
         problems: vec!["real server 10.0.0.12 of api is out".into()],
     };
@@ -387,6 +388,7 @@ vrrp:         edge is master for 2m 5s (no advert for 3.6 s)
 services:     2
 real servers: 3 of 4 in
 connections:  1234 active, 56 inactive, room for 1.00M
+checks:       4, all in time
 next start:   spec.connections.max
 ! real server 10.0.0.12 of api is out
 "

@@ -294,7 +294,7 @@ pub struct ReasonView {
 }
 
 /// The agent itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusView {
     /// The Director's name.
@@ -318,12 +318,35 @@ pub struct StatusView {
     pub vrrp: Vec<VrrpStatus>,
     /// For how many connections the table is made.
     pub connections_max: u32,
+    #[serde(default)]
+    pub checks: ChecksStatus,
     /// Fields of the Director that differ from what runs until the agent is started again.
     #[serde(default)]
     pub restart_needed: Vec<String>,
     /// Sentences for the operator about what is not as it should be.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// The health checks together.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChecksStatus {
+    /// Each counted once however many services share it.
+    pub count: u32,
+    /// Probes under way.
+    pub running: u32,
+    /// Probes begun since the agent started.
+    pub probes: u64,
+    /// By how much intervals are longer than asked for, of the kind of check for which there is least time; 1 when
+    /// all is well.
+    pub stretch: f64,
+}
+
+impl Default for ChecksStatus {
+    fn default() -> ChecksStatus {
+        ChecksStatus { count: 0, running: 0, probes: 0, stretch: 1.0 }
+    }
 }
 
 /// An interface with the program on it.

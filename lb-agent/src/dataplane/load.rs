@@ -335,6 +335,7 @@ fn views(ebpf: &Ebpf, sizes: &Sizes, secrets: Secrets, config: Config) -> Result
         filter: mapped(ebpf, pinned::FILTER)?,
         vrrp: mapped(ebpf, pinned::VRRP)?,
         witnesses: mapped(ebpf, own::WITNESSES)?,
+        guard: mapped(ebpf, own::GUARD)?,
         secrets,
         config,
         pool_end: AtomicU32::new(sizes.pool_addresses),

@@ -77,6 +77,8 @@ pub struct RealPath {
     pair: ProberPair,
     targets: Mapped<Target>,
     by_target: BTreeMap<(IpAddr, u32), (u32, IpAddr)>,
+    /// Numbers of targets that nobody has.
+    free: BTreeSet<u32>,
     /// Links: dropped, they end.
     _links: Vec<OwnedFd>,
 }
@@ -121,7 +123,9 @@ impl Dataplane {
 
 impl RealPath {
     fn new(pair: ProberPair, targets: Mapped<Target>, links: Vec<OwnedFd>) -> Self {
-        Self { pair, targets, by_target: BTreeMap::new(), _links: links }
+        // 0 is the network's own address.
+        let free = (1..TARGETS - 1).collect();
+        Self { pair, targets, by_target: BTreeMap::new(), free, _links: links }
     }
 
     /// Makes the real server reachable through the pair and returns the address to connect to; the port is the
@@ -141,16 +145,11 @@ impl RealPath {
                 return Ok(self.pair.address(*index, v6));
             }
             Some((index, _)) => *index,
-            None => {
-                let used: BTreeSet<u32> = self.by_target.values().map(|(index, _)| *index).collect();
-                // 0 is the network's own address.
-                let free = (1..TARGETS - 1).find(|index| !used.contains(index));
-                free.ok_or(Error::Full {
-                    what: "real server probed on its real path",
-                    limit: TARGETS - 2,
-                    hint: "probe some of them directly",
-                })?
-            }
+            None => self.free.pop_first().ok_or(Error::Full {
+                what: "real server probed on its real path",
+                limit: TARGETS - 2,
+                hint: "probe some of them directly",
+            })?,
         };
         let address = self.pair.address(index, v6);
         let prober = if v6 { IpAddr::from(self.pair.prober_v6) } else { self.pair.prober_v4.into() };
@@ -174,11 +173,12 @@ impl RealPath {
 
     /// Forgets the targets of which `keep(vip, destination)` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(IpAddr, u32) -> bool) {
-        let targets = &self.targets;
+        let (targets, free) = (&self.targets, &mut self.free);
         self.by_target.retain(|(vip, destination), (index, _)| {
             let keep = keep(*vip, *destination);
             if !keep {
                 targets.word(*index, 0).store(0, Release);
+                free.insert(*index);
             }
             keep
         });

@@ -6,6 +6,7 @@ use lb_common::{
     connection::{Bucket, ColdTuple, Value},
     destination::{Destination, NextHop},
     filter::FilterLine,
+    guard::Guard,
     hash::Secrets,
     lease::Lease,
     load::Load,
@@ -33,6 +34,8 @@ pub struct Views {
     pub vrrp: Mapped<VrrpWord>,
     /// How real servers answered new connections, by destination; of this program version.
     pub witnesses: Mapped<Witness>,
+    /// Limits under a flood, of this program version.
+    pub guard: Mapped<Guard>,
     pub secrets: Secrets,
     pub config: Config,
     /// Leases of pool addresses from this index on were never used: the sweeper need not look.
@@ -54,6 +57,7 @@ impl Views {
             leases: Mapped::in_memory(sizes.leases())?,
             vrrp: Mapped::in_memory(VRRP_INSTANCES)?,
             witnesses: Mapped::in_memory(sizes.destinations)?,
+            guard: Mapped::in_memory(1)?,
             filter: Mapped::in_memory((1 << sizes.cell_bits()) / lb_common::filter::CELLS_PER_LINE)?,
             secrets,
             config,

@@ -4,6 +4,7 @@
 
 mod connects;
 mod engine;
+pub mod lane;
 mod schedule;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::model::health::Target;
 
 use super::{Assignment, CheckId, Pace, Report};
 use engine::{Command, Engine};
+use lane::{LANES, Lane};
 
 /// The threads that probe. Dropping it ends them.
 pub struct Monitor {
@@ -34,15 +36,43 @@ pub type Ways = HashMap<Target, Result<IpAddr, String>>;
 /// How the monitor fares.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
-    /// Checks, each counted once however many services share it.
-    pub checks: usize,
+    /// In the order of [`Lane::ALL`].
+    pub lanes: [LaneLoad; LANES],
+    /// Probes begun since the start.
+    pub probes: u64,
+}
+
+/// How the checks of one kind fare.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LaneLoad {
+    /// Each counted once however many services share it.
+    pub checks: u32,
     /// Probes under way.
-    pub running: usize,
+    pub running: u32,
     /// By how much all intervals are longer than asked for, because not everything can be probed in time; 1 when
     /// all is well.
     pub stretch: f64,
-    /// Probes begun since the start.
-    pub probes: u64,
+}
+
+impl Load {
+    /// Of all kinds.
+    pub fn checks(&self) -> u32 {
+        self.lanes.iter().map(|lane| lane.checks).sum()
+    }
+
+    /// Of the kind that fares worst.
+    pub fn stretch(&self) -> f64 {
+        self.lanes.iter().map(|lane| lane.stretch).fold(1.0, f64::max)
+    }
+
+    /// A sentence for each kind of which there is more than can be done.
+    pub fn late(&self) -> impl Iterator<Item = String> {
+        let late = Lane::ALL.into_iter().zip(&self.lanes).filter(|(_, load)| load.stretch > LATE);
+        late.map(|(lane, LaneLoad { checks, stretch, .. })| {
+            let words = lane.words();
+            format!("{checks} {words} are more than can be made in time: their intervals are {stretch:.1} times as long")
+        })
+    }
 }
 
 /// What the threads and the handle share.
@@ -50,8 +80,9 @@ struct Shared {
     commands: Mutex<Vec<Command>>,
     load: Mutex<Load>,
     waker: EventFd,
-    /// Probes handed to the runtime that it has not come to yet: more than a few, and it has more than it can do.
-    queued: AtomicUsize,
+    /// Probes of each lane handed to the runtime that it has not come to yet: more than a few, and it has more than
+    /// it can do.
+    waiting: [AtomicUsize; LANES],
 }
 
 impl Monitor {
@@ -63,12 +94,13 @@ impl Monitor {
     pub fn start() -> Result<(Monitor, mpsc::Receiver<Vec<Report>>)> {
         let waker =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("make an eventfd")?;
-        let load = Load { checks: 0, running: 0, stretch: 1.0, probes: 0 };
+        let nothing = LaneLoad { checks: 0, running: 0, stretch: 1.0 };
+        let load = Load { lanes: [nothing; LANES], probes: 0 };
         let shared = Arc::new(Shared {
             commands: Mutex::default(),
             load: Mutex::new(load),
             waker,
-            queued: AtomicUsize::new(0),
+            waiting: Default::default(),
         });
         let (sender, reports) = mpsc::channel(BATCHES);
         let of_thread = shared.clone();
@@ -155,6 +187,8 @@ fn descriptors() -> u64 {
     }
 }
 
+/// Intervals that are longer by so much are worth a sentence.
+const LATE: f64 = 1.05;
 /// Batches of reports that may wait for the agent: it takes them up within a moment, or is busy with a big plan.
 const BATCHES: usize = 64;
 /// Enough for twenty thousand probes under way at a time, three descriptors each.

@@ -358,19 +358,10 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::health::{Path, Probe, Timing};
+    use crate::model::health::{Probe, Timing};
 
     pub fn check(probe: Probe) -> Check {
-        Check {
-            probe,
-            address: None,
-            port: None,
-            source: None,
-            interface: None,
-            mark: None,
-            path: Some(Path::Direct),
-            timing: Timing::default(),
-        }
+        Check::direct(probe, Timing::default())
     }
 
     pub fn outcome(passed: bool) -> Outcome {

@@ -124,7 +124,7 @@ fn check_of(field: &Field<'_>, faults: &mut Faults) -> Option<Check> {
                 .expected("a health check", faults)
                 .help("like `tcp`, or {http: {path: /healthz}, interval: 2s}");
         }
-        return probe.map(|probe| bare(probe, Timing::default()));
+        return probe.map(|probe| Check::new(probe, Timing::default()));
     }
     let mut map = field.map("a health check like {http: {path: /healthz}, interval: 2s}", faults)?;
     let probe = probe::decode(&mut map, &field.path, faults);
@@ -136,11 +136,7 @@ fn check_of(field: &Field<'_>, faults: &mut Faults) -> Option<Check> {
     let path = map.get("path").and_then(|field| field.one_of(&PATHS, faults));
     let timing = timing(&mut map, faults);
     map.finish(faults);
-    Some(Check { address, port, source, interface, mark, path, ..bare(probe?, timing) })
-}
-
-fn bare(probe: Probe, timing: Timing) -> Check {
-    Check { probe, address: None, port: None, source: None, interface: None, mark: None, path: None, timing }
+    Some(Check { address, port, source, interface, mark, path, ..Check::new(probe?, timing) })
 }
 
 fn timing(map: &mut Map<'_>, faults: &mut Faults) -> Timing {

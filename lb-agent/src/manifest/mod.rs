@@ -13,6 +13,7 @@ mod diagnostic;
 mod director;
 mod endpoints;
 mod events;
+mod flood;
 mod health;
 mod marks;
 mod objects;

@@ -659,6 +659,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn floods()(new_flows in prop::option::of(Flood::RATE)) -> Flood {
+        Flood { new_flows }
+    }
+}
+
+prop_compose! {
     fn directors_()(
         name in names(),
         interfaces in prop::collection::btree_map(
@@ -668,6 +674,7 @@ prop_compose! {
         real_servers in REAL_SERVERS_MAX,
         release in any::<bool>(),
         wait in (0u64..=600_000).prop_map(Duration::from_millis),
+        flood in floods(),
     ) -> Director {
         Director {
             name,
@@ -676,6 +683,7 @@ prop_compose! {
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
             real_path: Default::default(),
+            flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),
         }

@@ -334,6 +334,22 @@ pub struct Http {
 impl Http {
     /// How much of a body is read, bytes.
     pub const BODY_MAX: usize = 1 << 20;
+
+    /// A GET that expects 200 to 299.
+    pub fn get(path: &str) -> Http {
+        Http {
+            version: HttpVersion::Http11,
+            method: "GET".into(),
+            path: path.into(),
+            host: None,
+            headers: Vec::new(),
+            body: None,
+            statuses: vec![StatusRange { first: 200, last: 299 }],
+            matches: None,
+            digest: None,
+            tls: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -530,18 +546,28 @@ impl fmt::Display for Target {
 }
 
 impl Check {
-    /// Whether a server on probation that has no check can be connected to.
-    pub fn of_probation() -> Check {
+    /// One that goes where it goes by default.
+    pub fn new(probe: Probe, timing: Timing) -> Check {
         Check {
-            probe: Probe::Tcp,
+            probe,
             address: None,
             port: None,
             source: None,
             interface: None,
             mark: None,
             path: None,
-            timing: Timing { rise: 1, fall: 1, ..Timing::default() },
+            timing,
         }
+    }
+
+    /// One that goes to the real server's own address.
+    pub fn direct(probe: Probe, timing: Timing) -> Check {
+        Check { path: Some(Path::Direct), ..Check::new(probe, timing) }
+    }
+
+    /// Whether a server on probation that has no check can be connected to.
+    pub fn of_probation() -> Check {
+        Check::new(Probe::Tcp, Timing { rise: 1, fall: 1, ..Timing::default() })
     }
 
     /// Where this check of `server` goes.

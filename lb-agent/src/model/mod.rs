@@ -6,6 +6,7 @@ mod director;
 mod effect;
 mod endpoint;
 mod events;
+mod flood;
 pub mod health;
 mod pool;
 mod real_path;
@@ -25,6 +26,7 @@ pub use director::{
 pub use effect::{Effect, field_effect};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
+pub use flood::Flood;
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{

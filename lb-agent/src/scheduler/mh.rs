@@ -4,6 +4,8 @@
 //! when it has its share. So whoever comes to a slot first in its own permutation has it, with or without a third,
 //! and one server more or less moves about half as many slots of others as in the paper.
 //!
+//! Services of more than 150 servers have another table, [`mh_large`].
+//!
 //! The table is a function of the servers' addresses, ports and weights alone: the hash has fixed keys, and
 //! ties are broken by the server's key.
 
@@ -12,10 +14,13 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Candidate, SlotTable, shares_are_exact, stand_in};
+use super::{Candidate, SlotTable, mh_large, shares_are_exact, stand_in};
 use crate::model::ServerKey;
 
 pub fn build(servers: &[Candidate]) -> SlotTable {
+    if servers.len() > EXACT_SERVERS {
+        return mh_large::build(servers);
+    }
     let mut population: Vec<usize> = (0..servers.len()).filter(|&index| servers[index].weight > 0).collect();
     if population.is_empty() {
         return SlotTable { slots: Vec::new(), exact: true };
@@ -246,7 +251,7 @@ fn inverse(value: u64, prime: u64) -> u64 {
 }
 
 /// Address (an IPv4 one as the IPv4-mapped IPv6 address, RFC 4291 section 2.5.5.2) and port, network order.
-fn key_bytes(key: &ServerKey) -> [u8; 18] {
+pub(super) fn key_bytes(key: &ServerKey) -> [u8; 18] {
     let address = match key.address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
@@ -258,22 +263,21 @@ fn key_bytes(key: &ServerKey) -> [u8; 18] {
 }
 
 /// The least size at which one server more or less moves at most half as many of the others' slots as its own
-/// (measured; sixty slots each for 20 servers, 440 for 150, 7,000 for 600). Few sizes, far apart: two tables of
+/// (measured; sixty slots each for 20 servers, 440 for 150). Few sizes, far apart: two tables of
 /// different size have nothing in common, so the size should rarely change when a server is added.
 fn table_size(servers: usize) -> u32 {
-    SIZES.into_iter().find(|&(most, _)| servers <= most).map_or(LARGEST, |(_, size)| size)
+    SIZES.into_iter().find(|&(most, _)| servers <= most).map_or(SIZES[4].1, |(_, size)| size)
 }
 
 /// (servers, size), sizes being primes.
-const SIZES: [(usize, u32); 7] =
-    [(2, 251), (20, 1249), (40, 4093), (72, 16381), (150, 65521), (280, 262_139), (600, 1_048_573)];
-/// For all larger services: 4 slots each for the most servers that a service may have, and more.
-const LARGEST: u32 = 4_194_301;
+const SIZES: [(usize, u32); 5] = [(2, 251), (20, 1249), (40, 4093), (72, 16381), (EXACT_SERVERS, 65521)];
+/// For services of more, exact shares and few moves together would need millions of slots: [`mh_large`].
+const EXACT_SERVERS: usize = 150;
 const FREE: u32 = u32::MAX;
 /// Any two different pairs would do; they are those of IPVS (net/netfilter/ipvs/ip_vs_mh.c). Changing them
 /// moves every client of every mh service.
-const OFFSET_KEY: (u64, u64) = (2_654_435_761, 2_654_435_761);
-const SKIP_KEY: (u64, u64) = (2_654_446_892, 2_654_446_892);
+pub(super) const OFFSET_KEY: (u64, u64) = (2_654_435_761, 2_654_435_761);
+pub(super) const SKIP_KEY: (u64, u64) = (2_654_446_892, 2_654_446_892);
 
 #[cfg(test)]
 mod tests {
@@ -282,12 +286,11 @@ mod tests {
 
     #[test]
     fn sizes_are_primes_that_grow_with_the_number_of_servers() {
-        for size in SIZES.into_iter().map(|(_, size)| size).chain([LARGEST]) {
+        for (_, size) in SIZES {
             assert!((2..).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
             assert!(size < 1 << 24, "a service names its slots by 24 bits");
         }
-        for (count, size) in [(1, 251), (3, 1249), (20, 1249), (21, 4093), (601, LARGEST), (16_380, LARGEST)]
-        {
+        for (count, size) in [(1, 251), (3, 1249), (20, 1249), (21, 4093), (150, 65521)] {
             assert_eq!(table_size(count), size, "{count} servers");
         }
     }

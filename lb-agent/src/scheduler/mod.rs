@@ -6,6 +6,7 @@
 mod dh;
 mod mh;
 mod mh_ipvs;
+mod mh_large;
 pub mod reference;
 mod rr;
 mod sh;

@@ -3,7 +3,7 @@
 use crate::{
     Ends, Fate,
     rewrite::{Link, behind_ethernet},
-    wire::{Packet, sum},
+    wire::{Packet, Part, sum},
 };
 use lb_common::{
     state::{ACK, FIN, RST, SYN},
@@ -52,8 +52,14 @@ fn pseudo(v6: bool, from: &[u8; 16], to: &[u8; 16], number: u8, len: usize) -> V
 
 /// An ICMP error about the packet, from `source`.
 fn icmp(packet: &Packet, source: &[u8; 16], kind: [u8; 2], word: u32, reason: Reason) -> Fate {
+    let link = Link::back(&packet.frame, packet.ip.l3);
+    Fate::Answer(reason, icmp_frame(packet, source, kind, word, link))
+}
+
+fn icmp_frame(packet: &Packet, source: &[u8; 16], kind: [u8; 2], word: u32, link: Link) -> Vec<u8> {
     let v6 = packet.ip.v6;
-    let quote = &behind_ethernet(packet)[..packet.ip.length.min(QUOTE) & !1];
+    let there = behind_ethernet(packet);
+    let quote = &there[..packet.ip.length.min(there.len()).min(QUOTE) & !1];
     let mut message = vec![kind[0], kind[1], 0, 0];
     message.extend(word.to_be_bytes());
     message.extend(quote);
@@ -61,8 +67,7 @@ fn icmp(packet: &Packet, source: &[u8; 16], kind: [u8; 2], word: u32, reason: Re
     let mut all = if v6 { pseudo(true, source, &packet.ip.source, 58, message.len()) } else { Vec::new() };
     all.extend(&message);
     message[2..4].copy_from_slice(&(!sum(&all)).to_be_bytes());
-    let ip = ip(v6, source, &packet.ip.source, (number, [0, 0]), &message);
-    Fate::Answer(reason, Link::back(&packet.frame, packet.ip.l3).frame(v6, &ip))
+    link.frame(v6, &ip(v6, source, &packet.ip.source, (number, [0, 0]), &message))
 }
 
 /// What does not fit the way, and what has no hops left, ends here; `vip` speaks.
@@ -75,10 +80,21 @@ pub fn fits(packet: &Packet, mtu: usize, vip: &[u8; 16]) -> Ends<()> {
         return Err(icmp(packet, vip, kind, mtu as u32, Reason::PacketTooBig).into());
     }
     if packet.hops_left() <= 1 {
+        // Only of fragment zero a sender is told (RFC 792).
+        if packet.part == Part::Later {
+            return Err(Fate::Drop(Reason::IcmpTtlExpired).into());
+        }
         let kind = if packet.ip.v6 { [3, 0] } else { [11, 0] };
         return Err(icmp(packet, vip, kind, 0, Reason::TimeExceeded).into());
     }
     Ok(())
+}
+
+/// A packet of the client's was too big for the tunnel that it went in: it is told so by `link`.
+pub fn narrow_tunnel(packet: &Packet, mtu: usize, link: Link) -> Fate {
+    let kind = if packet.ip.v6 { [2, 0] } else { [3, 4] };
+    let vip = &packet.ip.destination;
+    Fate::Answer(Reason::TunnelMtuTold, icmp_frame(packet, vip, kind, mtu as u32, link))
 }
 
 /// Nobody serves this.

@@ -12,7 +12,7 @@ use lb_common::{
     destination::{Destination, Forwarding, flags},
     hash,
     service::{NoServer, OnUnknownFlow, Pick},
-    state::{FIN, RST, SYN, State},
+    state::{RST, SYN, State},
     verdict::Reason,
 };
 
@@ -44,7 +44,7 @@ impl Model {
             return passes(Reason::NoService);
         };
         let syn = flags & SYN != 0;
-        if syn && flags & (RST | FIN) != 0 {
+        if !udp && !states::is_sent(flags) {
             return drops(Reason::BadFlags);
         }
         let mut packet = packet;
@@ -180,11 +180,27 @@ impl Model {
             *cursor += 1;
             at as usize
         } else {
-            let port = if pick == Pick::HashAddressPort as u8 { packet.ports().0.to_be() } else { 0 };
-            let client = lb_common::address::Address::from_v6(packet.ip.source).halves();
-            hash::slot_of_hash(hash::slot_hash(client, port), len as u32) as usize
+            self.hash_slot(service, &packet.ip.source, packet.ports().0)?
         };
         Some(Choice { at })
+    }
+
+    /// The slot of a client at a service that chooses by hash.
+    fn hash_slot(&self, service: usize, client: &[u8; 16], port: u16) -> Option<usize> {
+        let config = self.config.services[service].as_ref()?;
+        let pick = config.record.pick;
+        if pick == Pick::Cursor as u8 || config.slots.is_empty() {
+            return None;
+        }
+        let port = if pick == Pick::HashAddressPort as u8 { port.to_be() } else { 0 };
+        let client = lb_common::address::Address::from_v6(*client).halves();
+        Some(hash::slot_of_hash(hash::slot_hash(client, port), config.slots.len() as u32) as usize)
+    }
+
+    /// The destination of a flow that nobody remembers, where the slots alone name it.
+    pub(crate) fn by_hash(&self, service: usize, client: &[u8; 16], port: u16) -> Option<u32> {
+        let at = self.hash_slot(service, client, port)?;
+        self.destination_at(service, &Choice { at })
     }
 
     fn destination_at(&self, service: usize, choice: &Choice) -> Option<u32> {
@@ -362,7 +378,10 @@ impl Model {
         let chosen = oracle.lease_of(place.identity, self.now);
         // Sixteen ports are tried: with most of them free one is found.
         let may_fail = free * 2 <= all;
-        if free == 0 || (may_fail && chosen.is_none() && oracle.had_no_local_port()) {
+        // Among those tried may be one that is worth less than a new flow.
+        let may_evict =
+            self.shares(service, packet.ip.v6).any(|share| share.into_iter().any(|l| self.is_unproven(l)));
+        if (free == 0 && !may_evict) || (may_fail && chosen.is_none() && oracle.had_no_local_port()) {
             return drops(Reason::NoLocalPort);
         }
         if !has_room {
@@ -370,12 +389,17 @@ impl Model {
             return drops(Reason::TableFull);
         }
         // A flow that begins anew gets the port that it had.
-        let kept = before.filter(|index| self.may_lease(service, *index, packet.ip.v6));
+        let kept =
+            before.filter(|index| self.is_free(*index) && self.may_lease(service, *index, packet.ip.v6));
         let may = |index: &u32| self.may_lease(service, *index, packet.ip.v6);
         let Some(index) = chosen.filter(|index| may(index) && kept.is_none_or(|kept| kept == *index)) else {
             // A frame that nothing became of: the comparison will say so.
             return drops(Reason::Internal);
         };
+        if !self.is_free(index) {
+            let victim = self.leases[&index].word;
+            self.evicts(victim);
+        }
         let route = self.config.client_route(&packet.ip.source, packet.ip.v6);
         let lease = Lease {
             owner: place.identity,
@@ -411,6 +435,12 @@ impl Model {
         self.leases.get(&lease).is_none_or(|lease| lease.word.is_empty() || lease.word.is_expired(self.now))
     }
 
+    /// Whether another flow holds it that may make room: neither established nor free.
+    fn is_unproven(&self, lease: u32) -> bool {
+        let live = self.leases.get(&lease).filter(|_| !self.is_free(lease));
+        live.is_some_and(|lease| !lease.word.is_settled())
+    }
+
     /// (ports of the service's pool, those that are free).
     fn ports_of(&self, service: usize, v6: bool) -> (usize, usize) {
         let all: usize = self.shares(service, v6).map(|share| share.len()).sum();
@@ -422,6 +452,7 @@ impl Model {
 
     /// Whether a flow of this service may lease this port now.
     fn may_lease(&self, service: usize, lease: u32, v6: bool) -> bool {
-        self.shares(service, v6).any(|share| share.contains(&lease)) && self.is_free(lease)
+        self.shares(service, v6).any(|share| share.contains(&lease))
+            && (self.is_free(lease) || self.is_unproven(lease))
     }
 }

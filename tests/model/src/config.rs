@@ -55,6 +55,8 @@ pub struct Config {
     own_cells: HashSet<u32>,
     nat_servers: HashSet<(Address, bool)>,
     nat_cells: HashSet<u32>,
+    tunnel_servers: HashSet<(Address, bool)>,
+    following_cells: HashSet<u32>,
 }
 
 impl Config {
@@ -74,12 +76,22 @@ impl Config {
             own_cells: HashSet::new(),
             nat_servers: HashSet::new(),
             nat_cells: HashSet::new(),
+            tunnel_servers: HashSet::new(),
+            following_cells: HashSet::new(),
         }
     }
 
     /// A VIP or a pool address.
     pub fn add_own(&mut self, address: Address, v6: bool, own: Own) {
         self.own_cells.insert(self.cell(&address, v6));
+        if v6 && own.vrrp != 0 {
+            // Its solicited-node address (RFC 4291, section 2.7.1).
+            let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
+            group[13..].copy_from_slice(&address.v6()[13..]);
+            for address in [Address::from_v6(group), address] {
+                self.following_cells.insert(self.cell(&address, true));
+            }
+        }
         self.own.insert((address, v6), own);
     }
 
@@ -87,6 +99,11 @@ impl Config {
     pub fn add_nat_server(&mut self, address: Address, v6: bool) {
         self.nat_cells.insert(self.cell(&address, v6));
         self.nat_servers.insert((address, v6));
+    }
+
+    /// A real server that tunnels lead to.
+    pub fn add_tunnel_server(&mut self, address: Address, v6: bool) {
+        self.tunnel_servers.insert((address, v6));
     }
 
     /// What the address filter's cell may be taken for is decided by these bits of a keyed hash.
@@ -105,6 +122,15 @@ impl Config {
 
     pub(crate) fn may_be_server(&self, address: &[u8; 16], v6: bool) -> bool {
         self.nat_cells.contains(&self.cell(&Address::from_v6(*address), v6))
+    }
+
+    /// Whether an IPv6 address may be one that follows a VRRP instance, or who asks for such an address asks there.
+    pub(crate) fn may_follow(&self, address: &[u8; 16]) -> bool {
+        self.following_cells.contains(&self.cell(&Address::from_v6(*address), true))
+    }
+
+    pub(crate) fn is_tunnel_server(&self, address: &[u8; 16], v6: bool) -> bool {
+        self.tunnel_servers.contains(&(Address::from_v6(*address), v6))
     }
 
     pub(crate) fn own(&self, address: &[u8; 16], v6: bool) -> Option<Own> {

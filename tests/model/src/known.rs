@@ -168,10 +168,29 @@ impl Model {
     }
 
     /// The link and the largest packet towards a client behind this next hop.
-    fn client_hop(&self, index: u32) -> Ends<(Link, usize)> {
+    pub(crate) fn client_hop(&self, index: u32) -> Ends<(Link, usize)> {
         match self.hop(index) {
             Some(hop) => Ok((Link::of(&hop), hop.mtu as usize)),
             None => drops(Reason::NoClientHop),
+        }
+    }
+
+    /// How a client of NAT is reached.
+    pub(crate) fn nat_client(&self, reply: Value, v6: bool, client: &[u8; 16]) -> Ends<(Link, usize)> {
+        match reply.hop() {
+            HOP_ON_LINK => match self.neighbours.get(&(v6, *client)) {
+                Some(link) => Ok((*link, ANY_LENGTH)),
+                None => drops(Reason::NoClientHop),
+            },
+            hop => self.client_hop(hop as u32),
+        }
+    }
+
+    /// How the client of a lease is reached.
+    pub(crate) fn leased_client(&self, lease: &Lease) -> Ends<(Link, usize)> {
+        match lease.hop {
+            Some(hop) => self.client_hop(hop),
+            None => Ok((lease.link, ANY_LENGTH)),
         }
     }
 
@@ -185,13 +204,7 @@ impl Model {
         if flags & flags::RESET != 0 && !packet.transport.udp {
             return Ok(answer::reset(&packet, Reason::FlowReset));
         }
-        let (link, mtu) = match value.hop() {
-            HOP_ON_LINK => match self.neighbours.get(&(packet.ip.v6, packet.ip.destination)) {
-                Some(link) => (*link, ANY_LENGTH),
-                None => return drops(Reason::NoClientHop),
-            },
-            hop => self.client_hop(hop as u32)?,
-        };
+        let (link, mtu) = self.nat_client(value, packet.ip.v6, &packet.ip.destination)?;
         answer::fits(&packet, mtu, &target.vip.v6())?;
         let (server_port, client_port) = packet.ports();
         let vip_port = match u16::from_be(target.vip_port) {
@@ -226,10 +239,7 @@ impl Model {
         let target = self.config.destinations[destination as usize];
         let flags = self.flags(destination);
         self.may_serve(Destination::vrrp_of(flags) as u8)?;
-        let (link, mtu) = match lease.hop {
-            Some(hop) => self.client_hop(hop)?,
-            None => (lease.link, ANY_LENGTH),
-        };
+        let (link, mtu) = self.leased_client(&lease)?;
         let udp = packet.transport.udp;
         let expected = Self::server_port(&target, lease.ports.1);
         let is_udp = flags & flags::UDP != 0;

@@ -12,7 +12,9 @@
 mod answer;
 mod begin;
 mod config;
+mod fragment;
 mod known;
+mod related;
 mod rewrite;
 mod states;
 mod table;
@@ -33,26 +35,17 @@ use wire::{Frame, Inner, Ip};
 /// the differential test says how many of each it met.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Unmodelled {
-    /// ARP.
-    Arp,
-    /// ICMP and ICMPv6 to an address of ours or from a NAT real server, neighbour discovery included.
-    Icmp,
-    /// Fragments of IPv4 and IPv6.
-    Fragment,
     /// SCTP.
     Sctp,
 }
 
 impl Unmodelled {
     /// All of them.
-    pub const ALL: [Unmodelled; 4] = [Self::Arp, Self::Icmp, Self::Fragment, Self::Sctp];
+    pub const ALL: [Unmodelled; 1] = [Self::Sctp];
 
     /// As docs/testing.md names it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Arp => "ARP",
-            Self::Icmp => "ICMP",
-            Self::Fragment => "fragments",
             Self::Sctp => "SCTP",
         }
     }
@@ -129,6 +122,10 @@ pub struct Model {
     pub leases: HashMap<u32, Lease>,
     /// Addresses of frames by which clients of NAT on an attached segment were last seen.
     neighbours: HashMap<(bool, [u8; 16]), rewrite::Link>,
+    /// First fragments.
+    pieces: fragment::Firsts,
+    /// What routers said of tunnels, by (IPv6, real server).
+    pub paths: HashMap<(bool, [u8; 16]), u32>,
     /// Flows placed by each service: the cursor of rr and wrr.
     pub cursors: Vec<u64>,
     /// Events of the last packet.
@@ -148,6 +145,8 @@ impl Model {
             config,
             leases: HashMap::new(),
             neighbours: HashMap::new(),
+            pieces: fragment::Firsts::default(),
+            paths: HashMap::new(),
             events: Vec::new(),
             touched: Vec::new(),
             now: 0,
@@ -158,13 +157,10 @@ impl Model {
     pub fn leaves_out(&self, frame: &[u8]) -> Option<Unmodelled> {
         let (config, read) = (&self.config, wire::read(frame));
         match read {
-            Frame::Arp => Some(Unmodelled::Arp),
             Frame::Ip(ip)
                 if config.may_be_ours(&ip.destination, ip.v6) || config.may_be_server(&ip.source, ip.v6) =>
             {
                 match ip.inner {
-                    Inner::Fragment => Some(Unmodelled::Fragment),
-                    Inner::Icmp => Some(Unmodelled::Icmp),
                     Inner::Other(132) => Some(Unmodelled::Sctp),
                     _ => None,
                 }
@@ -209,6 +205,11 @@ impl Model {
         self.leases.retain(|_, lease| !lease.word.is_empty() && !lease.word.is_expired(now));
     }
 
+    /// All first fragments came too long ago.
+    pub fn forget_fragments(&mut self) {
+        self.pieces.clear();
+    }
+
     fn event(&mut self, event: Reason) {
         self.events.push(event);
     }
@@ -216,7 +217,8 @@ impl Model {
     /// docs/datapath.md, "The way of a packet".
     fn run(&mut self, frame: &[u8], oracle: &dyn Oracle) -> Ends<Fate> {
         let ip = match wire::read(frame) {
-            Frame::NotIp | Frame::Arp => return passes(Reason::NotIp),
+            Frame::NotIp => return passes(Reason::NotIp),
+            Frame::Arp(l3) => return self.arp(frame, l3),
             Frame::Cut => return passes(Reason::BadHeader),
             Frame::TooManyTags => return passes(Reason::TooManyHeaders),
             Frame::Ip(ip) => ip,
@@ -224,23 +226,33 @@ impl Model {
         // The address filter may take a stranger for one of ours, never the other way round.
         let filter = &self.config;
         if !filter.may_be_ours(&ip.destination, ip.v6) && !filter.may_be_server(&ip.source, ip.v6) {
-            return passes(Reason::NotOurs);
+            return match ip.inner {
+                // Routers' errors about what NAT and tunnels sent; extension headers are not walked for strangers.
+                Inner::Icmp(l4) if !ip.v6 || l4 == ip.l3 + 40 => self.icmp(frame, ip, l4, Reason::NotOurs),
+                _ => passes(Reason::NotOurs),
+            };
         }
         let transport = match ip.inner {
             Inner::Bad => return self.to_kernel(&ip, Reason::BadHeader),
             Inner::TooMany => return self.to_kernel(&ip, Reason::TooManyHeaders),
             // Of these `leaves_out` has said so.
-            Inner::Fragment | Inner::Icmp | Inner::Other(_) => {
-                return self.to_kernel(&ip, Reason::OtherProtocol);
-            }
+            Inner::Other(_) => return self.to_kernel(&ip, Reason::OtherProtocol),
+            Inner::Icmp(l4) => return self.icmp(frame, ip, l4, Reason::Icmp),
+            Inner::Fragment(None) => return self.to_kernel(&ip, Reason::Fragment),
+            Inner::Fragment(Some(piece)) => return self.fragment(frame, ip, piece, oracle),
             Inner::Transport(transport) => transport,
         };
-        let packet = wire::Packet { frame: frame.to_vec(), ip, transport };
+        let packet = wire::Packet { frame: frame.to_vec(), ip, transport, part: wire::Part::Whole };
         if !packet.is_whole() {
             let own = self.config.own(&packet.ip.destination, packet.ip.v6);
             self.ours(&packet, own)?;
             return drops(Reason::BadTransport);
         }
+        self.with_ports(packet, oracle)
+    }
+
+    /// A packet whose transport header is there.
+    fn with_ports(&mut self, packet: wire::Packet, oracle: &dyn Oracle) -> Ends<Fate> {
         let own = self.config.own(&packet.ip.destination, packet.ip.v6);
         if let Some(Own { pool: Some(pool), .. }) = own {
             return self.at_local_address(packet, pool);
@@ -261,6 +273,7 @@ impl Model {
         match own {
             Some(own) => {
                 self.may_serve(own.vrrp)?;
+                self.sender(packet)?;
                 Ok(own)
             }
             None if self.config.is_nat_server(&packet.ip.source, packet.ip.v6) => {
@@ -268,6 +281,25 @@ impl Model {
             }
             None => passes(Reason::NotOurs),
         }
+    }
+
+    /// A packet to one of our addresses comes from an address that a host can have, and not from where it goes.
+    fn sender(&self, packet: &wire::Packet) -> Ends<()> {
+        let (source, v6) = (packet.ip.source, packet.ip.v6);
+        if source == packet.ip.destination {
+            return drops(Reason::Land);
+        }
+        let nobody = if v6 {
+            let address = std::net::Ipv6Addr::from(source);
+            address.is_multicast() || address.is_unspecified() || address.is_loopback()
+        } else {
+            let address = std::net::Ipv4Addr::new(source[0], source[1], source[2], source[3]);
+            address.octets()[0] == 0
+                || address.is_loopback()
+                || address.is_multicast()
+                || address.is_broadcast()
+        };
+        if nobody { drops(Reason::BadSource) } else { Ok(()) }
     }
 
     /// docs/datapath.md, "The VRRP role".

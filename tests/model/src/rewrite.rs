@@ -1,7 +1,7 @@
 //! Making the frame that goes on: addresses, ports, TTL, tunnel, Ethernet. Checksums are updated word by word with
 //! equation 3 of RFC 1624, over everything that a checksum covers and that could have changed.
 
-use crate::wire::{Packet, sum};
+use crate::wire::{Packet, Part, sum};
 use lb_common::destination::{Destination, NextHop, flags};
 
 /// How a frame reaches a neighbour: MACs and VLAN tags, 0 for none.
@@ -56,7 +56,7 @@ impl Link {
 }
 
 /// A checksum after the bytes that it covers became others (RFC 1624, equation 3).
-fn updated(old: u16, before: &[u8], after: &[u8]) -> u16 {
+pub fn updated(old: u16, before: &[u8], after: &[u8]) -> u16 {
     let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], *bytes.get(at + 1).unwrap_or(&0)]);
     let add = |a: u16, b: u16| {
         let (sum, carry) = a.overflowing_add(b);
@@ -103,6 +103,9 @@ impl Edit {
         let bytes = if self.packet.ip.v6 { 16 } else { 4 };
         let (l3, l4) = (self.packet.ip.l3, self.packet.transport.l4);
         self.packet.frame[l3 + ip_at..l3 + ip_at + bytes].copy_from_slice(&address[..bytes]);
+        if self.packet.part == Part::Later {
+            return self;
+        }
         self.packet.frame[l4 + port_at..l4 + port_at + 2].copy_from_slice(&port.to_be_bytes());
         self
     }
@@ -123,6 +126,9 @@ impl Edit {
             let old = u16::from_be_bytes([before[10], before[11]]);
             let new = updated(old, before, after);
             self.packet.frame[l3 + 10..l3 + 12].copy_from_slice(&new.to_be_bytes());
+        }
+        if self.packet.part == Part::Later {
+            return self.packet;
         }
         let at = l4 + if self.packet.transport.udp { 6 } else { 16 };
         let old = u16::from_be_bytes([self.packet.frame[at], self.packet.frame[at + 1]]);

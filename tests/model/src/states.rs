@@ -4,7 +4,7 @@
 use lb_common::{
     connection::Value,
     service::Service,
-    state::{ACK, FIN, RST, SYN, State},
+    state::{ACK, FIN, RST, SYN, State, URG},
 };
 
 /// Which packets of a flow pass the director, and which way this one goes.
@@ -57,6 +57,19 @@ pub fn step(direction: Direction, state: u8, flags: u8) -> u8 {
         Some(name) => NAMES.iter().position(|n| *n == name).map_or(state, |n| n as u8),
         None => state,
     }
+}
+
+/// Whether a TCP stack sends these flags: a connection is begun (SYN), gone on with (ACK) or broken off (RST), each by
+/// itself but for what is acknowledged; FIN is acknowledged always, and URG points into what is sent.
+pub fn is_sent(flags: u8) -> bool {
+    let has = |flag: u8| flags & flag != 0;
+    if has(SYN) {
+        return !(has(RST) || has(FIN) || has(ACK) && has(URG));
+    }
+    if has(RST) {
+        return !has(FIN) && !has(URG);
+    }
+    has(ACK)
 }
 
 /// Whether a SYN on an entry in this state begins another connection on the same ports.

@@ -70,20 +70,7 @@ impl Table {
 
     /// How good a victim an entry is, the less the better; None: never.
     fn cost(&self, slot: usize, now: u16) -> Option<(u8, u16)> {
-        let value = self.entries[slot].value;
-        if value.is_empty() {
-            return Some((0, 0));
-        }
-        if value.is_expired(now) {
-            return Some((1, 0));
-        }
-        let class = match State::from_number(value.state())? {
-            State::Unconfirmed => 2,
-            State::SynReceived | State::SynSent | State::SynAck => 3,
-            State::Established | State::Udp => return None,
-            _ => 4,
-        };
-        Some((class, value.deadline().wrapping_sub(now)))
+        cost(self.entries[slot].value, now)
     }
 
     /// The cheapest victim of a bucket, of equals the first.
@@ -96,6 +83,23 @@ impl Table {
         let slots = bucket * WAYS..(bucket + 1) * WAYS;
         slots.filter(|slot| matches!(self.cost(*slot, now), Some((0 | 1, _)))).count()
     }
+}
+
+/// How good a victim a word is, the less the better; None: never.
+fn cost(value: Value, now: u16) -> Option<(u8, u16)> {
+    if value.is_empty() {
+        return Some((0, 0));
+    }
+    if value.is_expired(now) {
+        return Some((1, 0));
+    }
+    let class = match State::from_number(value.state())? {
+        State::Unconfirmed => 2,
+        State::SynReceived | State::SynSent | State::SynAck => 3,
+        State::Established | State::Udp => return None,
+        _ => 4,
+    };
+    Some((class, value.deadline().wrapping_sub(now)))
 }
 
 impl Model {
@@ -155,17 +159,22 @@ impl Model {
     /// Puts an entry in. False: no room.
     pub(crate) fn insert(&mut self, place: &Place, value: Value, v6: bool, tuple: (&[u8; 16], u32)) -> bool {
         let Some(slot) = self.room(place) else { return false };
-        match self.table.cost(slot, self.now) {
-            Some((2, _)) => self.event(Reason::EvictedUnconfirmed),
-            Some((3, _)) => self.event(Reason::EvictedHalfOpen),
-            Some((4, _)) => self.event(Reason::EvictedClosing),
-            _ => {}
-        }
+        self.evicts(self.value(slot));
         self.table.entries[slot] = Slot { identity: place.identity, value };
         if v6 {
             self.table.cold[slot] =
                 ColdTuple { source: Address::from_v6(*tuple.0), ports: tuple.1, reserved: [0; 3] };
         }
         true
+    }
+
+    /// Counts what made room.
+    pub(crate) fn evicts(&mut self, victim: Value) {
+        match cost(victim, self.now) {
+            Some((2, _)) => self.event(Reason::EvictedUnconfirmed),
+            Some((3, _)) => self.event(Reason::EvictedHalfOpen),
+            Some((4, _)) => self.event(Reason::EvictedClosing),
+            _ => {}
+        }
     }
 }

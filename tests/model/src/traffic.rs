@@ -64,22 +64,46 @@ struct Shape {
     no_checksum: bool,
     protocol: Option<u8>,
     seed: u64,
+    cut: Option<Cut>,
+    /// An ICMP message in place of a transport header.
+    message: Option<Vec<u8>>,
+}
+
+/// The piece that a fragment carries of what is behind the IP header.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    offset: usize,
+    len: usize,
+    more: bool,
 }
 
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 0xd, 1];
 
 fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
-    let number = shape.protocol.unwrap_or(if tuple.udp { 17 } else { 6 });
+    let number = match (&shape.message, tuple.udp) {
+        (Some(_), _) => [1, 58][tuple.v6 as usize],
+        (None, udp) => shape.protocol.unwrap_or(if udp { 17 } else { 6 }),
+    };
     let mut frame = DIRECTOR.to_vec();
     frame.extend([2, 0, 0, 0, 0xc, shape.seed as u8 & 3]);
     for (n, tag) in shape.tags.iter().enumerate() {
         frame.extend(if n == 0 && shape.tags.len() > 1 { [0x88, 0xa8] } else { [0x81, 0x00] });
         frame.extend(tag.to_be_bytes());
     }
-    let transport = transport(tuple, shape, number);
+    let mut transport = match &shape.message {
+        Some(message) => icmp(tuple, message),
+        None => transport(tuple, shape, number),
+    };
+    let mut fragment = if shape.dont_fragment { 0x4000 } else { 0 };
+    let cut = shape.cut.unwrap_or(Cut { offset: 0, len: transport.len(), more: false });
+    if shape.cut.is_some() {
+        let (offset, end) = (cut.offset.min(transport.len()), (cut.offset + cut.len).min(transport.len()));
+        transport = transport[offset..end].to_vec();
+        fragment |= (cut.offset / 8) as u16 | if cut.more { 0x2000 } else { 0 };
+    }
     let random = (shape.seed >> 16) as u16;
     if tuple.v6 {
-        let headers = extension_headers(&shape.extensions, number);
+        let headers = extension_headers(&shape.extensions, number, cut, random);
         frame.extend([0x86, 0xdd, 0x60 | shape.class >> 4, shape.class << 4 | (random & 15) as u8]);
         frame.extend(random.to_be_bytes());
         frame.extend(((headers.len() + transport.len()) as u16).to_be_bytes());
@@ -92,7 +116,8 @@ fn write(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
         let mut header = vec![0x40 | (len / 4) as u8, shape.class];
         header.extend(((len + transport.len()) as u16).to_be_bytes());
         header.extend(random.to_be_bytes());
-        header.extend([if shape.dont_fragment { 0x40 } else { 0 }, 0, shape.ttl, number, 0, 0]);
+        header.extend(u16::to_be_bytes(fragment));
+        header.extend([shape.ttl, number, 0, 0]);
         header.extend(&tuple.source[..4]);
         header.extend(&tuple.destination[..4]);
         header.extend(std::iter::repeat_n(1, shape.options * 4));
@@ -143,13 +168,34 @@ fn transport(tuple: &Tuple, shape: &Shape, number: u8) -> Vec<u8> {
     bytes
 }
 
+/// An ICMP message with its checksum.
+fn icmp(tuple: &Tuple, message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let mut all = Vec::new();
+    if tuple.v6 {
+        all.extend([tuple.source, tuple.destination].concat());
+        all.extend((message.len() as u32).to_be_bytes());
+        all.extend([0, 0, 0, 58]);
+    }
+    all.extend(&message);
+    let checksum = !sum(&all);
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    message
+}
+
 /// Each of eight bytes but AH, which has twelve.
-fn extension_headers(numbers: &[u8], last: u8) -> Vec<u8> {
+fn extension_headers(numbers: &[u8], last: u8, cut: Cut, id: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, number) in numbers.iter().enumerate() {
         let next = numbers.get(i + 1).copied().unwrap_or(last);
         match *number {
             51 => bytes.extend([next, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            44 => {
+                bytes.extend([next, 0]);
+                bytes.extend((cut.offset as u16 & 0xfff8 | cut.more as u16).to_be_bytes());
+                bytes.extend([0, 0]);
+                bytes.extend(id.to_be_bytes());
+            }
             _ => bytes.extend([next, 0, 0, 0, 0, 0, 0, 0]),
         }
     }
@@ -173,11 +219,28 @@ pub struct Traffic {
     conversations: Vec<Conversation>,
     /// The conversation of the frame before, and whether a reply of it is asked for.
     last: Option<usize>,
+    /// Fragments whose first one was sent.
+    pieces: Vec<(Tuple, Shape)>,
+    /// The beginnings of packets that were sent on, from their IP header on: what routers may complain of.
+    sent: Vec<(bool, Vec<u8>)>,
 }
+
+/// How many packets that were sent on are kept, and how much of each.
+const SENT: usize = 48;
+const KEPT: usize = 220;
+
+/// How many fragments wait.
+const PIECES: usize = 24;
 
 impl Traffic {
     pub fn new(seed: u64) -> Self {
-        Self { random: Random(seed), conversations: Vec::new(), last: None }
+        Self {
+            random: Random(seed),
+            conversations: Vec::new(),
+            last: None,
+            pieces: Vec::new(),
+            sent: Vec::new(),
+        }
     }
 
     /// The dice, for what else is by chance.
@@ -188,6 +251,23 @@ impl Traffic {
     /// The next frame.
     pub fn next(&mut self, config: &Config) -> Vec<u8> {
         self.last = None;
+        if !self.pieces.is_empty() && self.random.one_in(12) {
+            let at = self.random.below(self.pieces.len());
+            let (tuple, shape) = self.pieces[at].clone();
+            // Some come twice.
+            if !self.random.one_in(4) {
+                self.pieces.swap_remove(at);
+            }
+            return self.finish(write(&tuple, &shape));
+        }
+        if self.random.one_in(16) {
+            let frame = match self.random.below(16) {
+                0 => self.arp(config),
+                1 => self.discovery(config),
+                _ => self.error(config),
+            };
+            return self.finish(frame);
+        }
         let tuple = match self.random.below(64) {
             0 => self.stranger(config),
             1 => self.at_local_address(config),
@@ -205,8 +285,151 @@ impl Traffic {
                 }
             }
         };
+        let mut shape = self.shape(&tuple);
+        if self.random.one_in(20) {
+            self.cut(&tuple, &mut shape);
+        }
+        self.finish(write(&tuple, &shape))
+    }
+
+    /// A router's word about a packet that was sent on, or about one that a VIP sent to its client past us.
+    fn error(&mut self, config: &Config) -> Vec<u8> {
+        let (v6, about) = if self.sent.is_empty() || self.random.one_in(3) {
+            let beginner = self.beginner(config);
+            self.last = None;
+            let of = match self.conversations.len() {
+                0 => beginner,
+                n => self.conversations[self.random.below(n)].tuple,
+            };
+            let (source, destination) = (of.destination, of.source);
+            let back = Tuple { source, destination, ports: (of.ports.1, of.ports.0), ..of };
+            let shape = Shape { tags: Vec::new(), ..self.shape(&back) };
+            (of.v6, write(&back, &shape).split_off(14))
+        } else {
+            let at = self.random.below(self.sent.len());
+            self.sent[at].clone()
+        };
+        let random = &mut self.random;
+        let header = if v6 { 40 } else { 20 };
+        let quoted = match random.below(8) {
+            0 => header + random.below(24),
+            1 => random.below(header + 8),
+            2 => header * 2 + 8,
+            3 => header + 8,
+            4 => header + 28 + random.below(8),
+            _ => about.len(),
+        };
+        let (kinds, codes): (&[u8], &[u8]) = match v6 {
+            true => (&[1, 1, 2, 2, 2, 3, 4, 128, 129, 0], &[0, 0, 1, 4]),
+            false => (&[3, 3, 3, 3, 3, 11, 12, 4, 8, 0, 5], &[0, 1, 3, 4, 4, 4]),
+        };
+        let mut message = vec![random.of(kinds), random.of(codes), 0, 0];
+        message.extend(random.of(&[0u32, 68, 552, 600, 1280, 1300, 1400, 1499, 70_000]).to_be_bytes());
+        message.extend(&about[..quoted.min(about.len())]);
+        let (mut source, mut destination) = ([0; 16], [0; 16]);
+        let own = if v6 { 8..24 } else { 12..16 };
+        destination[..own.len()].copy_from_slice(&about[own]);
+        if random.one_in(12) {
+            destination = config.destinations[random.below(config.destinations.len())].vip.v6();
+        }
+        let n = random.below(6) as u8;
+        match (v6, random.one_in(2)) {
+            (true, true) => source = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, n],
+            (true, false) => source = [0x20, 1, 0xd, 0xb8, 0, 0xc, 0, 0, 0, 0, 0, 0, 0, 0, 0, n],
+            (false, true) => source[..4].copy_from_slice(&[10, 0, 0, n]),
+            (false, false) => source[..4].copy_from_slice(&[198, 51, 100, n]),
+        }
+        let tuple = Tuple { v6, udp: false, source, destination, ports: (0, 0) };
         let shape = self.shape(&tuple);
-        let mut frame = write(&tuple, &shape);
+        write(&tuple, &Shape { message: Some(message), ..shape })
+    }
+
+    /// One of our addresses of a family, or a client's.
+    fn anybody(&mut self, config: &Config, v6: bool) -> [u8; 16] {
+        let of_family: Vec<_> = config.ports.iter().filter(|row| row.1 == v6).collect();
+        match self.random.below(3) {
+            0 => self.client(v6).0,
+            _ => of_family[self.random.below(of_family.len())].0.v6(),
+        }
+    }
+
+    /// Neighbour discovery (RFC 4861).
+    fn discovery(&mut self, config: &Config) -> Vec<u8> {
+        let (target, source) = (self.anybody(config, true), self.anybody(config, true));
+        let random = &mut self.random;
+        let mut message = vec![random.of(&[135, 135, 135, 136, 133, 134, 137]), 0, 0, 0, 0, 0, 0, 0];
+        message.extend(target);
+        message.truncate(if random.one_in(8) { 8 + random.below(16) } else { 24 });
+        let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
+        group[13..].copy_from_slice(&target[13..]);
+        let all = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        let destination = random.of(&[group, group, target, all]);
+        let tuple = Tuple { v6: true, udp: false, source, destination, ports: (0, 0) };
+        let shape = self.shape(&tuple);
+        write(&tuple, &Shape { message: Some(message), ..shape })
+    }
+
+    /// ARP (RFC 826).
+    fn arp(&mut self, config: &Config) -> Vec<u8> {
+        let (sender, target) = (self.anybody(config, false), self.anybody(config, false));
+        let random = &mut self.random;
+        let mut frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0xc, 1]].concat();
+        for _ in 0..random.of(&[0, 0, 0, 1, 2, 3]) {
+            frame.extend([0x81, 0x00, 0, 7]);
+        }
+        frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, random.of(&[1, 1, 1, 2, 9])]);
+        frame.extend([2, 0, 0, 0, 0xc, 1]);
+        frame.extend(&sender[..4]);
+        frame.extend([0; 6]);
+        frame.extend(&target[..4]);
+        frame.truncate(if random.one_in(12) { frame.len() - random.below(12) } else { frame.len() });
+        frame
+    }
+
+    /// Makes the first fragment of a packet, or another; the rest waits.
+    fn cut(&mut self, tuple: &Tuple, shape: &mut Shape) {
+        let random = &mut self.random;
+        shape.payload = random.of(&[24, 64, 200, 1600, 2400]);
+        shape.dont_fragment = random.one_in(8);
+        let total = shape.payload + if tuple.udp { 8 } else { 20 };
+        let size = match random.below(8) {
+            0 => 8 + random.below(24),
+            1 => total,
+            2 => 16,
+            _ => (40 + random.below(total)).next_multiple_of(8),
+        };
+        if tuple.v6 {
+            let last = shape.extensions.len();
+            let at = if random.one_in(8) { random.below(last + 1) } else { last };
+            shape.extensions.insert(at, 44);
+        }
+        let mut start = 0;
+        let mut pieces = Vec::new();
+        while start < total {
+            let mut cut = Cut { offset: start, len: size, more: start + size < total };
+            match random.below(24) {
+                0 => cut.offset = random.number() as usize & 0xfff8,
+                1 => cut.offset = cut.offset.saturating_sub(8),
+                2 => cut.more = !cut.more,
+                _ => {}
+            }
+            let mut shape = Shape { cut: Some(cut), ..shape.clone() };
+            if random.one_in(16) {
+                shape.ttl = random.of(&[0, 1, 2, 64]);
+            }
+            pieces.push(shape);
+            start += size;
+        }
+        let begins = if random.one_in(12) { random.below(pieces.len()) } else { 0 };
+        *shape = pieces.remove(begins);
+        self.pieces.extend(pieces.into_iter().take(4).map(|shape| (*tuple, shape)));
+        if self.pieces.len() > PIECES {
+            self.pieces.drain(..self.pieces.len() - PIECES);
+        }
+    }
+
+    /// A frame as it is sent: bytes may have turned.
+    fn finish(&mut self, mut frame: Vec<u8>) -> Vec<u8> {
         if self.random.one_in(24) {
             for _ in 0..=self.random.below(2) {
                 self.turn_bytes(&mut frame);
@@ -221,6 +444,14 @@ impl Traffic {
 
     /// What became of the frame: a server that was sent something may answer.
     pub fn became(&mut self, config: &Config, fate: &Fate) {
+        if let Fate::Forward(_, out) = fate
+            && let wire::Frame::Ip(ip) = wire::read(out)
+        {
+            if self.sent.len() == SENT {
+                self.sent.swap_remove(self.random.below(SENT));
+            }
+            self.sent.push((ip.v6, out[ip.l3..out.len().min(ip.l3 + KEPT)].to_vec()));
+        }
         let (Some(at), Fate::Forward(Counted::In(destination), out)) = (self.last, fate) else { return };
         let target = &config.destinations[*destination as usize];
         let method = Destination::forwarding_of(Destination::flags_of(target.word));
@@ -231,7 +462,7 @@ impl Traffic {
             && let wire::Inner::Transport(transport) = ip.inner
         {
             let (v6, source, destination) = (ip.v6, ip.source, ip.destination);
-            let packet = wire::Packet { frame: out.clone(), ip, transport };
+            let packet = wire::Packet { frame: out.clone(), ip, transport, part: wire::Part::Whole };
             if packet.is_whole() {
                 let (from, to) = packet.ports();
                 let reply = Tuple {
@@ -355,6 +586,8 @@ impl Traffic {
             no_checksum: random.one_in(8),
             protocol: None,
             seed: random.number(),
+            cut: None,
+            message: None,
         };
         if random.one_in(16) {
             let tags = if random.one_in(8) { 3 } else { 1 + random.below(2) };

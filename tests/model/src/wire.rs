@@ -3,7 +3,8 @@
 /// A frame, as far as its bytes alone tell.
 pub enum Frame {
     NotIp,
-    Arp,
+    /// With the offset of what is behind Ethernet's header.
+    Arp(usize),
     /// Too short for the header that it announces.
     Cut,
     /// A third VLAN tag.
@@ -31,10 +32,36 @@ pub enum Inner {
     /// Version or header length that cannot be believed, or an extension header beyond the frame.
     Bad,
     TooMany,
-    Fragment,
-    Icmp,
+    /// None: its headers lead nowhere.
+    Fragment(Option<Piece>),
+    /// The family's own, with the offset of its header.
+    Icmp(usize),
     Other(u8),
     Transport(Transport),
+}
+
+/// A fragment by its headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Offset in the frame of what it carries.
+    pub l4: usize,
+    /// Where that belongs in the packet, bytes.
+    pub offset: usize,
+    pub more: bool,
+    /// As in the packet.
+    pub id: u32,
+    /// Of what the packet carries; of a later IPv6 fragment's what its fragment header says.
+    pub protocol: u8,
+}
+
+/// How much of a packet a frame has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole,
+    /// The first of its fragments.
+    First,
+    /// One without a transport header.
+    Later,
 }
 
 /// TCP or UDP: where its header should be.
@@ -51,6 +78,7 @@ pub struct Packet {
     pub frame: Vec<u8>,
     pub ip: Ip,
     pub transport: Transport,
+    pub part: Part,
 }
 
 /// IPv6 extension headers that are walked, and how far into the frame.
@@ -80,7 +108,7 @@ pub fn read(frame: &[u8]) -> Frame {
     match kind {
         0x0800 => ipv4(frame, l3),
         0x86dd => ipv6(frame, l3),
-        0x0806 => Frame::Arp,
+        0x0806 => Frame::Arp(l3),
         0x8100 | 0x88a8 => Frame::TooManyTags,
         _ => Frame::NotIp,
     }
@@ -95,7 +123,14 @@ fn ipv4(frame: &[u8], l3: usize) -> Frame {
     let inner = if header[0] >> 4 != 4 || words < 5 {
         Inner::Bad
     } else if word(header, 6) & 0x3fff != 0 {
-        Inner::Fragment
+        let fragment = word(header, 6);
+        Inner::Fragment(Some(Piece {
+            l4: l3 + words * 4,
+            offset: (fragment & 0x1fff) as usize * 8,
+            more: fragment & 0x2000 != 0,
+            id: word(header, 4) as u32,
+            protocol: header[9],
+        }))
     } else {
         number(header[9], 1, l3 + words * 4)
     };
@@ -106,7 +141,7 @@ fn number(number: u8, icmp: u8, l4: usize) -> Inner {
     match number {
         6 => Inner::Transport(Transport { udp: false, l4 }),
         17 => Inner::Transport(Transport { udp: true, l4 }),
-        n if n == icmp => Inner::Icmp,
+        n if n == icmp => Inner::Icmp(l4),
         n => Inner::Other(n),
     }
 }
@@ -127,7 +162,7 @@ fn behind_extensions(frame: &[u8], l3: usize, first: u8) -> Inner {
         let unit = match next {
             0 | 43 | 60 => (8, 1),
             51 => (4, 2),
-            44 => return Inner::Fragment,
+            44 => return Inner::Fragment(piece(frame, l3 + 40, first)),
             _ => return number(next, 58, at),
         };
         let Some(header) = frame.get(at..at + 8) else { return Inner::Bad };
@@ -141,6 +176,36 @@ fn behind_extensions(frame: &[u8], l3: usize, first: u8) -> Inner {
         6 | 17 | 58 => number(next, 58, at),
         _ => Inner::TooMany,
     }
+}
+
+/// An IPv6 fragment (RFC 8200, section 4.5). Only behind the first one's fragment header are there headers to read.
+fn piece(frame: &[u8], behind_ip: usize, first: u8) -> Option<Piece> {
+    let mut piece = Piece { l4: behind_ip, offset: 0, more: false, id: 0, protocol: first };
+    for _ in 0..EXTENSION_HEADERS {
+        let header = frame.get(piece.l4..piece.l4 + 8)?;
+        let this = std::mem::replace(&mut piece.protocol, header[0]);
+        piece.l4 += match this {
+            0 | 43 | 60 => (header[1] as usize + 1) * 8,
+            51 => (header[1] as usize + 2) * 4,
+            44 => {
+                piece.offset = (word(header, 2) & 0xfff8) as usize;
+                piece.more = header[3] & 1 != 0;
+                piece.id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                8
+            }
+            _ => {
+                piece.protocol = this;
+                return Some(piece);
+            }
+        };
+        if this == 44 && piece.offset != 0 {
+            return Some(piece);
+        }
+        if piece.l4 > EXTENSIONS_END {
+            return None;
+        }
+    }
+    Some(piece)
 }
 
 impl Packet {
@@ -161,7 +226,9 @@ impl Packet {
     pub fn is_honest(&self) -> bool {
         let header = self.segment();
         let own = if self.transport.udp { word(header, 4) as usize } else { (header[12] >> 4) as usize * 4 };
-        own >= self.need() && self.transport.l4 + own <= self.ip.l3 + self.ip.length
+        // Of a datagram in fragments the rest is still to come.
+        let rest_follows = self.transport.udp && self.part == Part::First;
+        own >= self.need() && (rest_follows || self.transport.l4 + own <= self.ip.l3 + self.ip.length)
     }
 
     /// From the transport header to the frame's end.
@@ -174,8 +241,11 @@ impl Packet {
         if self.transport.udp { 0 } else { self.segment()[13] }
     }
 
-    /// (source, destination).
+    /// (source, destination); of a fragment without ports none.
     pub fn ports(&self) -> (u16, u16) {
+        if self.part == Part::Later {
+            return (0, 0);
+        }
         (word(self.segment(), 0), word(self.segment(), 2))
     }
 
@@ -187,6 +257,119 @@ impl Packet {
     pub fn may_fragment(&self) -> bool {
         !self.ip.v6 && self.frame[self.ip.l3 + 6] & 0x40 == 0
     }
+}
+
+/// The packet that an ICMP error quotes, as far as its ports.
+pub struct Quote {
+    /// Offsets of its headers in the frame.
+    pub l3: usize,
+    pub l4: usize,
+    pub udp: bool,
+    pub sctp: bool,
+    pub source: ([u8; 16], u16),
+    pub destination: ([u8; 16], u16),
+}
+
+/// What is quoted at `l3` of a frame whose packet ends at `end`: a packet of TCP, UDP or SCTP, or its first fragment, with
+/// at least eight bytes behind its IP header (RFC 792).
+pub fn quote(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Quote> {
+    let frame = &frame[..end];
+    let (source, destination) = addresses(frame, v6, l3)?;
+    let (l4, number) = if v6 {
+        if frame[l3] >> 4 != 6 {
+            return None;
+        }
+        quoted_transport(frame, l3)?
+    } else {
+        let words = (frame[l3] & 15) as usize;
+        if frame[l3] >> 4 != 4 || words < 5 || word(frame, l3 + 6) & 0x1fff != 0 {
+            return None;
+        }
+        (l3 + words * 4, frame[l3 + 9])
+    };
+    frame.get(l4..l4 + 8).filter(|_| [6, 17, 132].contains(&number))?;
+    Some(Quote {
+        l3,
+        l4,
+        udp: number == 17,
+        sctp: number == 132,
+        source: (source, word(frame, l4)),
+        destination: (destination, word(frame, l4 + 2)),
+    })
+}
+
+fn quoted_transport(frame: &[u8], l3: usize) -> Option<(usize, u8)> {
+    let (mut next, mut at) = (frame[l3 + 6], l3 + 40);
+    for _ in 0..EXTENSION_HEADERS {
+        if [6, 17, 132].contains(&next) {
+            return Some((at, next));
+        }
+        let header = frame.get(at..at + 8)?;
+        at += match next {
+            0 | 43 | 60 => (header[1] as usize + 1) * 8,
+            51 => (header[1] as usize + 2) * 4,
+            44 if word(header, 2) & 0xfff8 == 0 => 8,
+            _ => return None,
+        };
+        next = header[0];
+        if at > EXTENSIONS_END {
+            return None;
+        }
+    }
+    Some((at, next))
+}
+
+/// Source and destination of the IP header at `l3`, if it is there.
+fn addresses(frame: &[u8], v6: bool, l3: usize) -> Option<([u8; 16], [u8; 16])> {
+    let header = frame.get(l3..l3 + if v6 { 40 } else { 20 })?;
+    let (mut source, mut destination) = ([0; 16], [0; 16]);
+    if v6 {
+        source.copy_from_slice(&header[8..24]);
+        destination.copy_from_slice(&header[24..40]);
+    } else {
+        source[..4].copy_from_slice(&header[12..16]);
+        destination[..4].copy_from_slice(&header[16..20]);
+    }
+    Some((source, destination))
+}
+
+/// A tunnel packet that is quoted.
+pub struct Tunnel {
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    /// Of the whole, by its own word.
+    pub length: usize,
+    /// Offset in the frame of the packet inside.
+    pub inner: usize,
+    pub inner_v6: bool,
+}
+
+pub fn quoted_tunnel(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Tunnel> {
+    let frame = &frame[..end];
+    let (source, destination) = addresses(frame, v6, l3)?;
+    let (first, number) = (frame[l3], frame[l3 + if v6 { 6 } else { 9 }]);
+    if first >> 4 != if v6 { 6 } else { 4 } || !v6 && first & 15 < 5 || number != 4 && number != 41 {
+        return None;
+    }
+    let (length, header) = if v6 {
+        (word(frame, l3 + 4) as usize + 40, 40)
+    } else {
+        (word(frame, l3 + 2) as usize, (first & 15) as usize * 4)
+    };
+    Some(Tunnel { source, destination, length, inner: l3 + header, inner_v6: number == 41 })
+}
+
+/// A packet that is quoted so far that its sender knows it, and that may not be fragmented.
+pub fn read_quoted(frame: &[u8], v6: bool, l3: usize) -> Option<Ip> {
+    let header = if v6 { 40 } else { 20 };
+    let (source, destination) = addresses(frame, v6, l3)?;
+    // Of a later fragment nobody knows the port.
+    let asks = v6 || word(frame, l3 + 6) & 0x5fff == 0x4000;
+    if frame.len() < l3 + header + 8 || frame[l3] >> 4 != if v6 { 6 } else { 4 } || !asks {
+        return None;
+    }
+    let length = word(frame, l3 + if v6 { 4 } else { 2 }) as usize + if v6 { 40 } else { 0 };
+    Some(Ip { l3, v6, source, destination, length, inner: Inner::Bad })
 }
 
 /// The one's complement sum of bytes (RFC 1071), to be complemented.
@@ -202,15 +385,28 @@ pub fn sum(bytes: &[u8]) -> u16 {
 /// Whether every checksum of a frame that is no tunnel holds; of what is not TCP or UDP in IP, nothing is said.
 pub fn checksums_hold(frame: &[u8]) -> bool {
     let Frame::Ip(ip) = read(frame) else { return true };
+    let header = ip.l3..ip.l3 + (frame[ip.l3] & 15) as usize * 4;
+    let believed = !matches!(ip.inner, Inner::Bad);
+    if !ip.v6 && believed && frame.get(header).is_some_and(|header| sum(header) != 0xffff) {
+        return false;
+    }
+    if let Inner::Icmp(l4) = ip.inner {
+        let Some(message) = frame.get(l4..ip.l3 + ip.length) else { return false };
+        let mut all = Vec::new();
+        if ip.v6 {
+            all.extend(&frame[ip.l3 + 8..ip.l3 + 40]);
+            all.extend((message.len() as u32).to_be_bytes());
+            all.extend([0, 0, 0, 58]);
+        }
+        all.extend(message);
+        return sum(&all) == 0xffff;
+    }
     let Inner::Transport(transport) = ip.inner else { return true };
-    let packet = Packet { frame: frame.to_vec(), ip, transport };
+    let packet = Packet { frame: frame.to_vec(), ip, transport, part: Part::Whole };
     if !packet.is_whole() {
         return false;
     }
     let (l3, l4, end) = (packet.ip.l3, transport.l4, packet.ip.l3 + packet.ip.length);
-    if !packet.ip.v6 && sum(&frame[l3..l3 + (frame[l3] & 15) as usize * 4]) != 0xffff {
-        return false;
-    }
     let segment = &frame[l4..end];
     if transport.udp && word(segment, 6) == 0 {
         // None; over IPv6 there must be one (RFC 8200, section 8.1).

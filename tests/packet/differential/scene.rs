@@ -1,7 +1,9 @@
 //! The world of the differential test: every forwarding method in both families over a table that is too small, real
 //! servers that several services share, pools with few ports; and what an agent does to it meanwhile.
 
+use crate::world::map;
 use anyhow::{Context as _, Result};
+use aya::maps::HashMap;
 use lb_agent::dataplane::{
     Dataplane, Mapped, Ports, Sizes, Tables, Views,
     tables::{
@@ -12,8 +14,10 @@ use lb_agent::dataplane::{
 use lb_common::{
     address::Address,
     destination::{Destination, Forwarding as Method, NextHop, flags, tunnel_overhead},
+    filter::AddressKey,
+    fragment,
     hash::Secrets,
-    maps::{VRRP_FOREVER, VRRP_MASTER},
+    maps::{ClientNeighbour, VRRP_FOREVER, VRRP_MASTER, own, pinned},
     scratch,
     service::{NoServer, OnUnknownFlow, Pick, Service},
     state::{DEFAULT_TIMEOUTS, State},
@@ -211,6 +215,10 @@ impl Scene {
                     },
                 )?;
                 destinations.push(destination);
+                if method == Method::Tun {
+                    tables.bind_address(&name, AddressRole::Tunnel, server)?;
+                    self.config.add_tunnel_server(Address::from(server), server.is_ipv6());
+                }
                 if method == Method::Nat {
                     tables.bind_address(&name, AddressRole::NatSource, server)?;
                     self.config.add_nat_server(Address::from(server), server.is_ipv6());
@@ -229,7 +237,8 @@ impl Scene {
     }
 
     /// Everything as at the beginning: an empty table, all servers in, master. A model that knows it.
-    pub fn begin(&mut self) -> Model {
+    pub fn begin(&mut self) -> Result<Model> {
+        self.forget_the_rest()?;
         for bucket in 0..self.views.connections.len() {
             for word in (0..64).step_by(8) {
                 self.views.connections.word(bucket, word).store(0, Relaxed);
@@ -258,7 +267,57 @@ impl Scene {
         for (index, ..) in &self.services {
             model.cursors[*index as usize] = self.views.services.word(*index, 8).load(Relaxed);
         }
-        model
+        Ok(model)
+    }
+
+    /// First fragments, by the sizes of `FragmentKey` and `FirstFragment`.
+    fn fragments(&self) -> Result<HashMap<aya::maps::MapData, [u8; 40], [u8; 16]>> {
+        Ok(map(&self.plane, own::FRAGMENTS).try_into()?)
+    }
+
+    fn paths_map(&self) -> Result<HashMap<aya::maps::MapData, AddressKey, u32>> {
+        Ok(map(&self.plane, own::PATHS).try_into()?)
+    }
+
+    /// What was said of tunnels' paths.
+    pub fn paths(&self) -> Result<std::collections::HashMap<(bool, [u8; 16]), u32>> {
+        let entries = self.paths_map()?.iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(entries.into_iter().map(|(key, mtu)| ((key.family == 6, key.address.v6()), mtu)).collect())
+    }
+
+    /// Of what only lives in hash tables nothing is left.
+    fn forget_the_rest(&self) -> Result<()> {
+        let mut paths = self.paths_map()?;
+        for key in paths.keys().collect::<Result<Vec<_>, _>>()? {
+            paths.remove(&key)?;
+        }
+        let mut neighbours: HashMap<_, AddressKey, ClientNeighbour> =
+            map(&self.plane, pinned::CLIENT_NEIGHBOURS).try_into()?;
+        for key in neighbours.keys().collect::<Result<Vec<_>, _>>()? {
+            neighbours.remove(&key)?;
+        }
+        self.forget_fragments()
+    }
+
+    fn forget_fragments(&self) -> Result<()> {
+        let mut map = self.fragments()?;
+        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// All first fragments came just too long ago: their time is moved back, which is the first word of the record.
+    pub fn age_fragments(&self) -> Result<()> {
+        let mut map = self.fragments()?;
+        let before = fragment::HOLDS * u64::from(self.views.config.hz) + 1;
+        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+            let mut first = map.get(&key, 0)?;
+            let since = u64::from_ne_bytes(std::array::from_fn(|i| first[i]));
+            first[..8].copy_from_slice(&since.saturating_sub(before).to_ne_bytes());
+            map.insert(key, first, 0)?;
+        }
+        Ok(())
     }
 
     /// The leases that a flow may take.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::dataplane::{ports::Ports, ranges::Ranges};
 use lb_common::{
-    destination::{Destination, NextHop, flags},
+    destination::{Destination, Forwarding, NextHop, flags},
     service::{SERVICE_VALID, SLOTS_PER_LINE, Service},
 };
 use std::{
@@ -176,6 +176,22 @@ impl Tables {
                 Some((record.address.to_ip(v6), key, self.views.next_hops.get(record.next_hop)))
             })
             .collect()
+    }
+
+    /// The DR and TUN destinations in use, as (VIP, real server, method, index): also those of an earlier run, whose
+    /// services have no name yet.
+    pub fn at_vips(&self) -> Vec<(IpAddr, IpAddr, Forwarding, u32)> {
+        let of = |index: u32| {
+            let record = self.views.destinations.get(index);
+            let flags = Destination::flags_of(record.word);
+            let method = Destination::forwarding_of(flags);
+            let in_use = flags & (flags::VALID | flags::REMOVED) == flags::VALID;
+            (in_use && matches!(method, Forwarding::Dr | Forwarding::Tun)).then(|| {
+                let vip = record.vip.to_ip(flags & flags::VIP_V6 != 0);
+                (vip, record.address.to_ip(flags & flags::REAL_V6 != 0), method, index)
+            })
+        };
+        self.destinations.indices_in_use().filter_map(of).collect()
     }
 
     /// The hops towards clients.

@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use tokio::sync::mpsc;
 
 use super::connects::{Connects, Ended};
+use super::lane::{Lane, Rooms, is_behind};
 use super::schedule::{Schedule, Ticket};
-use super::{Load, Shared, Ways};
+use super::{LaneLoad, Load, Shared, Ways};
 use crate::health::probe::connect::silent;
 use crate::health::probe::words::Failure;
 use crate::health::probe::{CONNECTED, Prober, tls::Roots};
@@ -45,7 +46,7 @@ pub struct Engine {
     /// Where targets on the real path are connected to.
     ways: Ways,
     /// Probes that may be under way at a time.
-    room: u32,
+    rooms: Rooms,
     probes: u64,
     connected: Arc<str>,
 }
@@ -80,7 +81,7 @@ impl Engine {
             tickets: HashMap::new(),
             checks: Vec::new(),
             ways: Ways::new(),
-            room: room(descriptors),
+            rooms: Rooms::of(descriptors),
             probes: 0,
             connected: CONNECTED.into(),
         })
@@ -108,8 +109,11 @@ impl Engine {
     /// Sleeps until a command, a connect's end, a deadline or a due check; takes up ends and deadlines.
     fn wait(&mut self) -> Result<()> {
         let now = Instant::now();
-        let due = if self.has_room() { self.schedule.next_due() } else { None };
-        let look = if self.runtime_is_behind() { BATCH } else { LOOK };
+        let open = Lane::ALL.map(|lane| self.has_room(lane).then_some(lane));
+        let due = open.into_iter().flatten().filter_map(|lane| self.schedule.next_due(lane)).min();
+        // Nothing wakes this thread when the runtime has come to what waited.
+        let is_behind = Lane::ALL.into_iter().any(|lane| is_behind(self.waiting(lane)));
+        let look = if is_behind { BATCH } else { LOOK };
         let next = [due, self.connects.next_deadline(), Some(now + look)].into_iter().flatten().min();
         let timeout = next.map_or(LOOK, |next| next.saturating_duration_since(now)).max(self.pause());
         let mut ended = Vec::new();
@@ -160,7 +164,8 @@ impl Engine {
                 place.insert(ticket);
                 continue;
             }
-            let ticket = self.schedule.insert(now, assignment.check.timing.fast_interval);
+            let (check, lane) = (&assignment.check, Lane::of(&assignment.check));
+            let ticket = self.schedule.insert(now, lane, check.timing.fast_interval);
             place.insert(ticket);
             let slot = ticket.slot as usize;
             if self.checks.len() <= slot {
@@ -183,28 +188,28 @@ impl Engine {
         self.schedule.set_interval(now, ticket, interval);
     }
 
-    fn has_room(&self) -> bool {
-        !self.runtime_is_behind()
-            && self.schedule.running() < self.room
-            && self.pending.len() <= self.tickets.len() + MANY
+    fn has_room(&self, lane: Lane) -> bool {
+        self.pending.len() <= self.tickets.len() + MANY
+            && self.rooms.admit(lane, self.schedule.running(lane), self.waiting(lane))
     }
 
-    /// Probes that begin though the runtime has no time for them would fail by their timeouts, and good servers
-    /// would be taken out. They wait instead, and intervals grow.
-    fn runtime_is_behind(&self) -> bool {
-        self.shared.queued.load(Ordering::Relaxed) > QUEUED_MAX
+    /// Probes of the lane that the runtime has not come to yet.
+    fn waiting(&self, lane: Lane) -> usize {
+        self.shared.waiting[lane as usize].load(Ordering::Relaxed)
     }
 
     fn start_due(&mut self) {
         let now = Instant::now();
-        let mut burst = BURST;
-        while self.has_room()
-            && burst > 0
-            && let Some(ticket) = self.schedule.take(now)
-        {
-            burst -= 1;
-            self.probes += 1;
-            self.start(ticket, now);
+        for lane in Lane::ALL {
+            let mut burst = BURST;
+            while self.has_room(lane)
+                && burst > 0
+                && let Some(ticket) = self.schedule.take(now, lane)
+            {
+                burst -= 1;
+                self.probes += 1;
+                self.start(ticket, now);
+            }
         }
         self.schedule.look(now);
     }
@@ -228,9 +233,10 @@ impl Engine {
         let prober = checked.prober.clone().filter(|prober| !prober.is_stale());
         let (shared, roots) = (self.shared.clone(), self.roots.clone());
         let check = checked.assignment.check.clone();
-        shared.queued.fetch_add(1, Ordering::Relaxed);
+        let lane = Lane::of(&check) as usize;
+        shared.waiting[lane].fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(async move {
-            shared.queued.fetch_sub(1, Ordering::Relaxed);
+            shared.waiting[lane].fetch_sub(1, Ordering::Relaxed);
             let prober = prober.unwrap_or_else(|| Arc::new(Prober::new(check, &roots)));
             let outcome = prober.run(address, &target).await;
             shared.push(Command::Ended(ticket, outcome, Some(prober)));
@@ -275,12 +281,12 @@ impl Engine {
     }
 
     fn tell_load(&self) {
-        let load = Load {
-            checks: self.tickets.len(),
-            running: self.schedule.running() as usize,
-            stretch: self.schedule.stretch(),
-            probes: self.probes,
+        let of = |lane| LaneLoad {
+            checks: self.schedule.checks(lane),
+            running: self.schedule.running(lane),
+            stretch: self.schedule.stretch(lane),
         };
+        let load = Load { lanes: Lane::ALL.map(of), probes: self.probes };
         *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
@@ -316,22 +322,14 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, 4))
 }
 
-/// How many probes may be under way with so many descriptors. A script has three; the rest of the agent needs
-/// some.
-fn room(descriptors: u64) -> u32 {
-    (descriptors.saturating_sub(512) / 3).clamp(16, 20_000) as u32
-}
-
 /// Without anything to do the thread looks up this often, for the load and for what could not be delivered.
 const LOOK: Duration = Duration::from_millis(100);
 /// More checks than these are taken up in batches of this length.
 const MANY: usize = 500;
 const BATCH: Duration = Duration::from_millis(4);
-/// Probes begun between two looks at what has ended.
+/// Probes of a lane begun between two looks at what has ended.
 const BURST: usize = 256;
-/// Probes that may wait for the runtime.
-const QUEUED_MAX: usize = 16;
-/// Threads for the blocking calls of probes: reading files.
-const BLOCKING: usize = 4;
+/// Threads for the blocking calls of probes, reading files: a file that hangs, on a server that is gone, holds one.
+const BLOCKING: usize = 32;
 /// What probes under way get at the end.
 const STOP: Duration = Duration::from_secs(1);

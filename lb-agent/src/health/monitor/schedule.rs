@@ -1,10 +1,12 @@
 //! When each check is due. Pure: it is given `now` and says who runs. A check keeps its own grid of instants, so
-//! it does not drift; checks that were made together do not stay together; and when not all can be run in time,
-//! all intervals grow by the same factor.
+//! it does not drift; checks that were made together do not stay together; and when not all of a lane can be run in
+//! time, all intervals of that lane grow by the same factor.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
+
+use super::lane::{LANES, Lane};
 
 /// One run of one check, or the check itself between runs. A ticket of a check that was removed means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,19 +30,27 @@ impl Ticket {
 pub struct Schedule {
     rows: Vec<Row>,
     free: Vec<u32>,
-    /// One entry for each check that waits; one whose row says otherwise is skipped.
-    queue: BinaryHeap<Reverse<(Instant, Ticket)>>,
     seed: u64,
     /// Checks that have not been run yet.
     new: u32,
+    queues: [Queue; LANES],
+}
+
+/// The checks of one lane.
+#[derive(Debug)]
+struct Queue {
+    checks: u32,
     running: u32,
     stretch: f64,
     period: Period,
+    /// One entry for each check that waits; one whose row says otherwise is skipped.
+    waiting: BinaryHeap<Reverse<(Instant, Ticket)>>,
 }
 
 #[derive(Debug)]
 struct Row {
     generation: u32,
+    lane: Lane,
     phase: Phase,
     interval: Duration,
     /// Of the run that waits or runs.
@@ -73,98 +83,100 @@ impl Schedule {
         Schedule {
             rows: Vec::new(),
             free: Vec::new(),
-            queue: BinaryHeap::new(),
             seed,
             new: 0,
-            running: 0,
-            stretch: 1.0,
-            period: Period { began: now, starts: 0, late: 0 },
+            queues: std::array::from_fn(|_| Queue {
+                checks: 0,
+                running: 0,
+                stretch: 1.0,
+                period: Period { began: now, starts: 0, late: 0 },
+                waiting: BinaryHeap::new(),
+            }),
         }
     }
 
     /// A check that is run soon (at once, when it is alone among new ones: a service that was just applied waits
     /// for it), and from then on every `interval`, in a phase of its own.
-    pub fn insert(&mut self, now: Instant, interval: Duration) -> Ticket {
+    pub fn insert(&mut self, now: Instant, lane: Lane, interval: Duration) -> Ticket {
         let due = now + (FIRST_GAP * self.new).min(interval);
         self.new += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.rows.push(Row { generation: 0, phase: Phase::Free, interval, due });
+            self.rows.push(Row { generation: 0, lane, phase: Phase::Free, interval, due });
             (self.rows.len() - 1) as u32
         });
         let row = &mut self.rows[slot as usize];
-        *row = Row { generation: row.generation.wrapping_add(1), phase: Phase::New, interval, due };
-        let ticket = Ticket { slot, generation: row.generation };
-        self.queue.push(Reverse((due, ticket)));
+        let generation = row.generation.wrapping_add(1);
+        *row = Row { generation, lane, phase: Phase::New, interval, due };
+        let ticket = Ticket { slot, generation };
+        self.queues[lane as usize].checks += 1;
+        self.queues[lane as usize].waiting.push(Reverse((due, ticket)));
         ticket
     }
 
     /// Forgets a check. A run of it that is under way ends on its own and is ignored.
     pub fn remove(&mut self, ticket: Ticket) {
-        let Some(row) = self.row(ticket) else { return };
-        match row.phase {
+        let Some(&Row { lane, phase, .. }) = self.row(ticket) else { return };
+        let queue = &mut self.queues[lane as usize];
+        queue.checks -= 1;
+        match phase {
             Phase::New => self.new -= 1,
-            Phase::Runs { .. } => self.running -= 1,
+            Phase::Runs { .. } => queue.running -= 1,
             Phase::Waits | Phase::Free => {}
         }
         self.rows[ticket.slot as usize].phase = Phase::Free;
         self.free.push(ticket.slot);
-        self.drop_stale();
+        self.drop_stale(lane);
     }
 
-    /// The check that has waited longest among those that are due. It runs until [`Schedule::finish`].
-    pub fn take(&mut self, now: Instant) -> Option<Ticket> {
-        let ticket = loop {
-            let &Reverse((due, ticket)) = self.queue.peek()?;
-            if !self.waits(ticket, due) {
-                self.queue.pop();
-                continue;
-            }
-            if due > now {
-                return None;
-            }
-            self.queue.pop();
-            break ticket;
-        };
+    /// The check of the lane that has waited longest among those that are due. It runs until [`Schedule::finish`].
+    pub fn take(&mut self, now: Instant, lane: Lane) -> Option<Ticket> {
+        let due = self.next_due(lane)?;
+        if due > now {
+            return None;
+        }
+        let queue = &mut self.queues[lane as usize];
+        let Reverse((_, ticket)) = queue.waiting.pop()?;
         let row = &mut self.rows[ticket.slot as usize];
         let late = now.saturating_duration_since(row.due);
-        self.period.starts += 1;
+        queue.period.starts += 1;
         if late > SLACK {
-            self.period.late += 1;
+            queue.period.late += 1;
             // What was missed is not made up for.
             row.due = now;
         }
         let first = row.phase == Phase::New;
         row.phase = Phase::Runs { first };
         self.new -= u32::from(first);
-        self.running += 1;
+        queue.running += 1;
         Some(ticket)
     }
 
     /// The run is over; the next one comes `interval` after the one that ended was due, or at the first such
     /// instant that is still to come. Says false if the check is no more.
     pub fn finish(&mut self, now: Instant, ticket: Ticket, interval: Duration) -> bool {
-        let Some(Row { phase: Phase::Runs { first }, due, .. }) = self.row(ticket) else { return false };
-        let mut step = interval.mul_f64(self.stretch).max(STEP_MIN);
-        let mut next = *due + step;
-        if *first {
+        let Some(&Row { phase: Phase::Runs { first }, due, lane, .. }) = self.row(ticket) else {
+            return false;
+        };
+        let mut step = interval.mul_f64(self.stretch(lane)).max(STEP_MIN);
+        let mut next = due + step;
+        if first {
             // From half to the whole of it: the phases of checks that began together come apart.
-            next = *due + step.mul_f64(0.5 + 0.5 * share(self.seed ^ ticket.to_word()));
+            next = due + step.mul_f64(0.5 + 0.5 * share(self.seed ^ ticket.to_word()));
         }
         if next <= now {
             step = step.max(STEP_MIN);
-            let missed = now.saturating_duration_since(*due).as_nanos() / step.as_nanos();
-            next = *due + step * u32::try_from(missed + 1).unwrap_or(u32::MAX);
+            let missed = now.saturating_duration_since(due).as_nanos() / step.as_nanos();
+            next = due + step * u32::try_from(missed + 1).unwrap_or(u32::MAX);
         }
         self.wait(ticket, interval, next);
-        self.running -= 1;
+        self.queues[lane as usize].running -= 1;
         true
     }
 
     /// Another interval for a check that waits, counted from its last run.
     pub fn set_interval(&mut self, now: Instant, ticket: Ticket, interval: Duration) {
-        let stretch = self.stretch;
         let Some(row) = self.row(ticket) else { return };
-        let old = row.interval;
+        let (old, stretch) = (row.interval, self.stretch(row.lane));
         if row.phase != Phase::Waits || old == interval {
             return;
         }
@@ -187,13 +199,13 @@ impl Schedule {
     }
 
     /// The next instant at which `take` may have something.
-    pub fn next_due(&mut self) -> Option<Instant> {
+    pub fn next_due(&mut self, lane: Lane) -> Option<Instant> {
         loop {
-            let &Reverse((due, ticket)) = self.queue.peek()?;
+            let &Reverse((due, ticket)) = self.queues[lane as usize].waiting.peek()?;
             if self.waits(ticket, due) {
                 return Some(due);
             }
-            self.queue.pop();
+            self.queues[lane as usize].waiting.pop();
         }
     }
 
@@ -203,39 +215,51 @@ impl Schedule {
         matches!(row.phase, Phase::New | Phase::Waits).then_some(row.due)
     }
 
-    /// Looks at how late runs began and moves the factor of all intervals; call it often.
+    /// Looks at how late runs began and moves the factor of each lane's intervals; call it often.
     pub fn look(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.period.began) < PERIOD {
-            return;
+        for lane in Lane::ALL {
+            let Queue { period: Period { began, starts, late }, stretch, .. } = self.queues[lane as usize];
+            if now.saturating_duration_since(began) < PERIOD {
+                continue;
+            }
+            let stretch = if late > 0 {
+                // As much as was wanted goes into what was done; a little more, so that what has piled up is worked
+                // off.
+                let of_lane = self.rows.iter().filter(|row| row.lane == lane);
+                let wanted: f64 = of_lane.filter_map(Row::rate).sum();
+                let done = f64::from(starts) / now.saturating_duration_since(began).as_secs_f64();
+                let needed = (1.1 * wanted / done).clamp(1.0, STRETCH_MAX);
+                0.5 * (stretch + needed)
+            } else {
+                (stretch * 0.95).max(1.0)
+            };
+            let queue = &mut self.queues[lane as usize];
+            queue.stretch = stretch;
+            queue.period = Period { began: now, starts: 0, late: 0 };
         }
-        let Period { began, starts, late } = self.period;
-        self.stretch = if late > 0 {
-            // As much as was wanted goes into what was done; a little more, so that what has piled up is worked off.
-            let wanted: f64 = self.rows.iter().filter_map(Row::rate).sum();
-            let done = f64::from(starts) / now.saturating_duration_since(began).as_secs_f64();
-            let needed = (1.1 * wanted / done).clamp(1.0, STRETCH_MAX);
-            0.5 * (self.stretch + needed)
-        } else {
-            (self.stretch * 0.95).max(1.0)
-        };
-        self.period = Period { began: now, starts: 0, late: 0 };
     }
 
-    /// By how much every interval is longer than it was asked for; 1 when all is well.
-    pub fn stretch(&self) -> f64 {
-        self.stretch
+    /// By how much every interval of the lane is longer than it was asked for; 1 when all is well.
+    pub fn stretch(&self, lane: Lane) -> f64 {
+        self.queues[lane as usize].stretch
     }
 
-    /// How many runs are under way.
-    pub fn running(&self) -> u32 {
-        self.running
+    /// How many runs of the lane are under way.
+    pub fn running(&self, lane: Lane) -> u32 {
+        self.queues[lane as usize].running
+    }
+
+    /// How many checks the lane has.
+    pub fn checks(&self, lane: Lane) -> u32 {
+        self.queues[lane as usize].checks
     }
 
     fn wait(&mut self, ticket: Ticket, interval: Duration, due: Instant) {
         let row = &mut self.rows[ticket.slot as usize];
         (row.phase, row.interval, row.due) = (Phase::Waits, interval, due);
-        self.queue.push(Reverse((due, ticket)));
-        self.drop_stale();
+        let lane = row.lane;
+        self.queues[lane as usize].waiting.push(Reverse((due, ticket)));
+        self.drop_stale(lane);
     }
 
     fn row(&self, ticket: Ticket) -> Option<&Row> {
@@ -248,12 +272,13 @@ impl Schedule {
     }
 
     /// Entries of checks that were removed or moved must not pile up.
-    fn drop_stale(&mut self) {
-        if self.queue.len() <= 2 * self.rows.len() + 64 {
+    fn drop_stale(&mut self, lane: Lane) {
+        if self.queues[lane as usize].waiting.len() <= 2 * self.rows.len() + 64 {
             return;
         }
-        let queue = std::mem::take(&mut self.queue);
-        self.queue = queue.into_iter().filter(|Reverse((due, ticket))| self.waits(*ticket, *due)).collect();
+        let waiting = std::mem::take(&mut self.queues[lane as usize].waiting);
+        let real = waiting.into_iter().filter(|Reverse((due, ticket))| self.waits(*ticket, *due)).collect();
+        self.queues[lane as usize].waiting = real;
     }
 }
 
@@ -288,6 +313,8 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    /// Of all checks, where it does not matter.
+    const LANE: Lane = Lane::Connect;
 
     fn schedule() -> (Schedule, Instant) {
         let now = Instant::now();
@@ -309,8 +336,8 @@ mod tests {
                 let (over, ticket) = under_way.pop_front().unwrap();
                 s.finish(over.max(now), ticket, SECOND);
             }
-            while s.running() < most
-                && let Some(ticket) = s.take(now)
+            while s.running(LANE) < most
+                && let Some(ticket) = s.take(now, LANE)
             {
                 starts.push((now, ticket));
                 under_way.push_back((now + takes, ticket));
@@ -324,21 +351,21 @@ mod tests {
     #[test]
     fn a_check_alone_runs_at_once_and_then_on_its_grid() {
         let (mut s, now) = schedule();
-        let check = s.insert(now, SECOND);
-        assert_eq!(s.take(now), Some(check));
+        let check = s.insert(now, LANE, SECOND);
+        assert_eq!(s.take(now, LANE), Some(check));
         assert!(s.finish(now + Duration::from_millis(30), check, SECOND));
-        let second = s.next_due().unwrap();
+        let second = s.next_due(LANE).unwrap();
         assert!(second >= now + SECOND / 2 && second <= now + SECOND, "{:?}", second - now);
         for round in 1..100 {
-            let due = s.next_due().unwrap();
+            let due = s.next_due(LANE).unwrap();
             assert_eq!(
                 due,
                 second + SECOND * (round - 1),
                 "no drift, though every run begins late and lasts"
             );
-            assert_eq!(s.take(due - Duration::from_nanos(1)), None);
+            assert_eq!(s.take(due - Duration::from_nanos(1), LANE), None);
             let late = due + Duration::from_millis(20);
-            assert_eq!(s.take(late), Some(check));
+            assert_eq!(s.take(late, LANE), Some(check));
             s.finish(late + Duration::from_millis(u64::from(round)), check, SECOND);
         }
     }
@@ -347,7 +374,7 @@ mod tests {
     fn phases_of_checks_made_together_come_apart() {
         let (mut s, now) = schedule();
         for _ in 0..1000 {
-            s.insert(now, SECOND);
+            s.insert(now, LANE, SECOND);
         }
         let starts = drive(&mut s, now, now + 10 * SECOND, Duration::from_millis(1), 5000);
         let in_second = |second: u32| {
@@ -363,7 +390,7 @@ mod tests {
     #[test]
     fn new_checks_are_spread_over_a_second_at_ten_thousand() {
         let (mut s, now) = schedule();
-        let tickets: Vec<Ticket> = (0..10_000).map(|_| s.insert(now, 5 * SECOND)).collect();
+        let tickets: Vec<Ticket> = (0..10_000).map(|_| s.insert(now, LANE, 5 * SECOND)).collect();
         let last = s.due(*tickets.last().unwrap()).unwrap();
         assert!(last > now + SECOND * 9 / 10 && last <= now + SECOND);
     }
@@ -371,84 +398,115 @@ mod tests {
     #[test]
     fn a_run_longer_than_its_interval_skips_what_it_missed() {
         let (mut s, now) = schedule();
-        let check = s.insert(now, SECOND);
-        s.take(now).unwrap();
+        let check = s.insert(now, LANE, SECOND);
+        s.take(now, LANE).unwrap();
         s.finish(now, check, SECOND);
-        let grid = s.next_due().unwrap();
-        assert_eq!(s.take(grid), Some(check));
+        let grid = s.next_due(LANE).unwrap();
+        assert_eq!(s.take(grid, LANE), Some(check));
         s.finish(grid + Duration::from_millis(2500), check, SECOND);
-        assert_eq!(s.next_due(), Some(grid + 3 * SECOND));
+        assert_eq!(s.next_due(LANE), Some(grid + 3 * SECOND));
     }
 
     #[test]
     fn a_faster_interval_counts_from_the_run_that_was_due() {
         let (mut s, now) = schedule();
-        let check = s.insert(now, SECOND);
-        s.take(now);
+        let check = s.insert(now, LANE, SECOND);
+        s.take(now, LANE);
         s.finish(now, check, SECOND);
-        let grid = s.next_due().unwrap();
-        s.take(grid);
+        let grid = s.next_due(LANE).unwrap();
+        s.take(grid, LANE);
         s.finish(grid + Duration::from_millis(5), check, Duration::from_millis(200));
-        assert_eq!(s.next_due(), Some(grid + Duration::from_millis(200)));
+        assert_eq!(s.next_due(LANE), Some(grid + Duration::from_millis(200)));
     }
 
     #[test]
     fn another_interval_reaches_a_check_that_waits() {
         let (mut s, now) = schedule();
-        let check = s.insert(now, 100 * SECOND);
-        s.take(now);
+        let check = s.insert(now, LANE, 100 * SECOND);
+        s.take(now, LANE);
         s.finish(now, check, 100 * SECOND);
         s.set_interval(now, check, SECOND);
-        assert!(s.next_due().unwrap() <= now + SECOND);
+        assert!(s.next_due(LANE).unwrap() <= now + SECOND);
         s.set_interval(now, check, 50 * SECOND);
-        assert!(s.next_due().unwrap() >= now + 49 * SECOND);
+        assert!(s.next_due(LANE).unwrap() >= now + 49 * SECOND);
     }
 
     #[test]
     fn past_capacity_all_intervals_grow_alike_and_come_back() {
         let (mut s, now) = schedule();
         for _ in 0..1000 {
-            s.insert(now, SECOND);
+            s.insert(now, LANE, SECOND);
         }
         // 100 at a time, 200 ms each: 500 a second where 1000 are wanted.
         let end = now + 60 * SECOND;
         let starts = drive(&mut s, now, end, Duration::from_millis(200), 100);
-        assert!(s.stretch() > 1.8 && s.stretch() < 2.4, "stretched by {}", s.stretch());
+        assert!(s.stretch(LANE) > 1.8 && s.stretch(LANE) < 2.4, "stretched by {}", s.stretch(LANE));
         let mut each = vec![0u32; 1000];
         starts.iter().filter(|(at, _)| *at > now + 30 * SECOND).for_each(|(_, t)| each[t.slot as usize] += 1);
         let (least, most) = (each.iter().min().unwrap(), each.iter().max().unwrap());
         assert!(*least >= 10 && most - least <= 3, "from {least} to {most} runs in half a minute");
         // And then they are quick again.
         drive(&mut s, end + SECOND, end + 60 * SECOND, Duration::from_millis(1), 100);
-        assert_eq!(s.stretch(), 1.0);
+        assert_eq!(s.stretch(LANE), 1.0);
+    }
+
+    #[test]
+    fn a_lane_that_is_past_its_capacity_delays_no_other() {
+        let (mut s, now) = schedule();
+        for _ in 0..1000 {
+            s.insert(now, Lane::Tls, SECOND);
+        }
+        let quick = s.insert(now, Lane::Connect, SECOND);
+        // Ten of the thousand begin in a second; the other one is due among those that wait.
+        let (mut at, mut starts) = (now, Vec::new());
+        for step in 0..20_000 {
+            at += Duration::from_millis(1);
+            if step % 100 == 0
+                && let Some(ticket) = s.take(at, Lane::Tls)
+            {
+                s.finish(at, ticket, SECOND);
+            }
+            if let Some(ticket) = s.take(at, Lane::Connect) {
+                assert_eq!(ticket, quick);
+                starts.push(at);
+                s.finish(at, ticket, SECOND);
+            }
+            s.look(at);
+        }
+        assert!(s.stretch(Lane::Tls) > 50.0, "stretched by {}", s.stretch(Lane::Tls));
+        assert_eq!(s.stretch(Lane::Connect), 1.0);
+        assert!((20..=21).contains(&starts.len()), "{} starts in 20 s", starts.len());
+        let gaps = starts.windows(2).skip(1).map(|pair| pair[1] - pair[0]);
+        let (least, most) = (gaps.clone().min().unwrap(), gaps.max().unwrap());
+        assert!(least >= SECOND - SLACK && most <= SECOND + SLACK, "from {least:?} to {most:?}");
     }
 
     #[test]
     fn a_removed_check_never_runs_and_its_ticket_means_nothing() {
         let (mut s, now) = schedule();
-        let (gone, stays) = (s.insert(now, SECOND), s.insert(now, SECOND));
+        let (gone, stays) = (s.insert(now, LANE, SECOND), s.insert(now, LANE, SECOND));
         s.remove(gone);
-        let next = s.insert(now, SECOND);
+        let next = s.insert(now, LANE, SECOND);
         assert_eq!(next.slot, gone.slot, "the place is used again");
         let later = now + SECOND;
-        let taken: std::collections::BTreeSet<_> = std::iter::from_fn(|| s.take(later)).collect();
+        let taken: std::collections::BTreeSet<_> = std::iter::from_fn(|| s.take(later, LANE)).collect();
         assert_eq!(taken, [stays, next].into());
         assert!(!s.finish(later, gone, SECOND));
         s.remove(next);
         assert!(!s.finish(later, next, SECOND), "removed while it ran");
-        assert_eq!(s.running(), 1);
+        assert_eq!(s.running(LANE), 1);
     }
 
     #[test]
     fn the_queue_stays_small_whatever_comes_and_goes() {
         let (mut s, now) = schedule();
         for round in 0..10_000u64 {
-            let check = s.insert(now, SECOND);
-            s.take(now);
+            let check = s.insert(now, LANE, SECOND);
+            s.take(now, LANE);
             s.finish(now, check, SECOND);
             s.set_interval(now, check, Duration::from_millis(500 + round));
             s.remove(check);
         }
-        assert!(s.queue.len() < 100 && s.rows.len() == 1);
+        assert!(s.queues[LANE as usize].waiting.len() < 100 && s.rows.len() == 1);
     }
 }

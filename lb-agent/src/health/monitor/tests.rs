@@ -8,22 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::health::Outcome;
-use crate::model::health::{Check, Http, HttpVersion, Path, Probe, StatusRange, Target, Timing};
+use crate::model::health::{Check, Http, Probe, Target, Timing};
 
 const LONG: Duration = Duration::from_secs(30);
 
-fn check(probe: Probe, interval: Duration) -> Check {
+pub fn check(probe: Probe, interval: Duration) -> Check {
     let timing = Timing { interval, fast_interval: interval, timeout: interval, ..Timing::default() };
-    Check {
-        probe,
-        address: None,
-        port: None,
-        source: None,
-        interface: None,
-        mark: None,
-        path: Some(Path::Direct),
-        timing,
-    }
+    Check::direct(probe, timing)
 }
 
 fn assignment(server: SocketAddr, check: &Check) -> Assignment {
@@ -31,19 +22,8 @@ fn assignment(server: SocketAddr, check: &Check) -> Assignment {
     Assignment { id: CheckId::of(&target, check), target, check: Arc::new(check.clone()) }
 }
 
-fn http() -> Probe {
-    Probe::Http(Http {
-        version: HttpVersion::Http11,
-        method: "GET".into(),
-        path: "/".into(),
-        host: None,
-        headers: Vec::new(),
-        body: None,
-        statuses: vec![StatusRange { first: 200, last: 299 }],
-        matches: None,
-        digest: None,
-        tls: None,
-    })
+pub fn http() -> Probe {
+    Probe::Http(Http::get("/"))
 }
 
 /// A listener that nobody accepts from: its kernel does.
@@ -88,7 +68,7 @@ fn outcomes_of_open_and_closed_ports_are_told_in_words() {
     let words = format!("connect to {down}: connection refused");
     assert_eq!((seen[&refused.id].passed, &*seen[&refused.id].words), (false, words.as_str()));
     let load = monitor.load();
-    assert_eq!((load.checks, load.stretch), (2, 1.0));
+    assert_eq!((load.checks(), load.stretch(), load.late().count()), (2, 1.0, 0));
 }
 
 #[test]
@@ -112,7 +92,7 @@ fn a_check_goes_on_every_interval_and_ends_when_it_is_taken_away() {
     let all = times.last().unwrap().duration_since(times[1]);
     assert!(all >= Duration::from_millis(17 * 50), "18 intervals took {all:?}");
     monitor.set(Vec::new());
-    while monitor.load().checks > 0 {
+    while monitor.load().checks() > 0 {
         std::thread::sleep(Duration::from_millis(5));
     }
     while reports.try_recv().is_ok() {}
@@ -228,4 +208,17 @@ fn a_thousand_targets_are_all_probed_and_none_twice_at_a_time() {
         seen.insert(report.id);
         seen.len() == 1000
     });
+}
+
+#[test]
+fn what_cannot_be_made_in_time_is_told_by_kind() {
+    let well = LaneLoad { checks: 500, running: 0, stretch: 1.04 };
+    let mut load = Load { lanes: [well; LANES], probes: 0 };
+    assert_eq!(load.late().count(), 0);
+    load.lanes[Lane::Tls as usize] = LaneLoad { checks: 10_000, running: 16, stretch: 3.25 };
+    let said: Vec<String> = load.late().collect();
+    let sentence =
+        "10000 checks with TLS are more than can be made in time: their intervals are 3.2 times as long";
+    assert_eq!(said, [sentence]);
+    assert_eq!((load.checks(), load.stretch()), (11_500, 3.25));
 }

@@ -130,7 +130,7 @@ impl Prober {
             (Kind::Udp(udp), _) => udp.run(&attempt).await,
             (Kind::Script(script), _) => script.run(&attempt).await,
             (_, Probe::Icmp(icmp)) => icmp::run(icmp, &attempt).await,
-            (_, Probe::File(file)) => file::run(file).await,
+            (_, Probe::File(file)) => file::run(file, &attempt).await,
             (_, Probe::Agent(agent)) => agent::run(agent, &attempt).await,
             _ => connect::tcp(&attempt).await.map(|(_, took)| Success::new(CONNECTED, took)),
         };

@@ -68,6 +68,35 @@ fn services_that_name_the_same_target_and_parameters_share_one_probe() {
 }
 
 #[test]
+fn the_start_waits_for_checks_that_can_be_made() {
+    const BOTH: &str = ", healthChecks: {checks: [tcp, icmp]}, realServers: [{address: 10.0.0.1}]";
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    set(&mut roster, now, &objects(&[("web", BOTH)]));
+    let of = |real: bool| {
+        let ids: Vec<CheckId> = roster
+            .assignments()
+            .iter()
+            .filter(|assignment| matches!(assignment.target, Target::Real { .. }) == real)
+            .map(|assignment| assignment.id)
+            .collect();
+        assert!(
+            !ids.is_empty(),
+            "dr servers are connected to on the real path, and pinged on their own address"
+        );
+        ids
+    };
+    let (real, direct) = (of(true), of(false));
+    // No way leads to the VIP on a server as long as the tables do not know the server.
+    let with_a_way = |target: &Target| matches!(target, Target::Direct { .. });
+    assert!(!roster.all_known(with_a_way) && !roster.all_known(|_| true));
+    direct.iter().for_each(|id| say(&mut roster, now, *id, true));
+    assert!(roster.all_known(with_a_way), "nobody waits for what cannot be made");
+    assert!(!roster.all_known(|_| true), "where a way is known there is something to wait for");
+    real.iter().for_each(|id| say(&mut roster, now, *id, false));
+    assert!(roster.all_known(|_| true));
+}
+
+#[test]
 fn a_check_that_is_added_takes_no_server_out_until_it_fails() {
     let now = Instant::now();
     let mut roster = Roster::default();

@@ -16,8 +16,8 @@ use crate::model::health::{
 pub fn by_word(text: &str) -> Option<Probe> {
     Some(match text {
         "tcp" => Probe::Tcp,
-        "http" => Probe::Http(http_default(None)),
-        "https" => Probe::Http(http_default(Some(Tls::default()))),
+        "http" => Probe::Http(Http::get("/")),
+        "https" => Probe::Http(Http { tls: Some(Tls::default()), ..Http::get("/") }),
         "grpc" => Probe::Grpc(Grpc::default()),
         "smtp" => Probe::Smtp(Smtp { helo: None, starttls: None }),
         "icmp" => Probe::Icmp(Icmp { size: ECHO_SIZE }),
@@ -67,23 +67,8 @@ fn read_map(field: &Field<'_>, read: Read, faults: &mut Faults) -> Option<Probe>
     probe
 }
 
-fn http_default(tls: Option<Tls>) -> Http {
-    Http {
-        version: HttpVersion::Http11,
-        method: "GET".into(),
-        path: "/".into(),
-        host: None,
-        headers: Vec::new(),
-        body: None,
-        statuses: vec![StatusRange { first: 200, last: 299 }],
-        matches: None,
-        digest: None,
-        tls,
-    }
-}
-
 fn http(map: &mut Map<'_>, tls: bool, faults: &mut Faults) -> Option<Probe> {
-    let mut http = http_default(None);
+    let mut http = Http::get("/");
     if let Some(field) = map.get("version") {
         http.version = version(&field, faults).unwrap_or(http.version);
     }

@@ -193,6 +193,10 @@ fn a_mistake_is_reported_with_its_place_and_the_way_out() {
             "protocol: udp\nhealthCheck: {udp: {}}\nonServerDown: reset",
             "spec.onServerDown: udp flows always move",
         ),
+        (
+            "protocol: sctp\nhealthCheck: {tcp: {}, port: 80}\nonServerDown: reschedule",
+            "12:17: spec.onServerDown: no other server can take an sctp association over",
+        ),
         ("quorum: 3", "spec.quorum: 3 can never be reached: all weights together are 2"),
         ("quorum: {weight: 2, hysteresis: 2}", "spec.quorum.hysteresis: 2 is not below the quorum of 2"),
         ("scheduler: rr\nslowStart: 10s", "spec.slowStart: rr knows no weights"),

@@ -26,7 +26,7 @@ async fn a_status_passes_if_a_range_has_it() {
     ];
     for (status, statuses, words) in rows {
         let server = answering(format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 0\r\n\r\n"));
-        let outcome = run(&probe(Http { statuses, ..get("/") }), server).await;
+        let outcome = run(&probe(Http { statuses, ..Http::get("/") }), server).await;
         assert_eq!(&*outcome.words, words);
         assert_eq!(outcome.passed, !words.contains("expected"));
     }
@@ -51,7 +51,7 @@ async fn the_request_is_what_the_operator_wrote() {
         host: Some("web.example".into()),
         headers: vec![("X-Probe".into(), "lb".into()), ("User-Agent".into(), "mine".into())],
         body: Some("ping".into()),
-        ..get("/health?full=1")
+        ..Http::get("/health?full=1")
     };
     assert!(run(&probe(http), server).await.passed);
     let request = hear.recv().unwrap();
@@ -71,7 +71,7 @@ async fn the_host_is_the_target_where_none_is_given() {
         heard.send(header(&stream)).unwrap();
         stream.write_all(OK.as_bytes()).unwrap();
     });
-    assert!(run(&probe(get("/")), server).await.passed);
+    assert!(run(&probe(Http::get("/")), server).await.passed);
     let header = hear.recv().unwrap().to_lowercase();
     assert!(header.contains(&format!("host: {server}\r\n")), "{header}");
     assert!(header.starts_with("get / http/1.1\r\n"), "{header}");
@@ -80,8 +80,9 @@ async fn the_host_is_the_target_where_none_is_given() {
 #[tokio::test]
 async fn the_body_is_held_against_pattern_and_digest() {
     let server = answering(OK);
-    let with =
-        |matches: Option<&str>, digest| probe(Http { matches: matches.map(Into::into), digest, ..get("/") });
+    let with = |matches: Option<&str>, digest| {
+        probe(Http { matches: matches.map(Into::into), digest, ..Http::get("/") })
+    };
     let sha: [u8; 32] = Sha256::digest(b"hello\n").into();
     let md5: [u8; 16] = Md5::digest(b"hello\n").into();
     passes(&run(&with(Some("^hel+o$?"), None), server).await, "status 200");
@@ -105,8 +106,9 @@ async fn an_endless_body_is_read_to_its_limit() {
             while stream.write_all(&[b'x'; 65536]).is_ok() {}
         })
     };
-    let with =
-        |matches: Option<&str>, digest| probe(Http { matches: matches.map(Into::into), digest, ..get("/") });
+    let with = |matches: Option<&str>, digest| {
+        probe(Http { matches: matches.map(Into::into), digest, ..Http::get("/") })
+    };
     passes(&run(&with(None, None), endless()).await, "status 200");
     passes(&run(&with(Some("xxx"), None), endless()).await, "status 200");
     assert!(!run(&with(Some("y"), None), endless()).await.passed);
@@ -121,10 +123,10 @@ async fn a_body_that_does_not_come_is_waited_for_until_the_timeout() {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
         drain(&mut stream);
     });
-    let http = Http { matches: Some("whole".into()), ..get("/") };
+    let http = Http { matches: Some("whole".into()), ..Http::get("/") };
     let outcome = run(&impatient(Probe::Http(http)), stalls).await;
     fails(&outcome, "read the body: no answer within 300 ms");
-    passes(&run(&impatient(Probe::Http(get("/"))), stalls).await, "status 200");
+    passes(&run(&impatient(Probe::Http(Http::get("/"))), stalls).await, "status 200");
 }
 
 #[tokio::test]
@@ -134,7 +136,7 @@ async fn endless_headers_are_refused() {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n");
         while stream.write_all(b"X-More: and more and more and more\r\n").is_ok() {}
     });
-    let outcome = run(&probe(get("/")), endless).await;
+    let outcome = run(&probe(Http::get("/")), endless).await;
     fails(&outcome, "GET /: the answer is not HTTP");
 }
 
@@ -149,6 +151,6 @@ async fn a_slow_answer_in_time_passes() {
             }
         }
     });
-    let http = Http { matches: Some("^hello\n$".into()), ..get("/") };
+    let http = Http { matches: Some("^hello\n$".into()), ..Http::get("/") };
     passes(&run(&probe(http), slow).await, "status 200");
 }

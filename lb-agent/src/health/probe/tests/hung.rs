@@ -7,7 +7,7 @@ use super::*;
 use crate::model::health::{AgentCheck, Dns, DnsTransport, DnsType, Grpc, Reply, Smtp, Tls, Udp};
 
 fn https() -> Probe {
-    Probe::Http(Http { tls: Some(Tls { insecure: true, ..Tls::default() }), ..get("/") })
+    Probe::Http(Http { tls: Some(Tls { insecure: true, ..Tls::default() }), ..Http::get("/") })
 }
 
 fn dns(transport: DnsTransport) -> Probe {
@@ -15,7 +15,7 @@ fn dns(transport: DnsTransport) -> Probe {
 }
 
 fn http2() -> Probe {
-    Probe::Http(Http { version: HttpVersion::Http2, ..get("/") })
+    Probe::Http(Http { version: HttpVersion::Http2, ..Http::get("/") })
 }
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn a_closed_port_refuses_every_probe_in_the_same_words() {
     let agent = Probe::Agent(AgentCheck::default());
     let grpc = Probe::Grpc(Grpc::default());
     for probe in
-        [Probe::Tcp, Probe::Http(get("/")), https(), http2(), grpc, smtp, agent, dns(DnsTransport::Tcp)]
+        [Probe::Tcp, Probe::Http(Http::get("/")), https(), http2(), grpc, smtp, agent, dns(DnsTransport::Tcp)]
     {
         let server = nobody();
         let outcome = run(&check(probe), server).await;
@@ -41,7 +41,7 @@ async fn a_closed_port_refuses_every_probe_in_the_same_words() {
 async fn a_server_that_accepts_and_is_silent_fails_by_the_timeout() {
     let silent = server(|mut stream| drain(&mut stream));
     let rows = [
-        (Probe::Http(get("/healthz")), "GET /healthz".to_owned()),
+        (Probe::Http(Http::get("/healthz")), "GET /healthz".to_owned()),
         (http2(), "GET /".to_owned()),
         (https(), format!("TLS handshake with {silent}")),
         (Probe::Grpc(Grpc::default()), format!("ask {silent} for its health")),
@@ -80,7 +80,7 @@ async fn a_server_that_closes_early_is_told_as_such() {
         let _ = stream.shutdown(std::net::Shutdown::Both);
     });
     for probe in
-        [Probe::Http(get("/")), https(), Probe::Grpc(Grpc::default()), http2(), dns(DnsTransport::Tcp)]
+        [Probe::Http(Http::get("/")), https(), Probe::Grpc(Grpc::default()), http2(), dns(DnsTransport::Tcp)]
     {
         let outcome = run(&check(probe), early).await;
         let closed = ["closed the connection", "connection reset by peer", "broken pipe"];
@@ -99,7 +99,7 @@ async fn garbage_is_no_answer() {
         drain(&mut stream);
     });
     let smtp = Probe::Smtp(Smtp { helo: None, starttls: None });
-    fails(&run(&check(Probe::Http(get("/"))), garbage).await, "GET /: the answer is not HTTP");
+    fails(&run(&check(Probe::Http(Http::get("/"))), garbage).await, "GET /: the answer is not HTTP");
     let outcome = run(&check(https()), garbage).await;
     fails(&outcome, &format!("TLS handshake with {garbage}: the answer is not TLS"));
     let outcome = run(&check(smtp), garbage).await;

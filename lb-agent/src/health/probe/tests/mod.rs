@@ -15,21 +15,12 @@ use std::time::Duration;
 
 use super::{Prober, tls::Roots};
 use crate::health::Outcome;
-use crate::model::health::{Check, Http, HttpVersion, Path, Probe, StatusRange, Target, Timing};
+use crate::model::health::{Check, Http, HttpVersion, Probe, StatusRange, Target, Timing};
 
 /// A check with time for a loaded machine.
-fn check(probe: Probe) -> Check {
+pub fn check(probe: Probe) -> Check {
     let timing = Timing { timeout: Duration::from_secs(20), ..Timing::default() };
-    Check {
-        probe,
-        address: None,
-        port: None,
-        source: None,
-        interface: None,
-        mark: None,
-        path: Some(Path::Direct),
-        timing,
-    }
+    Check::direct(probe, timing)
 }
 
 /// One that is not to be waited for.
@@ -52,22 +43,6 @@ fn passes(outcome: &Outcome, words: &str) {
 #[track_caller]
 fn fails(outcome: &Outcome, words: &str) {
     assert_eq!((outcome.passed, &*outcome.words), (false, words));
-}
-
-/// A GET that expects 200 to 299.
-fn get(path: &str) -> Http {
-    Http {
-        version: HttpVersion::Http11,
-        method: "GET".into(),
-        path: path.into(),
-        host: None,
-        headers: Vec::new(),
-        body: None,
-        statuses: vec![StatusRange { first: 200, last: 299 }],
-        matches: None,
-        digest: None,
-        tls: None,
-    }
 }
 
 /// A server on loopback that gives each connection to `serve`, on a thread of its own.

@@ -71,7 +71,7 @@ async fn http2_is_spoken_with_prior_knowledge() {
         version: HttpVersion::Http2,
         host: Some("web.example".into()),
         matches: Some("^web.example$".into()),
-        ..get("/healthz")
+        ..Http::get("/healthz")
     };
     let probe = check(Probe::Http(http));
     passes(&run(&probe, http2_server(200).await).await, "status 200");
@@ -81,7 +81,7 @@ async fn http2_is_spoken_with_prior_knowledge() {
 #[tokio::test]
 async fn a_server_of_http_1_speaks_neither_http_2_nor_grpc() {
     let old = || answering("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
-    let http2 = check(Probe::Http(Http { version: HttpVersion::Http2, ..get("/") }));
+    let http2 = check(Probe::Http(Http { version: HttpVersion::Http2, ..Http::get("/") }));
     assert!(!run(&http2, old()).await.passed);
     assert!(!run(&grpc(""), old()).await.passed);
     // And one that speaks HTTP/2 without the health service.

@@ -79,7 +79,7 @@ impl Authority {
     /// A request to `host` under this authority.
     fn https(&self, host: Option<&str>) -> Http {
         let tls = Tls { ca: Some(self.file()), ..Tls::default() };
-        Http { host: host.map(Into::into), tls: Some(tls), ..get("/") }
+        Http { host: host.map(Into::into), tls: Some(tls), ..Http::get("/") }
     }
 }
 
@@ -137,7 +137,7 @@ async fn what_is_wrong_with_a_certificate_is_said() {
 async fn insecure_takes_any_certificate() {
     let server = Authority::new().server(&["a.example"], |p| p.not_after = date_time_ymd(2020, 1, 1)).await;
     let tls = Tls { insecure: true, ..Tls::default() };
-    let http = Http { host: Some("web.example".into()), tls: Some(tls), ..get("/") };
+    let http = Http { host: Some("web.example".into()), tls: Some(tls), ..Http::get("/") };
     passes(&ask(http, server).await, "status 200");
 }
 
