@@ -4,6 +4,7 @@ mod continuity;
 mod counters;
 mod forwarding;
 mod fragments;
+mod ftp;
 mod health;
 mod lab;
 mod lease;

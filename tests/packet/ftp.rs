@@ -40,7 +40,7 @@ impl Ftp {
         change(&mut spec);
         world.service(&spec);
         world.clients_behind(GATEWAY);
-        let destinations = [11, 12].map(|n| world.server(&spec, server(v6, n), CONTROL, method.forwarding()));
+        let destinations = [11, 12].map(|n| world.server(&spec, server(v6, n), 0, method.forwarding()));
         world.slots("ftp", &destinations);
         world.servers("ftp", &destinations);
         let mut ftp = Self { world, spec, method, v6, destinations };
@@ -331,7 +331,7 @@ fn a_reply_keeps_its_length_whatever_the_vip() {
         let mut ftp = Ftp::new(method, false);
         for (text, read) in [
             ("227 =10,0,0,11,195,80\r\n", None),
-            ("227 passive (10,0,0,11,195,80) here\r\n", Some("227 pass(203,0,113,10,195,80) here\r\n")),
+            ("227 passive (10,0,0,11,195,80) here\r\n", Some("227 passi(203,0,113,10,195,80) here\r\n")),
             ("227 (203,0,113,10,195,80)\r\n", Some("227 (203,0,113,10,195,80)\r\n")),
             (
                 "226 Done.\r\n227 Passive Mode 10,0,0,11,195,80 and more\r\n",

@@ -18,6 +18,7 @@ pub mod sweep;
 pub mod topology;
 pub mod udp;
 pub mod version;
+pub mod vsftpd;
 pub mod wait;
 pub mod xdp_pass;
 
@@ -30,3 +31,4 @@ pub use process::Process;
 pub use real_server::RealServer;
 pub use topology::{Host, Topology};
 pub use udp::UdpServer;
+pub use vsftpd::Vsftpd;

@@ -64,6 +64,7 @@ pub const TESTS: &[Part] = &[
     program("mariadbd", "mariadb-server", "the databases that share an address in VRRP tests"),
     program("tcpdump", "tcpdump", "shows what went over a link"),
     program("bpftool", "bpftool", "shows what is loaded and pinned"),
+    program("vsftpd", "vsftpd", "the FTP servers behind the director"),
     program("dnsmasq", "dnsmasq-base", "the DNS server that health checks probe"),
     program("aiosmtpd", "python3-aiosmtpd", "the SMTP server that health checks probe"),
     Part::Bpffs,

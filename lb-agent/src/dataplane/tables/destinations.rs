@@ -157,7 +157,7 @@ impl Destinations {
         let key = (
             record.service,
             record.address.to_ip(flags & flags::REAL_V6 != 0),
-            port_of(record),
+            u16::from_be(Destination::port_of(record.word)),
             Destination::forwarding_of(flags) as u8,
         );
         self.indices.claim(index);
@@ -235,18 +235,6 @@ impl Destinations {
     pub fn unclaimed(&self) -> Vec<(u32, IpAddr, u16, u8)> {
         self.by_key.iter().filter(|(_, s)| !s.claimed && !s.removed).map(|(key, _)| *key).collect()
     }
-}
-
-/// The port of a destination's word, and that of its control channel, from the real server's: data connections of FTP
-/// go to other ports, so the packet's is kept.
-fn ports_of(port: u16, flags: u32) -> (u16, u16) {
-    if flags & flags::FTP != 0 { (0, port) } else { (port, 0) }
-}
-
-/// The real server's port of a record.
-fn port_of(record: &Destination) -> u16 {
-    let ftp = Destination::flags_of(record.word) & flags::FTP != 0;
-    u16::from_be(if ftp { record.control_port } else { Destination::port_of(record.word) })
 }
 
 impl Tables {
@@ -327,12 +315,15 @@ impl Tables {
             let Some(state) = self.destinations.by_key.get(&key) else { continue };
             let mut record = self.views.destinations.get(state.index);
             let flags = Destination::flags_of(record.word) & !RULES_FLAGS | rules;
-            let (port, control_port) = ports_of(key.2, flags);
-            let mtu = Destination::mtu_of(record.word);
-            record.word = Destination::make_word(port, mtu, flags);
-            record.control_port = control_port.to_be();
+            record.word = record.word as u32 as u64 | (flags as u64) << 32;
+            record.control_port = self.control_port(service).to_be();
             self.writes += self.views.destinations.update(state.index, &record, 0) as u64;
         }
+    }
+
+    /// The port of a service's control channels, host order; 0 where none is read.
+    fn control_port(&self, service: u32) -> u16 {
+        self.services.by_index.get(&service).map_or(0, |state| state.control_port)
     }
 
     fn rules_flags(&self, service: u32) -> u32 {
@@ -377,9 +368,8 @@ impl Tables {
         }
         flags |= spec.standing.flags() | self.rules_flags(service);
         let inner = (service, key.address, key.port, key.forwarding);
-        let (port, control_port) = ports_of(key.port, flags);
         Destination {
-            word: Destination::make_word(port, spec.mtu, flags | u32::from(instance) << flags::VRRP_SHIFT),
+            word: Destination::make_word(key.port, spec.mtu, flags | u32::from(instance) << flags::VRRP_SHIFT),
             next_hop: spec.next_hop,
             service,
             address,
@@ -389,7 +379,7 @@ impl Tables {
             delta: if same_family { checksum::difference(vip.words(), address.words()) } else { 0 },
             load: self.destinations.by_key.get(&inner).map_or(0, |state| state.load),
             ordinal: spec.standing.ordinal,
-            control_port: control_port.to_be(),
+            control_port: self.control_port(service).to_be(),
         }
     }
 
