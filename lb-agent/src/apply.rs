@@ -16,6 +16,7 @@ use lb_common::service as service_record;
 
 use crate::dataplane::tables::{
     ClientVia, DestinationKey, DestinationSpec, NextHopKey, PathChange, Role as TableRole, ServiceSpec,
+    Tunnel,
 };
 use crate::dataplane::{Ports as TablePorts, Tables, self_probe};
 use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol};
@@ -319,6 +320,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
+            tunnel: Tunnel { flags: destination.tunnel.flags(), port: destination.tunnel.port },
             standing: rules::standing(destination),
         };
         self.tables.ensure_destination(&destination_key(service, binding), &spec)?;

@@ -2,7 +2,7 @@
 //! and what can become of a frame. It shares nothing with the director's data plane.
 
 /// The version in the pin path. Raise it with any change of a map's key, value or kind.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "real_server";
@@ -15,10 +15,12 @@ pub mod maps {
     pub const DIRECTORS6: &str = "DIRECTORS6";
     /// HASH of [`crate::filter::AddressKey`]: the inner destinations that are unpacked.
     pub const VIPS: &str = "VIPS";
+    /// HASH: UDP ports at which GUE is unpacked (key: 2 bytes, network order).
+    pub const GUE_PORTS: &str = "GUE_PORTS";
     /// PERCPU_ARRAY of `u64`, by [`super::Outcome`].
     pub const OUTCOMES: &str = "OUTCOMES";
     /// All of them.
-    pub const ALL: [&str; 4] = [DIRECTORS4, DIRECTORS6, VIPS, OUTCOMES];
+    pub const ALL: [&str; 5] = [DIRECTORS4, DIRECTORS6, VIPS, GUE_PORTS, OUTCOMES];
 }
 
 macro_rules! outcomes {
@@ -51,6 +53,8 @@ outcomes! {
     6 NotAVip "not_a_vip" "tunnelled by a director, but to no VIP of this server: passed untouched";
     7 Malformed "malformed" "a header cut short or lying about its length: passed untouched";
     8 Fragment "fragment" "a fragment of a tunnelled packet: passed untouched";
+    9 Gue "gue" "unpacked from GUE";
+    10 Gre "gre" "unpacked from GRE";
 }
 
 #[cfg(test)]

@@ -57,14 +57,23 @@ pub mod flags {
     pub const CLOSED: u32 = REMOVED | RESET | DRAINING | MOVES;
     /// Bits 16 to 23: the VRRP instance that the VIP follows; 0 is none.
     pub const VRRP_SHIFT: u32 = 16;
+    /// TUN by GUE over UDP, to the port in the word.
+    pub const GUE: u32 = 1 << 24;
+    /// TUN by GRE.
+    pub const GRE: u32 = 1 << 25;
+    /// TUN: something of the outer header varies by flow: the key of GRE, else the source address.
+    pub const SPREAD: u32 = 1 << 26;
+    /// TUN by anything but plain IPIP: a tail wraps the packet.
+    pub const WRAPPED: u32 = GUE | GRE | SPREAD;
 }
 
 /// A (virtual service, real server) binding.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C, align(64))]
 pub struct Destination {
-    /// \[atomic\] real server's port (16 bits, network order in memory; 0 keeps the packet's) | largest IP
-    /// packet that may be forwarded, after encapsulation fits the path (16) | [`flags`] (32).
+    /// \[atomic\] real server's port (16 bits, network order in memory; 0 keeps the packet's; for TUN, which keeps
+    /// it always, GUE's port) | largest IP packet that may be forwarded, after encapsulation fits the path (16)
+    /// | [`flags`] (32).
     pub word: u64,
     /// Index of the [`NextHop`].
     pub next_hop: u32,
@@ -105,6 +114,11 @@ impl Destination {
     #[inline(always)]
     pub const fn mtu_of(word: u64) -> u16 {
         (word >> 16) as u16
+    }
+
+    /// A word with another MTU.
+    pub const fn with_mtu(word: u64, mtu: u16) -> u64 {
+        word & !0xffff_0000 | (mtu as u64) << 16
     }
 
     /// The flags.
@@ -178,9 +192,30 @@ impl NextHop {
     }
 }
 
-/// Bytes that a tunnel puts before the inner packet.
+/// Bytes that an IPIP tunnel puts before the inner packet.
 pub const fn tunnel_overhead(real_v6: bool) -> u16 {
     if real_v6 { 40 } else { 20 }
+}
+
+/// Bytes that a destination of these flags puts between the outer IP header and the inner packet: GUE's with UDP's
+/// (draft-ietf-intarea-gue-09, section 3), GRE's with a key where it varies (RFC 2784, RFC 2890).
+#[inline(always)]
+pub const fn encapsulation(flags: u32) -> u16 {
+    if flags & flags::GUE != 0 {
+        12
+    } else if flags & flags::GRE != 0 {
+        if flags & flags::SPREAD != 0 { 8 } else { 4 }
+    } else {
+        0
+    }
+}
+
+/// Bytes that forwarding by these flags puts before a packet.
+pub const fn overhead(flags: u32) -> u16 {
+    match Destination::forwarding_of(flags) {
+        Forwarding::Tun => tunnel_overhead(flags & flags::REAL_V6 != 0) + encapsulation(flags),
+        _ => 0,
+    }
 }
 
 /// Packets and bytes of one destination on one CPU. Bytes count the frame as it came.
@@ -219,6 +254,22 @@ mod tests {
         assert_eq!(Destination::mtu_of(w), 1480);
         assert_eq!(Destination::forwarding_of(Destination::flags_of(w)), Forwarding::Tun);
         assert_eq!(Destination::vrrp_of(Destination::flags_of(w)), 7);
+    }
+
+    #[test]
+    fn every_tunnel_has_its_length() {
+        let tun = Forwarding::Tun as u32;
+        for (flags, bytes) in [
+            (0, 20),
+            (flags::SPREAD, 20),
+            (flags::GUE, 32),
+            (flags::GRE, 24),
+            (flags::GRE | flags::SPREAD, 28),
+        ] {
+            assert_eq!(overhead(tun | flags), bytes);
+            assert_eq!(overhead(tun | flags | flags::REAL_V6), bytes + 20);
+            assert_eq!(overhead(Forwarding::Nat as u32), 0);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod protocol {
     pub const IPV6: u8 = 41;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
+    pub const GRE: u8 = 47;
     pub const AH: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const NONE: u8 = 59;
@@ -67,6 +68,24 @@ pub mod arp {
     pub const TARGET: usize = 24;
     /// Length of the packet.
     pub const LENGTH: usize = 28;
+}
+
+/// GUE (draft-ietf-intarea-gue-09): behind UDP's header, variant 0 with nothing optional.
+pub mod gue {
+    /// UDP's header and GUE's.
+    pub const LENGTH: usize = 12;
+    /// The source port is one of these (section 5.11): a flow's own, so that receivers spread by it.
+    pub const FIRST_SOURCE_PORT: u16 = 49_152;
+}
+
+/// GRE (RFC 2784, RFC 2890).
+pub mod gre {
+    /// Bits of its first word, host order.
+    pub const CHECKSUM: u16 = 0x8000;
+    pub const KEY: u16 = 0x2000;
+    pub const SEQUENCE: u16 = 0x1000;
+    /// What must be zero for us: routing, strict source route, recursion, version.
+    pub const REFUSED: u16 = 0x4fff;
 }
 
 /// Length of an Ethernet header without tags.

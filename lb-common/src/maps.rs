@@ -155,9 +155,12 @@ pub mod programs {
     pub const SCTP_NEW: (&str, u32) = ("lb_sctp_new", 13);
     /// Answers to SCTP packets with ABORT.
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
+    /// Tunnels other than plain IPIP.
+    pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
     /// All tails.
-    pub const TAILS: [(&str, u32); 14] = [
+    pub const TAILS: [(&str, u32); 15] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, EXPECTED, SCTP, SCTP_NEW, ABORT,
+        TUNNEL,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

@@ -58,6 +58,10 @@ pub struct Scratch {
     /// For an answer to somebody else than the frame's sender (`client_destination` and what follows it say how he is
     /// reached): the frame's length as it came. Else 0.
     pub bytes: u32,
+    /// For the tail of tunnels: the destination.
+    pub target: u32,
+    /// For the tail of tunnels: the event to count when the packet went; 0 is none.
+    pub after: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
     /// Of the leases looked at, the one that is least worth keeping: cost (upper half) and index.
@@ -119,7 +123,30 @@ pub struct Config {
     pub hz: u32,
     /// 1 lets slow-path messages go to the log.
     pub log: u32,
-    pub reserved: u32,
+    /// What becomes of rare packets: bits of [`policy`].
+    pub policies: u32,
+    /// Sources of tunnels whose outer address varies by flow, IPv4, memory order: the prefix, and the bits that vary.
+    pub sources_v4: u32,
+    pub varies_v4: u32,
+    /// The same for IPv6.
+    pub sources_v6: [u64; 2],
+    pub varies_v6: [u64; 2],
+}
+
+/// Bits of [`Config::policies`]; none set is the default.
+pub mod policy {
+    /// An echo request to a VIP is answered.
+    pub const ECHO_ANSWER: u32 = 1;
+    /// An echo request to a VIP is dropped.
+    pub const ECHO_DROP: u32 = 1 << 1;
+    /// A packet without DF that does not fit its tunnel goes to the kernel in it, which fragments.
+    pub const TUNNEL_FRAGMENT: u32 = 1 << 2;
+    /// A later fragment before its first one is the kernel's.
+    pub const UNKNOWN_PASS: u32 = 1 << 3;
+    /// A first fragment without a whole transport header is the kernel's.
+    pub const TINY_PASS: u32 = 1 << 4;
+    /// A later fragment that begins inside the first goes where that went.
+    pub const OVERLAP_FORWARD: u32 = 1 << 5;
 }
 
 /// A token bucket of one CPU: answers that may still be given in this second.
@@ -159,9 +186,9 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 136 + core::mem::size_of::<Walk>());
+        assert_eq!(core::mem::size_of::<Scratch>(), 144 + core::mem::size_of::<Walk>());
         assert_eq!(core::mem::size_of::<Walk>(), 104);
-        assert_eq!(core::mem::size_of::<Config>(), 32);
+        assert_eq!(core::mem::size_of::<Config>(), 72);
     }
 
     #[test]

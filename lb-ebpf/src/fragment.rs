@@ -300,7 +300,10 @@ fn by_flow<const V6: bool>(packet: &Packet<V6>, ports: u32) -> Result<u32, Reaso
     };
     match target.forwarding() {
         Forwarding::Dr => return counted(dr::deliver(packet, &target)?, packet, way),
-        Forwarding::Tun => return counted(tun::encapsulate(packet, &target)?, packet, way),
+        Forwarding::Tun => {
+            let event = Reason::FragmentFollowed as u32;
+            return counted(tun::encapsulate(packet, &target, ports, event)?, packet, way);
+        }
         Forwarding::Nat => {}
         Forwarding::FullNat => {
             if lease == 0 {

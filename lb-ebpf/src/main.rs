@@ -42,6 +42,7 @@ mod schedule;
 mod sctp;
 mod sip;
 mod tail;
+mod tunnel;
 mod tunnel_mtu;
 mod twos;
 mod walk;
@@ -165,6 +166,14 @@ pub fn lb_ftp(ctx: XdpContext) -> u32 {
 pub fn lb_expected(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, expected::handle(frame))
+}
+
+/// Tunnels other than plain IPIP.
+#[xdp]
+#[inline(always)]
+pub fn lb_tunnel(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, tunnel::handle(frame))
 }
 
 /// Resets.

@@ -115,7 +115,11 @@ static CONFIG: Global<Config> = Global::new(Config {
     answers_per_second: 1000,
     hz: 250,
     log: 0,
-    reserved: 0,
+    policies: 0,
+    sources_v4: 0,
+    varies_v4: 0,
+    sources_v6: [0; 2],
+    varies_v6: [0; 2],
 });
 
 #[unsafe(no_mangle)]
@@ -148,6 +152,13 @@ pub fn config_ref() -> &'static Config {
 pub fn read(word: *const u32) -> u32 {
     // SAFETY: callers pass a field of `config_ref`.
     unsafe { core::ptr::read_volatile(word) }
+}
+
+/// As [`read`], of the two words of an address.
+#[inline(always)]
+pub fn read_words(words: *const [u64; 2]) -> crate::packet::Words {
+    // SAFETY: as for `read`.
+    unsafe { core::ptr::read_volatile(words) }
 }
 
 /// The secrets. Fields are read where they are used.

@@ -100,7 +100,10 @@ fn towards_server<const V6: bool>(frame: Frame) -> Result<u32, Reason> {
     packet.decrement_ttl_with(delta);
     packet.set_ports(ports, ports & 0xffff_0000 | external.to_be() as u32, delta);
     match target.forwarding() {
-        Forwarding::Tun => tun::encapsulate(&packet, &target),
+        Forwarding::Tun => {
+            let ports = ports & 0xffff_0000 | external.to_be() as u32;
+            tun::encapsulate(&packet, &target, ports, Reason::ProbeSent as u32)
+        }
         _ => dr::deliver(&packet, &target),
     }
 }

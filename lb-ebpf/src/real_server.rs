@@ -1,5 +1,5 @@
-//! The decapsulator of a TUN real server: takes the outer header off packets that a listed director tunnelled
-//! to one of this server's VIPs and hands them to the kernel; everything else passes untouched. With it no
+//! The decapsulator of a TUN real server: takes the outer headers (IPIP, GUE, GRE) off packets that a listed director
+//! tunnelled to one of this server's VIPs and hands them to the kernel; everything else passes untouched. With it no
 //! kernel tunnel device is needed.
 #![no_std]
 #![no_main]
@@ -15,7 +15,7 @@ use lb_common::{
     address::Address,
     decapsulator::Outcome,
     filter::AddressKey,
-    header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
+    header::{ETHERNET, IPV4, IPV6, ethertype, gre, gue, protocol},
 };
 
 /// Length of a VLAN tag.
@@ -29,6 +29,9 @@ static DIRECTORS6: LpmTrie<[u8; 16], u32, 1024> = LpmTrie::new();
 
 #[btf_map]
 static VIPS: HashMap<AddressKey, u32, 4096> = HashMap::new();
+
+#[btf_map]
+static GUE_PORTS: HashMap<[u8; 2], u32, 64> = HashMap::new();
 
 #[btf_map]
 static OUTCOMES: PerCpuArray<u64, { Outcome::ALL.len() }> = PerCpuArray::new();
@@ -55,7 +58,7 @@ pub fn real_server(ctx: XdpContext) -> u32 {
 struct Tunnelled {
     /// Ethernet header with its tags: 14, 18 or 22 bytes.
     link: usize,
-    /// Outer IP header with its options: 20 to 60 bytes.
+    /// Outer IP header with its options, and GUE's or GRE's: 20 to 76 bytes.
     outer: usize,
     /// EtherType of the inner packet, host order.
     inner: u16,
@@ -67,9 +70,15 @@ struct Outer {
     length: usize,
     /// Bytes behind the outer header, as that header says; the frame has at least as many.
     payload: usize,
-    /// IPIP or IPV6.
+    /// IPIP, IPV6, UDP or GRE.
     protocol: u8,
     v6: bool,
+}
+
+/// Whether an IP protocol may carry tunnelled packets.
+#[inline(always)]
+fn may_tunnel(number: u8) -> bool {
+    number == protocol::IPIP || number == protocol::IPV6 || number == protocol::UDP || number == protocol::GRE
 }
 
 #[inline(always)]
@@ -84,18 +93,75 @@ fn inspect(ctx: &XdpContext) -> Result<Tunnelled, Outcome> {
         _ => return Err(Outcome::NotTunnelled),
     };
     let at = link + outer.length;
-    let (vip, inner, outcome) = if outer.protocol == protocol::IPIP {
-        let outcome = if outer.v6 { Outcome::Ip4InIp6 } else { Outcome::Ip4InIp4 };
-        (inner_ipv4(ctx, at, outer.payload)?, ethertype::IPV4, outcome)
+    let (between, inner_is_v6, outcome) = match (outer.protocol, outer.v6) {
+        (protocol::UDP, _) => {
+            let (length, v6) = between_gue(ctx, at, outer.payload)?;
+            (length, v6, Outcome::Gue)
+        }
+        (protocol::GRE, _) => {
+            let (length, v6) = between_gre(ctx, at, outer.payload)?;
+            (length, v6, Outcome::Gre)
+        }
+        (protocol::IPIP, false) => (0, false, Outcome::Ip4InIp4),
+        (protocol::IPIP, true) => (0, false, Outcome::Ip4InIp6),
+        (_, false) => (0, true, Outcome::Ip6InIp4),
+        (_, true) => (0, true, Outcome::Ip6InIp6),
+    };
+    let (at, payload) = (at + between, outer.payload - between);
+    let (vip, inner) = if inner_is_v6 {
+        (inner_ipv6(ctx, at, payload)?, ethertype::IPV6)
     } else {
-        let outcome = if outer.v6 { Outcome::Ip6InIp6 } else { Outcome::Ip6InIp4 };
-        (inner_ipv6(ctx, at, outer.payload)?, ethertype::IPV6, outcome)
+        (inner_ipv4(ctx, at, payload)?, ethertype::IPV4)
     };
     // Only the presence of the key counts, so a recycled element does no harm.
     if VIPS.get_ptr(vip).is_none() {
         return Err(Outcome::NotAVip);
     }
-    Ok(Tunnelled { link, outer: outer.length, inner, outcome })
+    Ok(Tunnelled { link, outer: outer.length + between, inner, outcome })
+}
+
+/// Length of UDP's and GUE's headers at a port that is unpacked, and whether IPv6 follows. GUE of variant 0 with
+/// nothing optional, as a director sends it; what else comes to the port is somebody else's.
+#[inline(always)]
+fn between_gue(ctx: &XdpContext, at: usize, payload: usize) -> Result<(usize, bool), Outcome> {
+    let header: [u8; gue::LENGTH] = read(ctx, at).ok_or(Outcome::NotTunnelled)?;
+    if GUE_PORTS.get_ptr([header[2], header[3]]).is_none() {
+        return Err(Outcome::NotTunnelled);
+    }
+    if payload < gue::LENGTH || u16::from_be_bytes([header[4], header[5]]) as usize != payload {
+        return Err(Outcome::Malformed);
+    }
+    if header[8] != 0 || header[10] != 0 || header[11] != 0 {
+        return Err(Outcome::NotTunnelled);
+    }
+    match header[9] {
+        protocol::IPIP => Ok((gue::LENGTH, false)),
+        protocol::IPV6 => Ok((gue::LENGTH, true)),
+        _ => Err(Outcome::NotTunnelled),
+    }
+}
+
+/// Length of GRE's header with what is optional, and whether IPv6 follows. The checksum is not looked at: the packet
+/// inside has its own.
+#[inline(always)]
+fn between_gre(ctx: &XdpContext, at: usize, payload: usize) -> Result<(usize, bool), Outcome> {
+    let header: [u8; 4] = read(ctx, at).ok_or(Outcome::Malformed)?;
+    let bits = u16::from_be_bytes([header[0], header[1]]);
+    if bits & gre::REFUSED != 0 {
+        return Err(Outcome::NotTunnelled);
+    }
+    let mut length = 4;
+    for optional in [gre::CHECKSUM, gre::KEY, gre::SEQUENCE] {
+        length += if bits & optional != 0 { 4 } else { 0 };
+    }
+    if length > payload {
+        return Err(Outcome::Malformed);
+    }
+    match u16::from_be_bytes([header[2], header[3]]) {
+        ethertype::IPV4 => Ok((length, false)),
+        ethertype::IPV6 => Ok((length, true)),
+        _ => Err(Outcome::NotTunnelled),
+    }
 }
 
 /// Length of the Ethernet header with up to two VLAN tags, and the EtherType behind them in host order.
@@ -117,19 +183,23 @@ fn link_header(ctx: &XdpContext) -> Result<(usize, u16), Outcome> {
 fn outer_ipv4(ctx: &XdpContext, at: usize, available: usize) -> Result<Outer, Outcome> {
     let header: [u8; IPV4] = read(ctx, at).ok_or(Outcome::Malformed)?;
     let protocol = header[9];
-    if protocol != protocol::IPIP && protocol != protocol::IPV6 {
+    if !may_tunnel(protocol) {
         return Err(Outcome::NotTunnelled);
     }
     let length = (header[0] & 0x0f) as usize * 4;
     let total = u16::from_be_bytes([header[2], header[3]]) as usize;
+    // Most of UDP is no tunnel: only what comes from a director to a port of GUE's is looked at.
+    let source = [header[12], header[13], header[14], header[15]];
+    if protocol == protocol::UDP && DIRECTORS4.get(&Key::new(32, source)).is_none() {
+        return Err(Outcome::NotTunnelled);
+    }
     if header[0] >> 4 != 4 || length < IPV4 || total < length || total > available {
         return Err(Outcome::Malformed);
     }
     // More fragments, or an offset: only the whole packet has an inner header where we look for it.
     if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
-        return Err(Outcome::Fragment);
+        return Err(if protocol == protocol::UDP { Outcome::NotTunnelled } else { Outcome::Fragment });
     }
-    let source = [header[12], header[13], header[14], header[15]];
     if DIRECTORS4.get(&Key::new(32, source)).is_none() {
         return Err(Outcome::NotFromDirector);
     }
@@ -153,18 +223,21 @@ fn outer_ipv6(ctx: &XdpContext, at: usize, available: usize) -> Result<Outer, Ou
     }
     if protocol == protocol::FRAGMENT {
         let inner: [u8; 1] = read(ctx, at + length).ok_or(Outcome::Malformed)?;
-        let tunnelled = inner[0] == protocol::IPIP || inner[0] == protocol::IPV6;
+        let tunnelled = may_tunnel(inner[0]) && inner[0] != protocol::UDP;
         return Err(if tunnelled { Outcome::Fragment } else { Outcome::NotTunnelled });
     }
-    if protocol != protocol::IPIP && protocol != protocol::IPV6 {
+    if !may_tunnel(protocol) {
+        return Err(Outcome::NotTunnelled);
+    }
+    let mut source = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    if protocol == protocol::UDP && DIRECTORS6.get(&Key::new(128, source)).is_none() {
         return Err(Outcome::NotTunnelled);
     }
     let total = IPV6 + u16::from_be_bytes([header[4], header[5]]) as usize;
     if header[0] >> 4 != 6 || total < length || total > available {
         return Err(Outcome::Malformed);
     }
-    let mut source = [0; 16];
-    source.copy_from_slice(&header[8..24]);
     if DIRECTORS6.get(&Key::new(128, source)).is_none() {
         return Err(Outcome::NotFromDirector);
     }

@@ -215,7 +215,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
             if packet.ip_len() > target.mtu() {
                 return Err(Reason::TooBig);
             }
-            tun::encapsulate(packet, &target)?
+            tun::encapsulate(packet, &target, ports, Reason::IcmpToServer as u32)?
         }
         method => {
             let server = target.address::<V6>();

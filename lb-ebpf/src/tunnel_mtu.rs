@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use lb_common::{
     destination::tunnel_overhead,
     filter::{AddressKey, role},
-    header::{ETHERNET, ICMP, IPV4, IPV6, icmp, icmpv6, protocol},
+    header::{ETHERNET, ICMP, IPV4, IPV6, ethertype, gre, gue, icmp, icmpv6, protocol},
     maps::{ON_LINK, programs},
     verdict::Reason,
 };
@@ -44,7 +44,11 @@ pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) ->
         return None;
     }
     let inside = load8(ip, if V6 { 6 } else { 9 });
-    if inside != protocol::IPIP && inside != protocol::IPV6 {
+    if inside != protocol::IPIP
+        && inside != protocol::IPV6
+        && inside != protocol::UDP
+        && inside != protocol::GRE
+    {
         return None;
     }
     let (to, from) = (destination::<V6>(error), source::<V6>(ip));
@@ -69,13 +73,44 @@ pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) ->
     let inner = outer + if V6 { IPV6 } else { (first & 0x0f) as usize * 4 };
     // One way for the verifier, whatever the options.
     let inner = opaque(inner as u64) as usize & 0xff;
-    let mtu = mtu - tunnel_overhead(V6) as u32;
-    let told = if inside == protocol::IPV6 {
+    let Some((between, family)) = between(frame, inner, end, inside) else { return Some(Reason::TunnelMtu) };
+    let inner = opaque((inner + between) as u64) as usize & 0x1ff;
+    let mtu = mtu - tunnel_overhead(V6) as u32 - between as u32;
+    let told = if family == protocol::IPV6 {
         tell::<true>(frame, inner, end, mtu)
     } else {
         tell::<false>(frame, inner, end, mtu)
     };
     Some(told.unwrap_or(Reason::TunnelMtu))
+}
+
+/// What stands at `at`, between the outer IP header and the client's packet: its length, and the packet's family as a
+/// protocol. None where that is not quoted, or no tunnel header of ours: the path is the server's all the same.
+#[inline(always)]
+fn between(frame: &Frame, at: usize, end: usize, inside: u8) -> Option<(usize, u8)> {
+    if inside == protocol::IPIP || inside == protocol::IPV6 {
+        return Some((0, inside));
+    }
+    if at + gue::LENGTH > end {
+        return None;
+    }
+    let header = frame.at_dynamic(at, gue::LENGTH)?;
+    if inside == protocol::UDP {
+        let family = load8(header, 9);
+        let ours = load8(header, 8) == 0 && load16(header, 10) == 0;
+        return if ours { Some((gue::LENGTH, family)) } else { None };
+    }
+    let keyed = match u16::from_be(load16(header, 0)) {
+        0 => false,
+        gre::KEY => true,
+        _ => return None,
+    };
+    let family = match u16::from_be(load16(header, 2)) {
+        ethertype::IPV4 => protocol::IPIP,
+        ethertype::IPV6 => protocol::IPV6,
+        _ => return None,
+    };
+    Some((if keyed { 8 } else { 4 }, family))
 }
 
 /// Tells the client whose packet lies at `inner`. None where that cannot be: he learns it from his next packet, when the

@@ -353,6 +353,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             mtu: 1500 - overhead,
             timeout: timeouts[State::Established as usize],
             vip_port,
+            tunnel: Default::default(),
             standing: Standing { weight: WEIGHT, ordinal: number, ..Standing::DEFAULT },
         };
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);

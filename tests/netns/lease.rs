@@ -56,6 +56,7 @@ impl Pair {
                 sizes,
                 object: OBJECT,
                 answers_per_second: 1000,
+                packets: Default::default(),
                 recreate: false,
             };
             let mut dataplane = Dataplane::open(&options).expect("open the data plane");

@@ -19,6 +19,7 @@ mod real_path;
 mod real_server;
 mod scheduling;
 mod site;
+mod tunnels;
 mod vrrp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

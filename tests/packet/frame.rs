@@ -15,6 +15,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
+pub const GRE: u8 = 47;
 pub const AH: u8 = 51;
 pub const ICMPV6: u8 = 58;
 pub const DESTINATION_OPTIONS: u8 = 60;

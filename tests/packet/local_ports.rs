@@ -111,8 +111,14 @@ fn full_nat() -> Result<(Dataplane, Tables)> {
     let key = NextHopKey { neighbour: server, ifindex: 1, vlans: [0, 0], for_clients: false };
     let hop = NextHop { destination: NextHop::pack([2, 0, 0, 0, 0, 1], 0), ifindex: 1, ..NextHop::default() };
     let next_hop = tables.set_next_hop(&key, &hop)?;
-    let spec =
-        DestinationSpec { next_hop, mtu: 1500, timeout: 1000, vip_port: 0, standing: Standing::DEFAULT };
+    let spec = DestinationSpec {
+        next_hop,
+        mtu: 1500,
+        timeout: 1000,
+        vip_port: 0,
+        tunnel: Default::default(),
+        standing: Standing::DEFAULT,
+    };
     let destination =
         tables.ensure_destination(&DestinationKey::new("web", server, 0, Forwarding::FullNat), &spec)?;
     tables.set_slots("web", &[Some(destination)])?;

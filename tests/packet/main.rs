@@ -24,6 +24,7 @@ mod sctp;
 mod self_probe;
 mod size;
 mod translation;
+mod tunnels;
 mod unknown;
 mod verifier;
 mod vrrp;

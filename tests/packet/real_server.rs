@@ -22,6 +22,9 @@ const SERVER6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 const VIP6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 const CLIENT6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 
+const GUE_PORT: u16 = 6080;
+const UDP: u8 = 17;
+const GRE: u8 = 47;
 const IPIP: u8 = 4;
 const IPV6: u8 = 41;
 
@@ -41,6 +44,9 @@ impl Decapsulator {
         let mut vips: HashMap<_, AddressKey, u32> = object.map_mut(maps::VIPS).unwrap().try_into().unwrap();
         vips.insert(AddressKey { address: Address::from_v4(VIP4), family: 4 }, 1, 0).unwrap();
         vips.insert(AddressKey { address: Address::from_v6(VIP6), family: 6 }, 1, 0).unwrap();
+        let mut ports: HashMap<_, [u8; 2], u32> =
+            object.map_mut(maps::GUE_PORTS).unwrap().try_into().unwrap();
+        ports.insert(GUE_PORT.to_be_bytes(), 1, 0).unwrap();
         let program: &mut Xdp = object.program_mut(PROGRAM).unwrap().try_into().unwrap();
         program.load().expect("the verifier accepts the decapsulator");
         Self(object)
@@ -163,6 +169,81 @@ fn every_pair_of_families_is_unpacked_to_exactly_the_inner_packet() {
     for (case, outer, inner, outcome) in pairs() {
         decapsulator.unpacks(case, &framed(&[], &outer), outcome, &framed(&[], &inner));
     }
+}
+
+/// UDP and GUE before an inner packet; `first` is variant, control bit and length of GUE.
+fn gue(port: u16, first: u8, protocol: u8, options: &[u8], inner: &[u8]) -> Vec<u8> {
+    let mut body = vec![0xc3, 0x50];
+    body.extend(port.to_be_bytes());
+    body.extend((12 + options.len() as u16 + inner.len() as u16).to_be_bytes());
+    body.extend([0, 0, first, protocol, 0, 0]);
+    body.extend(options);
+    body.extend(inner);
+    body
+}
+
+fn gre(bits: u16, kind: u16, inner: &[u8]) -> Vec<u8> {
+    let mut body = bits.to_be_bytes().to_vec();
+    body.extend(kind.to_be_bytes());
+    let optional = [0x8000, 0x2000, 0x1000].iter().filter(|bit| bits & **bit != 0).count();
+    body.extend(vec![0xab; optional * 4]);
+    body.extend(inner);
+    body
+}
+
+#[test]
+fn gue_and_gre_of_every_pair_of_families_are_unpacked() {
+    let mut decapsulator = Decapsulator::load();
+    for tags in [&[][..], &[(0x8100, 7)][..]] {
+        for (protocol, kind, inner) in [(IPIP, 0x0800, inner4()), (IPV6, 0x86dd, inner6())] {
+            let expected = framed(tags, &inner);
+            let in_gue = gue(GUE_PORT, 0, protocol, &[], &inner);
+            for outer in [outer4(UDP, &in_gue), outer6(UDP, &in_gue)] {
+                decapsulator.unpacks("GUE", &framed(tags, &outer), Outcome::Gue, &expected);
+            }
+            for bits in [0, 0x8000, 0x2000, 0x1000, 0xa000, 0xb000] {
+                let in_gre = gre(bits, kind, &inner);
+                for outer in [outer4(GRE, &in_gre), outer6(GRE, &in_gre)] {
+                    let case = format!("GRE {bits:x}");
+                    decapsulator.unpacks(&case, &framed(tags, &outer), Outcome::Gre, &expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_only_looks_like_gue_or_gre_is_left_alone() {
+    let mut decapsulator = Decapsulator::load();
+    let good = gue(GUE_PORT, 0, IPIP, &[], &inner4());
+    let mut short = good.clone();
+    short[5] -= 1;
+    let mut flagged = good.clone();
+    flagged[10] = 0x80;
+    let stranger = |protocol, body: &[u8]| ipv4(protocol, [10, 0, 0, 9], SERVER4, &[], body);
+    let other_vip = ipv4(17, CLIENT4, [203, 0, 113, 99], &[], b"12345678");
+    for (case, outer, outcome) in [
+        ("another port", outer4(UDP, &gue(53, 0, IPIP, &[], &inner4())), Outcome::NotTunnelled),
+        ("another variant", outer4(UDP, &gue(GUE_PORT, 0x40, IPIP, &[], &inner4())), Outcome::NotTunnelled),
+        ("a control message", outer4(UDP, &gue(GUE_PORT, 0x20, IPIP, &[], &inner4())), Outcome::NotTunnelled),
+        ("options", outer4(UDP, &gue(GUE_PORT, 1, IPIP, &[0; 4], &inner4())), Outcome::NotTunnelled),
+        ("flags", outer4(UDP, &flagged), Outcome::NotTunnelled),
+        ("another protocol", outer4(UDP, &gue(GUE_PORT, 0, 6, &[], &inner4())), Outcome::NotTunnelled),
+        ("a length that lies", outer4(UDP, &short), Outcome::Malformed),
+        ("cut short", outer4(UDP, &good[..14]), Outcome::Malformed),
+        ("from a stranger", stranger(UDP, &good), Outcome::NotTunnelled),
+        ("GRE from a stranger", stranger(GRE, &gre(0, 0x0800, &inner4())), Outcome::NotFromDirector),
+        ("to no VIP", outer4(UDP, &gue(GUE_PORT, 0, IPIP, &[], &other_vip)), Outcome::NotAVip),
+        ("GRE to no VIP", outer6(GRE, &gre(0, 0x0800, &other_vip)), Outcome::NotAVip),
+        ("GRE of version 1", outer4(GRE, &gre(0x0001, 0x880b, &inner4())), Outcome::NotTunnelled),
+        ("GRE with a route", outer4(GRE, &gre(0x4000, 0x0800, &inner4())), Outcome::NotTunnelled),
+        ("Ethernet in GRE", outer4(GRE, &gre(0, 0x6558, &inner4())), Outcome::NotTunnelled),
+        ("GRE cut short", outer4(GRE, &gre(0xb000, 0x0800, &[])[..8]), Outcome::Malformed),
+    ] {
+        decapsulator.leaves(case, &framed(&[], &outer), outcome);
+    }
+    // A real question to a name server on this host is none of this program's.
+    decapsulator.leaves("UDP", &framed(&[], &inner4()), Outcome::NotTunnelled);
 }
 
 #[test]

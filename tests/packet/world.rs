@@ -8,13 +8,15 @@ use aya::{
 };
 use ipnet::IpNet;
 use lb_agent::dataplane::{
-    Action, Counters, Dataplane, OBJECT, Ports, Sizes, Tables, Views,
+    Action, Counters, Dataplane, OBJECT, Packets, Ports, Sizes, Tables, Views,
     dump::{self, Connection, FlowState},
-    tables::{ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
+    tables::{
+        ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing, Tunnel,
+    },
 };
 use lb_common::{
     connection::{Kind, Value, WAYS},
-    destination::{Forwarding, NextHop, Traffic, tunnel_overhead},
+    destination::{Forwarding, NextHop, Traffic, flags, overhead},
     filter::{AddressKey, AddressRecord},
     guard::Pace,
     lease::PoolAddress,
@@ -114,6 +116,8 @@ pub struct World {
     pub tables: Tables,
     /// What servers are added with.
     pub standing: Standing,
+    /// What servers of TUN are added with.
+    pub tunnel: Tunnel,
     counters: Counters,
     sizes: Sizes,
     /// Counters when the case began: the data plane may have served another before.
@@ -138,6 +142,19 @@ pub fn sizes() -> Sizes {
     }
 }
 
+/// Where the sources of tunnels lie that vary by flow.
+pub fn varying_sources(v6: bool) -> IpNet {
+    if v6 { "fd00:200::/64".parse().unwrap() } else { "10.200.0.0/16".parse().unwrap() }
+}
+
+/// What the data plane of the cases is loaded with.
+pub fn packets() -> Packets {
+    let (IpNet::V4(v4), IpNet::V6(v6)) = (varying_sources(false), varying_sources(true)) else {
+        panic!("of the wrong family")
+    };
+    Packets { policies: 0, sources_v4: Some(v4), sources_v6: Some(v6) }
+}
+
 impl World {
     pub fn new() -> Self {
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -152,7 +169,8 @@ impl World {
 
     /// With tables of these sizes.
     pub fn of(sizes: Sizes) -> Self {
-        let plane = Dataplane::open_for_test(OBJECT, &sizes).expect("load the data plane (needs root)");
+        let plane =
+            Dataplane::open_for_test_as(OBJECT, &sizes, packets()).expect("load the data plane (needs root)");
         Self::around(Arc::new(plane), sizes)
     }
 
@@ -164,6 +182,7 @@ impl World {
             plane,
             tables,
             standing: Standing::DEFAULT,
+            tunnel: Tunnel::default(),
             counters,
             sizes,
             start: Snapshot::default(),
@@ -240,7 +259,9 @@ impl World {
         next_hop: u32,
         mtu: u16,
     ) -> u32 {
-        let overhead = if forwarding == Forwarding::Tun { tunnel_overhead(address.is_ipv6()) } else { 0 };
+        let tunnel = if forwarding == Forwarding::Tun { self.tunnel } else { Tunnel::default() };
+        let real_v6 = if address.is_ipv6() { flags::REAL_V6 } else { 0 };
+        let overhead = overhead(forwarding as u32 | real_v6 | tunnel.flags);
         let vip_port = match spec.ports[..] {
             [Ports::One(vip_port)] if port != 0 && port != vip_port => vip_port,
             _ => 0,
@@ -251,6 +272,7 @@ impl World {
             mtu: mtu - overhead,
             timeout: spec.timeouts[established as usize],
             vip_port,
+            tunnel,
             standing: self.standing,
         };
         let key = DestinationKey::new(&spec.name, address, port, forwarding);
@@ -351,6 +373,15 @@ impl World {
             }
         }
         Seen { action: outcome.action, frame: outcome.frame, counted, events }
+    }
+
+    /// The events of a run that was not this one's.
+    pub fn events_since(&mut self) -> Vec<Reason> {
+        let after = self.snapshot();
+        let pairs = self.before.reasons.iter().zip(&after.reasons);
+        let events = pairs.flat_map(|(old, new)| (old.1..new.1).map(|_| new.0)).collect();
+        self.before = after;
+        events
     }
 
     /// The frame ends with a reason.

@@ -14,6 +14,7 @@ pub struct RealServer<'a> {
     pins: PinDirectory,
     vips: Vec<IpAddr>,
     directors: Vec<IpAddr>,
+    gue_port: Option<u16>,
 }
 
 impl<'a> RealServer<'a> {
@@ -26,9 +27,18 @@ impl<'a> RealServer<'a> {
             pins: PinDirectory::new(),
             vips: vips.to_vec(),
             directors: directors.to_vec(),
+            gue_port: None,
         };
         server.must("up");
         server
+    }
+
+    /// Unpacks GUE at this port too.
+    #[track_caller]
+    pub fn with_gue(mut self, port: u16) -> RealServer<'a> {
+        self.gue_port = Some(port);
+        self.must("up");
+        self
     }
 
     /// Repairs what is missing. Panics with the helper's words if it fails.
@@ -73,6 +83,9 @@ impl<'a> RealServer<'a> {
             command.args(["--interface", "eth0"]);
             for director in &self.directors {
                 command.arg("--from").arg(director.to_string());
+            }
+            if let Some(port) = self.gue_port {
+                command.args(["--gue-port", &port.to_string()]);
             }
         }
         command.env("LB_BPFFS_DIR", self.pins.path()).env("LB_STATE_DIR", self.namespace.directory());

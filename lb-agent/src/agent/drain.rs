@@ -269,6 +269,7 @@ mod tests {
             port: None,
             weight: 1,
             forwarding: None,
+            tunnel: None,
             limits: ServerLimits::default(),
             health: Default::default(),
         };

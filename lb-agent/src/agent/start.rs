@@ -14,7 +14,7 @@ use super::lists::Lists;
 use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
-use crate::dataplane::{self, Dataplane, Interface, Sizes, Tables, XdpMode};
+use crate::dataplane::{self, Dataplane, Interface, Packets, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
@@ -260,6 +260,7 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
         sizes: sizes(director),
         object: dataplane::OBJECT,
         answers_per_second: ANSWERS_PER_SECOND,
+        packets: packets(director),
         recreate: options.recreate_tables,
     })
     .context("start the data plane")?;
@@ -271,6 +272,12 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
         }
     }
     Ok(dataplane)
+}
+
+/// What the program is loaded with.
+fn packets(director: &model::Director) -> Packets {
+    let model::TunnelSources { v4, v6 } = director.tunnel_sources;
+    Packets { policies: 0, sources_v4: v4, sources_v6: v6 }
 }
 
 /// The Director's interfaces as they are now; the sentence of an error names one that is missing.

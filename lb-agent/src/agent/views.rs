@@ -275,7 +275,7 @@ impl Agent {
             state,
             reason,
             next_hop: way.map_or(String::new(), |way| self.next_hop_text(server, way)),
-            mtu: way.map_or(0, |way| u32::from(mtu(binding.forwarding, server.address, way))),
+            mtu: way.map_or(0, |way| u32::from(mtu(service, server, way))),
             active,
             inactive,
             traffic: traffic_view(&traffic),

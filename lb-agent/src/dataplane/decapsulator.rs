@@ -45,8 +45,21 @@ pub struct Contents {
     pub directors: BTreeSet<IpNet>,
     /// Inner destinations that are unpacked.
     pub vips: BTreeSet<IpAddr>,
+    /// UDP ports at which GUE is unpacked.
+    pub gue_ports: BTreeSet<u16>,
     /// Frames by outcome since it was set up, summed over CPUs.
     pub outcomes: Vec<(Outcome, u64)>,
+}
+
+/// What is unpacked.
+#[derive(Clone, Copy, Debug)]
+pub struct Unpacked<'a> {
+    /// Inner destinations.
+    pub vips: &'a BTreeSet<IpAddr>,
+    /// Outer sources.
+    pub directors: &'a BTreeSet<IpNet>,
+    /// UDP ports at which GUE is unpacked. IPIP and GRE are always.
+    pub gue_ports: &'a BTreeSet<u16>,
 }
 
 /// The decapsulator of one interface.
@@ -71,16 +84,16 @@ impl Decapsulator {
         &self.directory
     }
 
-    /// Runs the decapsulator on the interface for exactly these VIPs and directors. One that is already there
+    /// Runs the decapsulator on the interface for exactly these. One that is already there
     /// is replaced in one step by this version and keeps its counters.
     ///
     /// # Errors
     /// No BPF file system at the pins' place, an interface that does not exist or has another XDP program, a
     /// kernel that refuses the program. What a failed first attempt pinned is removed again.
-    pub fn attach(&self, vips: &BTreeSet<IpAddr>, directors: &BTreeSet<IpNet>) -> Result<Attached> {
+    pub fn attach(&self, unpacked: Unpacked<'_>) -> Result<Attached> {
         let fresh = !self.is_pinned();
         self.make_directory()?;
-        let result = self.load_and_attach(vips, directors);
+        let result = self.load_and_attach(unpacked);
         if fresh && result.is_err() {
             // The first error says what is wrong; one about tidying up would hide it.
             let _ = self.remove_pins();
@@ -117,13 +130,15 @@ impl Decapsulator {
             let key = key?;
             vips.insert(key.address.to_ip(key.family == 6));
         }
+        let ports = HashMap::<_, [u8; 2], u32>::try_from(self.pinned_map(maps::GUE_PORTS, Map::HashMap)?)?;
+        let gue_ports = ports.keys().map(|key| key.map(u16::from_be_bytes)).collect::<Result<_, _>>()?;
         let counters = self.pinned_map(maps::OUTCOMES, Map::PerCpuArray)?;
         let counters = PerCpuArray::<_, u64>::try_from(counters)?;
         let outcomes = Outcome::ALL
             .iter()
             .map(|&outcome| Ok((outcome, counters.get(&(outcome as u32), 0)?.iter().sum())))
             .collect::<Result<_, MapError>>()?;
-        Ok(Some(Contents { program, directors, vips, outcomes }))
+        Ok(Some(Contents { program, directors, vips, gue_ports, outcomes }))
     }
 
     /// Takes the decapsulator off the interface and removes its pins. False where none was pinned.
@@ -156,13 +171,13 @@ impl Decapsulator {
         })
     }
 
-    fn load_and_attach(&self, vips: &BTreeSet<IpAddr>, directors: &BTreeSet<IpNet>) -> Result<Attached> {
+    fn load_and_attach(&self, unpacked: Unpacked<'_>) -> Result<Attached> {
         let mut loader = EbpfLoader::new();
         for name in maps::ALL {
             loader.map_pin_path(name, self.directory.join(name));
         }
         let mut object = loader.load(OBJECT).context("load the decapsulator's maps")?;
-        fill(&mut object, vips, directors)?;
+        fill(&mut object, unpacked)?;
         let program: &mut Xdp = object
             .program_mut(PROGRAM)
             .ok_or_else(|| anyhow!("the object has no program {PROGRAM}"))?
@@ -227,7 +242,8 @@ impl Decapsulator {
 }
 
 /// Makes the maps hold exactly these; adds before it removes, so that what stays is never missing.
-fn fill(object: &mut Ebpf, vips: &BTreeSet<IpAddr>, directors: &BTreeSet<IpNet>) -> Result<()> {
+fn fill(object: &mut Ebpf, unpacked: Unpacked<'_>) -> Result<()> {
+    let Unpacked { vips, directors, gue_ports } = unpacked;
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for prefix in directors {
         match prefix {
@@ -242,9 +258,15 @@ fn fill(object: &mut Ebpf, vips: &BTreeSet<IpAddr>, directors: &BTreeSet<IpNet>)
         .iter()
         .map(|&vip| AddressKey { address: vip.into(), family: if vip.is_ipv6() { 6 } else { 4 } })
         .collect();
-    let mut map = HashMap::<_, AddressKey, u32>::try_from(map_of(object, maps::VIPS)?)?;
-    for key in &wanted {
-        map.insert(key, 1, 0).context("write the decapsulator's VIPs")?;
+    fill_set(object, maps::VIPS, &wanted)?;
+    let ports: Vec<[u8; 2]> = gue_ports.iter().map(|port| port.to_be_bytes()).collect();
+    fill_set(object, maps::GUE_PORTS, &ports)
+}
+
+fn fill_set<K: aya::Pod + PartialEq>(object: &mut Ebpf, name: &str, wanted: &[K]) -> Result<()> {
+    let mut map = HashMap::<_, K, u32>::try_from(map_of(object, name)?)?;
+    for key in wanted {
+        map.insert(key, 1, 0).with_context(|| format!("write the decapsulator's {name}"))?;
     }
     let held = map.keys().collect::<Result<Vec<_>, _>>()?;
     for key in held.iter().filter(|key| !wanted.contains(key)) {
@@ -290,7 +312,7 @@ mod tests {
     #[test]
     fn pins_of_a_vlan_interface_have_a_name_without_dots() {
         let of = |interface| Decapsulator::new(Path::new("/sys/fs/bpf/lb"), interface).directory().to_owned();
-        assert_eq!(of("eth0.100"), Path::new("/sys/fs/bpf/lb/real-server-v1/eth0%2e100"));
+        assert_eq!(of("eth0.100"), Path::new("/sys/fs/bpf/lb/real-server-v2/eth0%2e100"));
         assert_ne!(of("eth0.100"), of("eth0%2e100"));
     }
 }

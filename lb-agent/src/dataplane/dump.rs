@@ -322,9 +322,11 @@ fn read(
         (IpAddr::from(source.to_ne_bytes()), ports)
     };
     let (client_port, vip_port) = ports_of_word(ports);
+    let method = Destination::forwarding_of(Destination::flags_of(destination.word));
     let real_port = match u16::from_be(Destination::port_of(destination.word)) {
-        0 => vip_port,
-        port => port,
+        // TUN keeps the port; it has the tunnel's there.
+        port if port != 0 && method != Forwarding::Tun => port,
+        _ => vip_port,
     };
     let local = lease.and_then(|lease| {
         let address = pool.get((lease >> 16) as usize).filter(|address| address.family != 0)?;

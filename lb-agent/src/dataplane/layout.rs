@@ -122,7 +122,7 @@ impl Sizes {
             answers_per_second,
             hz,
             log: 0,
-            reserved: 0,
+            ..scratch::Config::default()
         }
     }
 

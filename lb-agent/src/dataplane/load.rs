@@ -11,7 +11,7 @@
 //! ```
 
 use super::{
-    Attached, Clock, Counters, EgressMode, Error, Interface, Mapped, Sizes, Sweeper, Tables, Views,
+    Attached, Clock, Counters, EgressMode, Error, Interface, Mapped, Packets, Sizes, Sweeper, Tables, Views,
     VrrpRoles, attach, bpf, egress, layout::Spec, store, sweeper::Board,
 };
 use aya::{
@@ -45,6 +45,7 @@ pub struct Options<'a> {
     pub object: &'a [u8],
     /// ICMP errors and resets per second and CPU.
     pub answers_per_second: u32,
+    pub packets: Packets,
     /// Where pinned tables have other sizes, make new ones and forget every connection. Tables of the right
     /// sizes are kept all the same.
     pub recreate: bool,
@@ -73,8 +74,13 @@ impl Dataplane {
         check_bpffs(dir)?;
         let tables = tables_dir(dir, &options.sizes, options.recreate)?;
         fs::create_dir_all(&tables).map_err(Error::os(format!("make {}", tables.display())))?;
-        let mut this =
-            Self::load(options.object, &options.sizes, options.answers_per_second, Some(&tables), None)?;
+        let mut this = Self::load(
+            options.object,
+            &options.sizes,
+            (options.answers_per_second, options.packets),
+            Some(&tables),
+            None,
+        )?;
         this.dir = Some(dir.clone());
         let number = numbers(dir, "TAILS-")?.into_iter().max().unwrap_or(0) + 1;
         let path = dir.join(format!("TAILS-{number}"));
@@ -97,25 +103,30 @@ impl Dataplane {
 
     /// The program with tables of its own and on no interface: for tests that run it on frames.
     pub fn open_for_test(object: &[u8], sizes: &Sizes) -> Result<Self, Error> {
-        Self::load(object, sizes, 1_000_000, None, None)
+        Self::load(object, sizes, (1_000_000, Packets::default()), None, None)
     }
 
     /// As [`Dataplane::open_for_test`] with these secrets: flows share buckets in the same way in every run.
     pub fn open_for_test_with(object: &[u8], sizes: &Sizes, secrets: Secrets) -> Result<Self, Error> {
-        Self::load(object, sizes, 1_000_000, None, Some(secrets))
+        Self::load(object, sizes, (1_000_000, Packets::default()), None, Some(secrets))
+    }
+
+    /// As [`Dataplane::open_for_test`] with these policies.
+    pub fn open_for_test_as(object: &[u8], sizes: &Sizes, packets: Packets) -> Result<Self, Error> {
+        Self::load(object, sizes, (1_000_000, packets), None, None)
     }
 
     fn load(
         object: &[u8],
         sizes: &Sizes,
-        answers: u32,
+        (answers, packets): (u32, Packets),
         tables: Option<&Path>,
         secrets: Option<Secrets>,
     ) -> Result<Self, Error> {
         sizes.check().map_err(Error::Refused)?;
         raise_memlock();
         let clock = Clock::new()?;
-        let config = sizes.config(clock.hz(), answers);
+        let config = packets.into(sizes.config(clock.hz(), answers));
         let secrets = match (tables, secrets) {
             (Some(dir), _) => pinned_secrets(dir)?.map_or_else(new_secrets, Ok)?,
             (None, Some(secrets)) => secrets,

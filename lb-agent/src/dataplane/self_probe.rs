@@ -56,7 +56,14 @@ pub fn install(tables: &mut Tables) -> Result<(), Error> {
     })?;
     let server = DestinationKey::new(NAME, vip, 0, Forwarding::Dr);
     let standing = Standing::default();
-    let spec = DestinationSpec { next_hop, mtu: 1500, timeout: TIMEOUT, vip_port: 0, standing };
+    let spec = DestinationSpec {
+        next_hop,
+        mtu: 1500,
+        timeout: TIMEOUT,
+        vip_port: 0,
+        tunnel: Default::default(),
+        standing,
+    };
     let destination = tables.ensure_destination(&server, &spec)?;
     tables.set_slots(NAME, &[Some(destination)])?;
     tables.bind_address(NAME, Role::Vip, vip)?;

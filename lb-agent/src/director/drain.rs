@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::service::binding_of;
 use crate::manifest::{FORWARDING, Objects, word_of};
-use crate::model::{Name, OnDeadline, RealServer, ServerKey, ServerLimits, VirtualService};
+use crate::model::{Encapsulation, Name, OnDeadline, RealServer, ServerKey, ServerLimits, VirtualService};
 
 /// Whoever leaves, by service.
 pub type Leaving = BTreeMap<Name, BTreeMap<ServerKey, Leaver>>;
@@ -131,6 +131,7 @@ impl Drains {
             port: drain.server.port,
             key_port: key.port,
             forwarding: drain.server.forwarding.map(|method| word_of(&FORWARDING, method).to_owned()),
+            tunnel: drain.server.tunnel,
             since: drain.since,
             deadline: drain.deadline,
             reset: drain.on_deadline == OnDeadline::Reset,
@@ -152,6 +153,7 @@ impl Drains {
                 port,
                 weight: 1,
                 forwarding,
+                tunnel: saved.tunnel,
                 limits: ServerLimits::default(),
                 health: Default::default(),
             };
@@ -178,6 +180,8 @@ pub struct SavedDrain {
     key_port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forwarding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tunnel: Option<Encapsulation>,
     since: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     deadline: Option<u64>,

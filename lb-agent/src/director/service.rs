@@ -1,11 +1,9 @@
 //! What one virtual service should look like in the tables.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_common::destination::tunnel_overhead;
 use lb_common::sctp;
 use lb_common::state::{DEFAULT_TIMEOUTS, State};
 
@@ -132,19 +130,18 @@ fn translated_port(service: &VirtualService, server: &RealServer) -> Option<u16>
 }
 
 /// The largest IP packet that may be forwarded by `way`.
-pub fn mtu(forwarding: Forwarding, address: IpAddr, way: &NextHop) -> u16 {
-    let overhead = match forwarding {
-        Forwarding::Tun => u32::from(tunnel_overhead(address.is_ipv6())),
-        Forwarding::Dr | Forwarding::Nat | Forwarding::FullNat => 0,
-    };
-    u16::try_from(way.mtu.saturating_sub(overhead)).unwrap_or(u16::MAX)
+pub fn mtu(service: &VirtualService, server: &RealServer, way: &NextHop) -> u16 {
+    let tunnel = service.encapsulation_of(server);
+    let overhead = tunnel.overhead(service.forwarding_of(server), server.address.is_ipv6());
+    u16::try_from(way.mtu.saturating_sub(overhead.into())).unwrap_or(u16::MAX)
 }
 
 fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextHop>) -> Destination {
     let translated = translated_port(service, server);
     Destination {
         hop: way.map(|way| HopKey::of(way, false)),
-        mtu: way.map_or(0, |way| mtu(service.forwarding_of(server), server.address, way)),
+        mtu: way.map_or(0, |way| mtu(service, server, way)),
+        tunnel: service.encapsulation_of(server),
         timeout: match service.protocol {
             Protocol::Tcp | Protocol::Sctp => service.timeouts.established,
             Protocol::Udp => service.timeouts.udp,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::diagnostic::{Diagnostic, Report};
 use super::objects::{Entry, Objects};
 use super::pool::net_text;
-use super::{check_lease, check_vrrp, real_path};
+use super::{check_lease, check_vrrp, real_path, tunnel};
 use crate::model::{
     Forwarding, Kind, LocalAddressPool, ObjectId, POOL_ADDRESSES_MAX, PORT_RANGES_MAX, PortRange, Ports,
     Protocol, VirtualService,
@@ -42,6 +42,7 @@ pub(super) fn check_beside(objects: &Objects, broken: &BTreeSet<ObjectId>, runni
     local_addresses(objects, &services, broken, &mut found);
     pool_addresses(objects, &services, &mut found);
     real_path::check(objects, &mut found);
+    tunnel::check(objects, &mut found);
     check_vrrp::check(objects, broken, new, &mut found);
     sorted(found)
 }

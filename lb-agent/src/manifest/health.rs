@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{service, word, word_of};
+use super::{service, tunnel, word, word_of};
 use crate::model::health::{
     Check, FLAP_CHANGES_MAX, Flap, OnFailure, OnServerDown, Passive, Path, Policy, Probe, Quorum, Require,
     ServerPolicy, Start, Timing,
@@ -216,12 +216,14 @@ fn sorry_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let address = map.require("address", faults).and_then(|field| field.unicast(faults));
     let port = map.get("port").and_then(|field| field.integer(1..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&service::FORWARDING, faults));
+    let tunnel = map.get("tunnel").and_then(|field| tunnel::decode(&field, faults));
     map.finish(faults);
     Some(RealServer {
         address: address?,
         port,
         weight: 1,
         forwarding,
+        tunnel,
         limits: Default::default(),
         health: ServerPolicy::default(),
     })
@@ -445,6 +447,7 @@ fn encode_sorry(server: &RealServer) -> Raw {
         ("address", Some(Raw::text(server.address))),
         ("port", server.port.map(Raw::integer)),
         ("forwarding", server.forwarding.map(method)),
+        ("tunnel", server.tunnel.map(tunnel::encode)),
     ])
 }
 

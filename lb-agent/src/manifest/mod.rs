@@ -25,6 +25,7 @@ mod reader;
 mod real_path;
 mod scheduling;
 mod service;
+mod tunnel;
 mod vrrp;
 mod vrrp_auth;
 mod vrrp_track;

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use super::endpoints::{self, Where};
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{application, health, scheduling, word, word_of};
+use super::{application, health, scheduling, tunnel, word, word_of};
 use crate::model::{
-    Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
-    RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
+    Encapsulation, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
+    Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
 };
 
 /// The service, unless something it cannot be without is missing or wrong.
@@ -18,6 +18,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     // Of endpoints that speak different ones, fields of each may be given.
     let only = protocol.filter(|protocol| others.iter().all(|other| other.protocol == *protocol));
     let forwarding = spec.require("forwarding", faults).and_then(|field| field.one_of(&FORWARDING, faults));
+    let encapsulation = spec.get("tunnel").and_then(|field| tunnel::decode(&field, faults));
     let scheduler = spec.require("scheduler", faults).and_then(|field| field.one_of(&SCHEDULERS, faults));
     let real_servers = match spec.get("realServers") {
         Some(field) => real_servers(&field, faults),
@@ -44,6 +45,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         ports: ports?,
         protocol,
         forwarding,
+        tunnel: encapsulation.unwrap_or_default(),
         scheduler,
         hash: hash.unwrap_or_default(),
         local_addresses,
@@ -79,6 +81,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     scheduling::check(&service, &real_servers, faults);
     application::check(&service, &real_servers, faults);
     health::check(&service, &real_servers, faults);
+    tunnel::check_service(&service, &real_servers, faults);
     Some(service)
 }
 
@@ -161,6 +164,7 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
     let port = map.get("port").map(|field| field.integer(1..=u16::MAX, faults));
     let weight = map.get("weight").and_then(|field| field.integer(0..=u16::MAX, faults));
     let forwarding = map.get("forwarding").and_then(|field| field.one_of(&FORWARDING, faults));
+    let tunnel = map.get("tunnel").and_then(|field| tunnel::decode(&field, faults));
     let limits = scheduling::decode_server(&mut map, faults);
     let health = health::server_policy(&mut map, faults);
     map.finish(faults);
@@ -169,6 +173,7 @@ fn real_server(field: &Field<'_>, faults: &mut Faults) -> Option<RealServer> {
         port: port.flatten(),
         weight: weight.unwrap_or(1),
         forwarding,
+        tunnel,
         limits,
         health,
     })
@@ -297,6 +302,7 @@ pub fn encode(service: &VirtualService) -> Raw {
     let tcp = service.speaks(Protocol::Tcp);
     let head = [
         ("forwarding", Some(word(&FORWARDING, service.forwarding))),
+        ("tunnel", (service.tunnel != Encapsulation::default()).then(|| tunnel::encode(service.tunnel))),
         ("scheduler", Some(word(&SCHEDULERS, service.scheduler))),
     ];
     let rest = [
@@ -329,6 +335,7 @@ pub fn encode_server(server: &RealServer) -> Raw {
         ("port", server.port.map(Raw::integer)),
         ("weight", Some(Raw::integer(server.weight))),
         ("forwarding", server.forwarding.map(|method| word(&FORWARDING, method))),
+        ("tunnel", server.tunnel.map(tunnel::encode)),
     ];
     let fields = fields.into_iter().chain(scheduling::encode_server(&server.limits));
     Raw::map(fields.chain(health::encode_server(&server.health)))

@@ -589,6 +589,14 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn tunnels_()(kind in select(vec![TunnelType::Ipip, TunnelType::Gue, TunnelType::Gre]), port in 1..=u16::MAX, spread in any::<bool>())
+        -> Encapsulation {
+        let gue = kind == TunnelType::Gue;
+        Encapsulation { kind, port: if gue { port } else { 0 }, spread: spread && !gue }
+    }
+}
+
+prop_compose! {
     fn services_()(
         name in names(),
         v4 in any::<bool>(),
@@ -605,6 +613,8 @@ prop_compose! {
         servers in prop::collection::vec(
             (any::<u16>(), any::<bool>(), prop::option::of(1..=u16::MAX),
              prop::option::of(select(FORWARDING.map(|(_, method)| method).to_vec()))), 0..12),
+        tunnel in tunnels_(),
+        own_tunnel in prop::option::of(tunnels_()),
     ) -> VirtualService {
         let single = ports.single().is_some();
         let real_servers = servers.into_iter().enumerate().map(|(index, (weight, other_family, port, method))| {
@@ -617,13 +627,14 @@ prop_compose! {
             };
             RealServer {
                 address, port: port.filter(|_| single && effective.translates()), weight, forwarding: method,
+                tunnel: own_tunnel.filter(|_| effective == Forwarding::Tun),
                 limits: Default::default(), health: Default::default(),
             }
         }).collect();
         let mut service = VirtualService {
             name,
             address: if v4 { "203.0.113.10".parse().unwrap() } else { "2001:db8:1::10".parse().unwrap() },
-            ports, protocol, forwarding, scheduler,
+            ports, protocol, forwarding, tunnel: Encapsulation::default(), scheduler,
             hash: if by_port && scheduler.hashes() { FlowHash::AddressPort } else { FlowHash::Address },
             local_addresses: None,
             on_unknown_flow,
@@ -639,6 +650,9 @@ prop_compose! {
         let translated = service.real_servers.iter().all(|s| service.forwarding_of(s).translates() && s.port.is_none());
         if single && protocol == Protocol::Tcp && forwarding.translates() && translated && by_port {
             service.application = Some(Application::Ftp);
+        }
+        if service.uses(Forwarding::Tun) {
+            service.tunnel = tunnel;
         }
         service
     }
@@ -674,6 +688,11 @@ prop_compose! {
         real_servers in REAL_SERVERS_MAX,
         release in any::<bool>(),
         wait in (0u64..=600_000).prop_map(Duration::from_millis),
+        sources in select(vec![
+            TunnelSources::default(),
+            TunnelSources { v4: Some("10.200.0.0/16".parse().unwrap()), v6: None },
+            TunnelSources { v4: Some("10.200.0.0/28".parse().unwrap()), v6: Some("fd00:200::/64".parse().unwrap()) },
+        ]),
         flood in floods(),
     ) -> Director {
         Director {
@@ -683,6 +702,7 @@ prop_compose! {
             capacity: Capacity { services, real_servers },
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
             real_path: Default::default(),
+            tunnel_sources: sources,
             flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Flood, Hook, Name, RealPathNetworks, Webhook};
+use super::{Flood, Hook, Name, RealPathNetworks, TunnelSources, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,7 @@ pub struct Director {
     pub capacity: Capacity,
     pub shutdown: Shutdown,
     pub real_path: RealPathNetworks,
+    pub tunnel_sources: TunnelSources,
     pub flood: Flood,
     /// Programs that are run for events, in this order.
     pub hooks: Vec<Hook>,

@@ -33,9 +33,16 @@ pub fn field_effect(kind: Kind, path: &str) -> Effect {
     }
 }
 
-/// The director's fields that decide what is attached, how large the tables are and where probes begin.
-const RESTART: [&str; 5] =
-    ["metadata.name", "spec.interfaces", "spec.connections", "spec.capacity", "spec.realPath"];
+/// The director's fields that decide what is attached, how large the tables are, where probes begin and what the
+/// program is loaded with.
+const RESTART: [&str; 6] = [
+    "metadata.name",
+    "spec.interfaces",
+    "spec.connections",
+    "spec.capacity",
+    "spec.realPath",
+    "spec.tunnelSources",
+];
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ mod pool;
 mod real_path;
 mod scheduling;
 mod service;
+mod tunnel;
 mod vrrp;
 mod way;
 
@@ -37,6 +38,7 @@ pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,
     RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, ServerKey, Timeouts, VirtualService,
 };
+pub use tunnel::{Encapsulation, TunnelSources, TunnelType};
 pub use vrrp::{
     Authentication, DEFAULT_PRIORITY, Gratuitous, HmacAuthentication, HmacKey, HmacMode, KeySource, Notify,
     OWNER_PRIORITY, Preempt, Track, TrackEffect, TrackFile, TrackFileEffect, TrackInterface, TrackProcess,

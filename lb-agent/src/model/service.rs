@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Application, Endpoint, Name, Scheduling, ServerLimits, health};
+use super::{Application, Encapsulation, Endpoint, Name, Scheduling, ServerLimits, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -15,6 +15,8 @@ pub struct VirtualService {
     pub protocol: Protocol,
     /// How packets reach a real server that does not say otherwise.
     pub forwarding: Forwarding,
+    /// How packets to its real servers of TUN are wrapped.
+    pub tunnel: Encapsulation,
     pub scheduler: Scheduler,
     /// What sh and mh hash; meaningless for the others, which leave it at the default.
     pub hash: FlowHash,
@@ -41,6 +43,14 @@ impl VirtualService {
     /// The method by which `server` is reached.
     pub fn forwarding_of(&self, server: &RealServer) -> Forwarding {
         server.forwarding.unwrap_or(self.forwarding)
+    }
+
+    /// How packets to `server` are wrapped; plain IPIP where nothing is.
+    pub fn encapsulation_of(&self, server: &RealServer) -> Encapsulation {
+        match self.forwarding_of(server) {
+            Forwarding::Tun => server.tunnel.unwrap_or(self.tunnel),
+            _ => Encapsulation::default(),
+        }
     }
 
     /// The port at which `server` is reached, or None where the packet's own port is kept because the
@@ -71,6 +81,8 @@ pub struct RealServer {
     pub weight: u16,
     /// Overrides the service's.
     pub forwarding: Option<Forwarding>,
+    /// Overrides the service's.
+    pub tunnel: Option<Encapsulation>,
     pub limits: ServerLimits,
     pub health: health::ServerPolicy,
 }

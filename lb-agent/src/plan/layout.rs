@@ -9,7 +9,9 @@ use ipnet::IpNet;
 
 use super::{Rules, Standing, Step};
 use crate::model::health::Flows;
-use crate::model::{Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Scheduler, ServerId, Share};
+use crate::model::{
+    Encapsulation, Forwarding, Name, NextHop, OnUnknownFlow, Ports, Protocol, Scheduler, ServerId, Share,
+};
 
 /// Everything the agent is answerable for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -169,6 +171,8 @@ pub struct Destination {
     pub hop: Option<HopKey>,
     /// Largest IP packet that may be forwarded, bytes, before encapsulation.
     pub mtu: u16,
+    /// What it is put into; plain IPIP for methods that put it into nothing.
+    pub tunnel: Encapsulation,
     /// Of an established (TCP) or confirmed (UDP) flow.
     pub timeout: Duration,
     /// The service's port where the real server's differs; else 0.

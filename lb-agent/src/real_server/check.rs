@@ -171,6 +171,13 @@ fn unpacking(record: &Record, link: &Link, contents: Option<&Contents>) -> Vec<I
             .filter(|director| !contents.directors.contains(director))
             .map(|director| missing(format!("decapsulator: does not accept from {director}"))),
     );
+    items.extend(
+        record
+            .gue_ports
+            .iter()
+            .filter(|port| !contents.gue_ports.contains(port))
+            .map(|port| missing(format!("decapsulator: does not unpack GUE at port {port}"))),
+    );
     let seen: Vec<String> = contents
         .outcomes
         .iter()
@@ -196,6 +203,7 @@ mod tests {
             vip: vec!["203.0.113.10".parse().unwrap()],
             interface: Some("eth0".into()),
             from: vec!["10.0.0.1/32".parse().unwrap()],
+            gue_port: vec![6080],
             tunnel: None,
             method: Some(Method::Tun),
         };
@@ -207,6 +215,7 @@ mod tests {
             program: 7,
             directors: record.directors.clone(),
             vips: record.vips.clone(),
+            gue_ports: record.gue_ports.clone(),
             outcomes: vec![(Outcome::NotTunnelled, 9), (Outcome::Ip4InIp4, 5), (Outcome::NotFromDirector, 2)],
         }
     }
@@ -229,11 +238,12 @@ mod tests {
         let mut empty = contents(&record);
         empty.vips.clear();
         empty.directors.clear();
+        empty.gue_ports.clear();
         for (xdp, contents, failures) in [
             (None, None, 1),
             (None, Some(contents(&record)), 1),
             (Some((8, false)), Some(contents(&record)), 1),
-            (Some((7, true)), Some(empty), 2),
+            (Some((7, true)), Some(empty), 3),
         ] {
             let items = unpacking(&record, &link(xdp), contents.as_ref());
             let failed = items.iter().filter(|item| item.standing == Standing::Fail).count();

@@ -35,6 +35,9 @@ pub struct Wanted {
     /// Directors: addresses or prefixes. tun: the outer sources accepted; nat: the default route must go there
     #[arg(long, value_name = "DIRECTOR", value_delimiter = ',', value_parser = parse_director)]
     pub from: Vec<IpNet>,
+    /// UDP ports at which GUE is unpacked, as services name them (added to those already set up)
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub gue_port: Vec<u16>,
     /// Who unpacks tunnelled packets [default: bpf for tun, else none]
     #[arg(long, value_enum)]
     pub tunnel: Option<Tunnel>,

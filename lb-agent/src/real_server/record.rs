@@ -23,6 +23,9 @@ pub struct Record {
     pub tunnel: Tunnel,
     pub vips: BTreeSet<IpAddr>,
     pub directors: BTreeSet<IpNet>,
+    /// UDP ports at which GUE is unpacked.
+    #[serde(default)]
+    pub gue_ports: BTreeSet<u16>,
     /// Sysctls that were changed, oldest value first written.
     pub sysctls: Vec<Change>,
     /// Kernel tunnel devices that were made.
@@ -36,7 +39,8 @@ impl Record {
     /// # Errors
     /// What cannot go together, in a sentence with the way out.
     pub fn merge(before: Option<Record>, wanted: &Wanted, default_interface: Option<String>) -> Result<Self> {
-        let tunnelling = matches!(wanted.tunnel, Some(Tunnel::Bpf | Tunnel::Kernel));
+        let tunnelling =
+            matches!(wanted.tunnel, Some(Tunnel::Bpf | Tunnel::Kernel)) || !wanted.gue_port.is_empty();
         // Under dr nobody asks who the directors are.
         let only_tun = tunnelling || !wanted.from.is_empty();
         let method = match (wanted.method, &before) {
@@ -52,7 +56,10 @@ impl Record {
             && method != Method::Tun
             && tunnelling
         {
-            bail!("--tunnel is for --method tun; under {} nothing is tunnelled", method.name());
+            bail!(
+                "--tunnel and --gue-port are for --method tun; under {} nothing is tunnelled",
+                method.name()
+            );
         }
         let tunnel_of = |method| match (wanted.tunnel, method) {
             (Some(tunnel), _) => tunnel,
@@ -72,6 +79,7 @@ impl Record {
                     tunnel: tunnel_of(method),
                     vips: BTreeSet::new(),
                     directors: BTreeSet::new(),
+                    gue_ports: BTreeSet::new(),
                     sysctls: Vec::new(),
                     devices: BTreeSet::new(),
                 }
@@ -101,6 +109,7 @@ impl Record {
         };
         record.methods.extend(method);
         record.vips.extend(&wanted.vip);
+        record.gue_ports.extend(&wanted.gue_port);
         if !wanted.from.is_empty() {
             record.directors = wanted.from.iter().copied().collect();
         }
@@ -134,6 +143,12 @@ impl Record {
             bail!(
                 "--from is missing: the directors' addresses that tunnelled packets are accepted from (from \
                  anyone: --from 0.0.0.0/0,::/0)"
+            );
+        }
+        if self.tunnel != Tunnel::Bpf && !self.gue_ports.is_empty() {
+            bail!(
+                "--gue-port is for --tunnel bpf; the kernel unpacks GUE after `ip fou add port {} gue`",
+                self.gue_ports.first().copied().unwrap_or_default()
             );
         }
         if self.tunnel == Tunnel::Kernel
@@ -206,6 +221,7 @@ mod tests {
             vip: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
             interface: None,
             from: from.iter().map(|from| from.parse().unwrap()).collect(),
+            gue_port: Vec::new(),
             tunnel,
             method,
         }
@@ -237,7 +253,7 @@ mod tests {
             (wanted(vip, Some(Method::Tun), None, &[]), "--from is missing"),
             (
                 wanted(vip, Some(Method::Dr), Some(Tunnel::Bpf), &["10.0.0.1/32"]),
-                "--tunnel is for --method tun",
+                "--tunnel and --gue-port are for --method tun",
             ),
             (wanted(&["127.0.0.1"], None, None, &[]), "cannot be a VIP"),
             (wanted(vip, None, Some(Tunnel::Kernel), &["10.0.0.0/24"]), "one remote address"),
@@ -266,6 +282,20 @@ mod tests {
         let error =
             Record::merge(Some(both), &wanted(&[], None, Some(Tunnel::Kernel), &[]), None).unwrap_err();
         assert!(error.to_string().contains("down"), "{error}");
+    }
+
+    #[test]
+    fn ports_of_gue_add_up_and_are_for_the_program_alone() {
+        let of = |ports: &[u16], tunnel| Wanted {
+            gue_port: ports.to_vec(),
+            ..wanted(&["203.0.113.10"], None, tunnel, &["10.0.0.1/32"])
+        };
+        let first = fresh(&of(&[6080], None)).unwrap();
+        assert_eq!((first.tunnel, first.gue_ports.clone()), (Tunnel::Bpf, [6080].into()));
+        let both = Record::merge(Some(first), &of(&[6081], None), None).unwrap();
+        assert_eq!(both.gue_ports, [6080, 6081].into());
+        let error = fresh(&of(&[6080], Some(Tunnel::Kernel))).unwrap_err().to_string();
+        assert!(error.contains("ip fou add port 6080 gue"), "{error}");
     }
 
     #[test]

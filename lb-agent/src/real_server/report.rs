@@ -156,7 +156,8 @@ pub fn default_route(directors: impl Iterator<Item = IpNet>, v6: bool, route: Op
 
 /// What tunnelling costs in packet size: bytes of the largest outer header that a director may use.
 pub fn overhead(record: &Record) -> u32 {
-    if record.directors.iter().any(|director| director.addr().is_ipv6()) { 40 } else { 20 }
+    let outer = if record.directors.iter().any(|director| director.addr().is_ipv6()) { 40 } else { 20 };
+    outer + if record.gue_ports.is_empty() { 0 } else { 12 }
 }
 
 /// What the operator should know of packet sizes under TUN on an interface of this MTU.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 
-use crate::dataplane::decapsulator::{Attached, Decapsulator};
+use crate::dataplane::decapsulator::{Attached, Decapsulator, Unpacked};
 use crate::places::Places;
 
 use super::cli::{DownArgs, Method, Tunnel, UpArgs};
@@ -174,7 +174,8 @@ fn device_name(kind: TunnelKind, remote: IpAddr) -> String {
 fn attach(decapsulator: &Decapsulator, record: &Record) -> Result<()> {
     let before = decapsulator.contents().ok().flatten();
     let interface = &record.interface;
-    let attached = decapsulator.attach(&record.vips, &record.directors)?;
+    let Record { vips, directors, gue_ports, .. } = record;
+    let attached = decapsulator.attach(Unpacked { vips, directors, gue_ports })?;
     match attached {
         Attached::Native => println!("{interface}: decapsulator attached as native XDP"),
         Attached::Generic => {
@@ -182,7 +183,11 @@ fn attach(decapsulator: &Decapsulator, record: &Record) -> Result<()> {
         }
         Attached::Replaced => {}
     }
-    let (vips, directors) = before.map(|before| (before.vips, before.directors)).unwrap_or_default();
+    let (vips, directors, ports) =
+        before.map(|before| (before.vips, before.directors, before.gue_ports)).unwrap_or_default();
+    for port in record.gue_ports.difference(&ports) {
+        println!("decapsulator: unpacks GUE at port {port}");
+    }
     for vip in record.vips.difference(&vips) {
         println!("decapsulator: unpacks for {vip}");
     }
@@ -303,6 +308,7 @@ mod tests {
             vip: vec!["203.0.113.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
             interface: Some("eth0".into()),
             from: vec!["10.0.0.1/32".parse().unwrap(), "2001:db8:1::1/128".parse().unwrap()],
+            gue_port: Vec::new(),
             tunnel: Some(Tunnel::Kernel),
             method: None,
         };

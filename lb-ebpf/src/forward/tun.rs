@@ -1,10 +1,11 @@
-//! TUN: the packet goes inside another to the real server (RFC 2003, RFC 2473, RFC 4213). The outer header
+//! TUN: the packet goes inside another to the real server (RFC 2003, RFC 2473, RFC 4213; others in `tunnel.rs`). The outer header
 //! has the inner TTL, type of service with its ECN bits (RFC 6040, normal mode) and DF.
 
 use super::Target;
 use crate::{
     count, nexthop,
     packet::{Frame, Packet, Words, load8, load16, load32, store8, store16, store32, store64, words},
+    tunnel,
 };
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use lb_common::{
@@ -15,41 +16,32 @@ use lb_common::{
 };
 
 /// What the outer header takes from the inner one.
-struct Inner {
-    len: u32,
+pub struct Inner {
+    pub len: u32,
     ttl: u8,
     tos: u8,
     /// Flags and offset word of IPv4, network order: only DF.
     dont_fragment: u16,
     id: u16,
-    protocol: u8,
-    flow_label: u32,
+    pub protocol: u8,
+    pub flow_label: u32,
 }
 
-#[inline(always)]
-pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
-    let action = encapsulate(packet, target)?;
-    count::forwarded(target.index, packet.bytes, false);
-    Ok(action)
-}
-
-/// As [`send`], not counted.
-#[inline(always)]
-pub fn encapsulate<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
-    let (hop, record) = target.hop()?;
-    packet.decrement_ttl();
-    let inner = if V6 {
-        let first = load32(packet.ip, 0);
-        Inner {
-            len: packet.ip_len(),
-            ttl: packet.ttl(),
-            tos: (u32::from_be(first) >> 20) as u8,
-            dont_fragment: u16::to_be(0x4000),
-            id: 0,
-            protocol: protocol::IPV6,
-            flow_label: first & 0x000f_ffff_u32.to_be(),
+impl Inner {
+    #[inline(always)]
+    pub fn of<const V6: bool>(packet: &Packet<V6>) -> Self {
+        if V6 {
+            let first = load32(packet.ip, 0);
+            return Inner {
+                len: packet.ip_len(),
+                ttl: packet.ttl(),
+                tos: (u32::from_be(first) >> 20) as u8,
+                dont_fragment: u16::to_be(0x4000),
+                id: 0,
+                protocol: protocol::IPV6,
+                flow_label: first & 0x000f_ffff_u32.to_be(),
+            };
         }
-    } else {
         Inner {
             len: packet.ip_len(),
             ttl: packet.ttl(),
@@ -59,8 +51,38 @@ pub fn encapsulate<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Resu
             protocol: protocol::IPIP,
             flow_label: 0,
         }
+    }
+}
+
+#[inline(always)]
+pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
+    let action = encapsulate(packet, target, packet.ports(), tunnel::NO_EVENT)?;
+    count::forwarded(target.index, packet.bytes, false);
+    Ok(action)
+}
+
+/// As [`send`], not counted. `ports` are the flow's. A tunnel other than plain IPIP is the tail's, which counts the
+/// packet and then `event`: what the caller counts itself when this returns.
+#[inline(always)]
+pub fn encapsulate<const V6: bool>(
+    packet: &Packet<V6>,
+    target: &Target,
+    ports: u32,
+    event: u32,
+) -> Result<u32, Reason> {
+    // Together, so that the common case tests them once.
+    let in_v6 = if target.flags() & (flags::REAL_V6 | flags::WRAPPED) == 0 {
+        false
+    } else {
+        if target.flags() & flags::WRAPPED != 0 {
+            return Err(tunnel::call(packet, target, ports, event));
+        }
+        true
     };
-    if target.flags() & flags::REAL_V6 != 0 {
+    let (hop, record) = target.hop()?;
+    packet.decrement_ttl();
+    let inner = Inner::of(packet);
+    if in_v6 {
         // SAFETY: projection inside a map value.
         let source = words::<true>(unsafe { &raw const (*record).source_v6 });
         let frame = make_room(packet, IPV6)?;
@@ -96,7 +118,7 @@ fn make_room<const V6: bool>(packet: &Packet<V6>, header: usize) -> Result<Frame
 
 /// ECN at tunnel ingress (RFC 6040, section 4.1): the bits are copied.
 #[inline(always)]
-fn outer_v4(ip: *mut u8, inner: &Inner, source: u32, destination: u32) {
+pub fn outer_v4(ip: *mut u8, inner: &Inner, source: u32, destination: u32) {
     let len = ((inner.len + IPV4 as u32) as u16).to_be();
     let first = u16::from_ne_bytes([0x45, inner.tos]);
     let ttl = u16::from_ne_bytes([inner.ttl, inner.protocol]);
@@ -113,7 +135,7 @@ fn outer_v4(ip: *mut u8, inner: &Inner, source: u32, destination: u32) {
 }
 
 #[inline(always)]
-fn outer_v6(ip: *mut u8, inner: &Inner, source: Words, destination: Words) {
+pub fn outer_v6(ip: *mut u8, inner: &Inner, source: Words, destination: Words) {
     store32(ip, 0, (6 << 28 | (inner.tos as u32) << 20).to_be() | inner.flow_label);
     store16(ip, 4, (inner.len as u16).to_be());
     store8(ip, 6, inner.protocol);

@@ -211,6 +211,7 @@ impl Scene {
                         mtu: 1500 - overhead,
                         timeout: spec.timeouts[if udp { State::Udp } else { State::Established } as usize],
                         vip_port: if server_port == 0 { 0 } else { first },
+                        tunnel: Default::default(),
                         standing: Standing::DEFAULT,
                     },
                 )?;

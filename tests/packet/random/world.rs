@@ -241,8 +241,14 @@ impl World {
             let mtu = MTU as u16 - overhead;
             let key = DestinationKey::new(&name, server, server_port, method);
             let vip_port = if server_port == 0 { 0 } else { first_port };
-            let spec =
-                DestinationSpec { next_hop, mtu, timeout: TIMEOUT, vip_port, standing: Standing::DEFAULT };
+            let spec = DestinationSpec {
+                next_hop,
+                mtu,
+                timeout: TIMEOUT,
+                vip_port,
+                tunnel: Default::default(),
+                standing: Standing::DEFAULT,
+            };
             let destination = tables.ensure_destination(&key, &spec)?;
             let slots = if has_server { vec![Some(destination)] } else { Vec::new() };
             tables.set_slots(&name, &slots)?;

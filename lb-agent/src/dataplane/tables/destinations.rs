@@ -46,8 +46,19 @@ pub struct DestinationSpec {
     pub timeout: u16,
     /// The VIP's port, host order, when the real server's differs; else 0.
     pub vip_port: u16,
+    /// What TUN puts it into; the default for other methods.
+    pub tunnel: Tunnel,
     /// What its server may be given, and what becomes of its flows.
     pub standing: Standing,
+}
+
+/// What a packet is put into by TUN. The default is plain IPIP.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    /// Of [`flags::WRAPPED`].
+    pub flags: u32,
+    /// The port that GUE goes to, host order; 0 for others.
+    pub port: u16,
 }
 
 /// What becomes of the flows of a destination with their next packet.
@@ -154,11 +165,14 @@ impl Destinations {
         if flags & flags::VALID == 0 {
             return;
         }
+        let method = Destination::forwarding_of(flags);
+        // TUN keeps the packet's, and the record has GUE's there.
+        let port = if method == Forwarding::Tun { 0 } else { Destination::port_of(record.word) };
         let key = (
             record.service,
             record.address.to_ip(flags & flags::REAL_V6 != 0),
-            u16::from_be(Destination::port_of(record.word)),
-            Destination::forwarding_of(flags) as u8,
+            u16::from_be(port),
+            method as u8,
         );
         self.indices.claim(index);
         // Two of one key can only be when its removal was not written to the end: one of them is enough.
@@ -222,10 +236,10 @@ impl Destinations {
         Some(self.by_key.get(self.by_index.get(&index)?)?.load)
     }
 
-    /// (index, forwarding method, MTU by its interface) of every binding of a real server.
-    pub fn mtus_of(&self, address: IpAddr) -> Vec<(u32, u8, u16)> {
+    /// (index, MTU by its interface) of every binding of a real server.
+    pub fn mtus_of(&self, address: IpAddr) -> Vec<(u32, u16)> {
         let bindings = self.by_key.iter().filter(|(key, state)| key.1 == address && state.mtu != 0);
-        bindings.map(|(key, state)| (state.index, key.3, state.mtu)).collect()
+        bindings.map(|(_, state)| (state.index, state.mtu)).collect()
     }
 
     pub fn indices_in_use(&self) -> impl Iterator<Item = u32> {
@@ -263,8 +277,9 @@ impl Tables {
         if key.forwarding == Forwarding::Tun as u8 {
             self.bind_tunnel(key.address)?;
         }
-        spec.mtu = self.paths.inner_mtu(key.address, key.forwarding, spec.mtu);
-        let record = self.destination_record(key, service, &spec);
+        let mut record = self.destination_record(key, service, &spec);
+        let mtu = self.paths.inner_mtu(key.address, Destination::flags_of(record.word), spec.mtu);
+        record.word = Destination::with_mtu(record.word, mtu);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         Ok(index)
     }
@@ -367,9 +382,14 @@ impl Tables {
             flags |= if set { flag } else { 0 };
         }
         flags |= spec.standing.flags() | self.rules_flags(service);
+        let mut port = key.port;
+        if key.forwarding == Forwarding::Tun as u8 {
+            flags |= spec.tunnel.flags & flags::WRAPPED;
+            port = spec.tunnel.port;
+        }
         let inner = (service, key.address, key.port, key.forwarding);
         Destination {
-            word: Destination::make_word(key.port, spec.mtu, flags | u32::from(instance) << flags::VRRP_SHIFT),
+            word: Destination::make_word(port, spec.mtu, flags | u32::from(instance) << flags::VRRP_SHIFT),
             next_hop: spec.next_hop,
             service,
             address,
@@ -389,10 +409,10 @@ impl Tables {
         if let Some(state) = self.destinations.by_key.get_mut(key) {
             state.mtu = mtu;
         }
-        let mtu = self.paths.inner_mtu(key.1, key.3, mtu);
         let mut record = self.views.destinations.get(index);
+        let mtu = self.paths.inner_mtu(key.1, Destination::flags_of(record.word), mtu);
         record.next_hop = next_hop;
-        record.word = record.word & !0xffff_0000 | (mtu as u64) << 16;
+        record.word = Destination::with_mtu(record.word, mtu);
         self.writes += self.views.destinations.update(index, &record, 0) as u64;
         true
     }

@@ -27,7 +27,7 @@ mod tests;
 mod vrrp;
 
 pub use addresses::Role;
-pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing};
+pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing, Tunnel};
 pub use hops::NextHopKey;
 pub use paths::PathChange;
 pub use routes::ClientVia;

@@ -1,7 +1,7 @@
 //! Path MTUs that routers told of tunnels: how long they hold, and what they make of destinations.
 
 use super::{super::Error, Role, Tables};
-use lb_common::destination::{Forwarding, tunnel_overhead};
+use lb_common::destination::{Destination, Forwarding, overhead};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -56,11 +56,12 @@ impl Paths {
         over
     }
 
-    /// The largest packet that fits a tunnel to a real server, where the interface alone would let `mtu` through.
-    pub(super) fn inner_mtu(&self, address: IpAddr, method: u8, mtu: u16) -> u16 {
+    /// The largest packet that fits a tunnel to a real server by a destination of these flags, where the interface
+    /// alone would let `mtu` through.
+    pub(super) fn inner_mtu(&self, address: IpAddr, flags: u32, mtu: u16) -> u16 {
         match self.0.get(&address) {
-            Some(learned) if method == Forwarding::Tun as u8 => {
-                mtu.min(learned.mtu - tunnel_overhead(address.is_ipv6()))
+            Some(learned) if Destination::forwarding_of(flags) == Forwarding::Tun => {
+                mtu.min(learned.mtu - overhead(flags))
             }
             _ => mtu,
         }
@@ -98,11 +99,11 @@ impl Tables {
 
     /// Gives every destination behind tunnels to a real server its MTU.
     fn write_path(&mut self, address: IpAddr) {
-        for (index, method, mtu) in self.destinations.mtus_of(address) {
-            let mtu = self.paths.inner_mtu(address, method, mtu);
+        for (index, mtu) in self.destinations.mtus_of(address) {
             let word = self.views.destinations.word(index, 0);
             let old = word.load(Relaxed);
-            let new = old & !0xffff_0000 | u64::from(mtu) << 16;
+            let mtu = self.paths.inner_mtu(address, Destination::flags_of(old), mtu);
+            let new = Destination::with_mtu(old, mtu);
             if old != new {
                 word.store(new, Release);
                 self.writes += 1;
@@ -130,12 +131,13 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_common::destination::flags;
 
     #[test]
     fn the_narrowest_word_counts_until_its_time_is_over() {
         let (mut paths, start) = (Paths::default(), Instant::now());
         let server: IpAddr = "10.0.0.11".parse().unwrap();
-        let tun = Forwarding::Tun as u8;
+        let tun = Forwarding::Tun as u32;
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(paths.inner_mtu(server, tun, 1480), 1480);
         assert!(paths.learn(server, 1400, at(0)));
@@ -145,7 +147,7 @@ mod tests {
         assert!(paths.learn(server, 1300, at(20)));
         assert_eq!(paths.inner_mtu(server, tun, 1480), 1280);
         assert_eq!(paths.inner_mtu(server, tun, 1000), 1000, "the interface is narrower");
-        assert_eq!(paths.inner_mtu(server, Forwarding::Dr as u8, 1500), 1500, "another method's packets");
+        assert_eq!(paths.inner_mtu(server, Forwarding::Dr as u32, 1500), 1500, "another method's packets");
         assert!(paths.expire(at(619)).is_empty());
         assert_eq!(paths.expire(at(620)), [server]);
         assert_eq!(paths.inner_mtu(server, tun, 1480), 1480);
@@ -156,6 +158,8 @@ mod tests {
         let mut paths = Paths::default();
         let server: IpAddr = "2001:db8::11".parse().unwrap();
         paths.learn(server, 1400, Instant::now());
-        assert_eq!(paths.inner_mtu(server, Forwarding::Tun as u8, 1460), 1360);
+        let tun = Forwarding::Tun as u32 | flags::REAL_V6;
+        assert_eq!(paths.inner_mtu(server, tun, 1460), 1360);
+        assert_eq!(paths.inner_mtu(server, tun | flags::GUE, 1448), 1348, "and GUE its own");
     }
 }

@@ -161,8 +161,14 @@ fn real(service: &str, address: &str) -> DestinationKey {
     DestinationKey::new(service, ip(address), 0, Forwarding::Dr)
 }
 
-const PATH: DestinationSpec =
-    DestinationSpec { next_hop: 3, mtu: 1500, timeout: 1800, vip_port: 0, standing: Standing::DEFAULT };
+const PATH: DestinationSpec = DestinationSpec {
+    next_hop: 3,
+    mtu: 1500,
+    timeout: 1800,
+    vip_port: 0,
+    tunnel: Tunnel { flags: 0, port: 0 },
+    standing: Standing::DEFAULT,
+};
 
 fn hop(neighbour: &str, for_clients: bool) -> NextHopKey {
     NextHopKey { neighbour: ip(neighbour), ifindex: 2, vlans: [0, 0], for_clients }
