@@ -10,6 +10,7 @@ pub mod cookie;
 pub mod crc32c;
 pub mod decapsulator;
 pub mod destination;
+pub mod extension;
 pub mod feed;
 pub mod filter;
 pub mod fragment;

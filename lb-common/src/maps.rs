@@ -53,7 +53,7 @@ pub mod pinned {
     pub const CLIENT_NEIGHBOURS: &str = "CLIENT_NEIGHB";
     /// ARRAY of [`super::VrrpWord`], by VRRP instance; 0 is unused.
     pub const VRRP: &str = "VRRP";
-    /// ARRAY of 64-byte extension records of flows with the extension flag.
+    /// ARRAY, mmapable, of [`crate::extension::Extension`].
     pub const EXTENSIONS: &str = "EXTENSIONS";
     /// PERCPU_ARRAY of [`crate::verdict::Count`], by reason.
     pub const REASONS: &str = "REASONS";
@@ -149,6 +149,8 @@ pub mod programs {
     pub const FTP: (&str, u32) = ("lb_ftp", 10);
     /// SYNs that no service takes: data connections that a control channel announced.
     pub const EXPECTED: (&str, u32) = ("lb_expected", 11);
+    /// TCP packets of flows with an extension record.
+    pub const SHIFTED: (&str, u32) = ("lb_shifted", 16);
     /// SCTP packets.
     pub const SCTP: (&str, u32) = ("lb_sctp", 12);
     /// As [`NEW`], for SCTP.
@@ -158,9 +160,9 @@ pub mod programs {
     /// Tunnels other than plain IPIP.
     pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
     /// All tails.
-    pub const TAILS: [(&str, u32); 15] = [
+    pub const TAILS: [(&str, u32); 16] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, EXPECTED, SCTP, SCTP_NEW, ABORT,
-        TUNNEL,
+        TUNNEL, SHIFTED,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

@@ -15,6 +15,7 @@ pod!(
     crate::destination::Destination,
     crate::destination::NextHop,
     crate::destination::Traffic,
+    crate::extension::Extension,
     crate::feed::Feed,
     crate::filter::AddressKey,
     crate::filter::AddressRecord,

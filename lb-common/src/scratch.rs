@@ -68,6 +68,47 @@ pub struct Scratch {
     pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
+    /// Of packets whose sequence numbers are shifted.
+    pub room: Room,
+}
+
+/// Where headers and options are worked on that are not rewritten in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Room {
+    /// TCP's options as they came, zeroes behind them.
+    pub came: [u8; 40],
+    /// The same, as they leave. Longer, so that an offset of six bits lies in it with what is read there.
+    pub leaves: [u8; 72],
+    /// Offset of the option, or of the edge, that comes next.
+    pub at: u32,
+    /// Edges of a selective acknowledgement that are left.
+    pub edges: u32,
+    /// How many bytes of options there are.
+    pub end: u32,
+    /// How edges are shifted back: the base beside [`Room::shift`].
+    pub base: u32,
+    /// The [`crate::extension::Shift`]'s word.
+    pub shift: u64,
+    /// Added to the timestamp.
+    pub clock: u32,
+    /// Added to the timestamp's echo.
+    pub echo: u32,
+    /// Taken off the MSS.
+    pub mss_less: u32,
+    /// Spare; zero.
+    pub reserved: u32,
+    /// What is put into the packet.
+    pub put: [u64; 8],
+    /// The headers of a frame while it grows.
+    pub headers: [u8; 256],
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        // SAFETY: integers and arrays of such.
+        unsafe { core::mem::zeroed() }
+    }
 }
 
 /// In [`Scratch::l4`]: the packet is the first fragment of one, which may say that it is longer than what is here.
@@ -131,6 +172,9 @@ pub struct Config {
     /// The same for IPv6.
     pub sources_v6: [u64; 2],
     pub varies_v6: [u64; 2],
+    /// `64 - log2(sets)` of the extension records.
+    pub extension_shift: u32,
+    pub reserved: u32,
 }
 
 /// Bits of [`Config::policies`]; none set is the default.
@@ -186,9 +230,13 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_program() {
-        assert_eq!(core::mem::size_of::<Scratch>(), 144 + core::mem::size_of::<Walk>());
+        assert_eq!(
+            core::mem::size_of::<Scratch>(),
+            144 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
+        );
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 256);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
-        assert_eq!(core::mem::size_of::<Config>(), 72);
+        assert_eq!(core::mem::size_of::<Config>(), 80);
     }
 
     #[test]

@@ -162,6 +162,10 @@ pub mod features {
     pub const COUNTED: u32 = 1 << 14;
     /// The control channel of FTP is read.
     pub const FTP: u32 = 1 << 16;
+    /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
+    pub const PROXY: u32 = 1 << 15;
+    /// What gives a new flow an extension record.
+    pub const EXTENDED: u32 = PROXY;
     /// What sends a new flow to `lb_choose`.
     pub const RARE: u32 = CHOOSE | PERSISTENT | ACL | RATE | ONE_PACKET | QUIC | SIP | HASH_PREFIX;
 }

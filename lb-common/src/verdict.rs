@@ -104,6 +104,7 @@ reasons! {
     61 FloodStateless "flood_stateless" Event "above the rate of new flows: forwarded by the slot table alone";
     62 ProbeSent "probe_sent" Event "a packet of a health probe went out on the real path";
     63 ProbeLost "probe_lost" Event "a packet of a health probe could not go out: no next hop, or no port left";
+    58 HeaderSent "proxy_header" Event "a PROXY header was put in front of a client's first bytes";
     57 MssClamped "mss_clamped" Event "the MSS option of a SYN was lowered";
 
     64 AccessDenied "access_denied" Drop "the service's access list does not let this source begin a flow";
@@ -113,6 +114,10 @@ reasons! {
     68 NoServerReset "no_server_reset" Answer "the virtual service has no real server to offer, answered with RST or ABORT";
     69 NoServerUnreachable "no_server_unreachable" Answer "the virtual service has no real server to offer, answered with ICMP port unreachable";
     70 FlowReset "flow_reset" Answer "a flow whose real server was given up, answered with RST or ABORT";
+    75 ExtensionLost "extension_lost" Answer "a flow whose sequence numbers were shifted by an amount that is no longer known, answered with RST";
+    76 NoExtension "no_extension" Drop "no room to remember how a new flow's sequence numbers are shifted";
+    77 FastOpenRefused "fast_open_refused" Drop "a SYN with data to a service whose connections begin with a header (TCP Fast Open): the client sends it again without";
+    78 NoRoomForHeader "no_room_for_header" Drop "a segment that should carry a header cannot: a fragment, or headers too long";
     72 OnePacket "one_packet" Event "a packet was scheduled by itself, without a flow";
     73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
     74 ServerTold "server_told" Event "a client's packet was turned into a RST or ABORT that tells the real server that its flow is given up";
@@ -131,6 +136,7 @@ reasons! {
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 
     59 FlowExpected "flow_expected" Event "a data connection began that a control channel of FTP had announced";
+    39 FtpActive "ftp_active" Event "FULLNAT: a command of FTP asked for an active connection, which the real server cannot open: it went on as it was";
     60 FtpAnnounced "ftp_announced" Event "a control channel of FTP announced a data connection";
     71 FtpCut "ftp_cut" Event "a command or reply of FTP about a data connection did not end in its segment: it went on unread";
     79 FtpGarbled "ftp_garbled" Event "a command or reply of FTP about a data connection made no sense: it went on as it was";

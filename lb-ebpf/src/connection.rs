@@ -164,7 +164,7 @@ fn scan(bucket: *mut Bucket, place: &Place, now: u16) -> Scanned {
 
 /// Neither empty, nor being written, nor expired. States 0 and 15 are no entries.
 #[inline(always)]
-fn is_live(value: Value, now: u16) -> bool {
+pub fn is_live(value: Value, now: u16) -> bool {
     (value.state() + 1) & 15 > 1 && !value.is_expired(now)
 }
 

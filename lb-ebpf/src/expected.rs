@@ -2,25 +2,23 @@
 //! (`ftp`). A client's goes back to the tail of new flows with its server chosen; a server's becomes a flow here.
 
 use crate::{
-    atomic,
     connection::{self, Hit, Inserted},
     count,
     flow::{self, turned},
     forward::{
         self, Target,
-        fullnat::{self, Leased, word_of},
+        fullnat::{self, Leased},
         may_serve, nat,
     },
     ftp::{TCP, packet_at},
     host, load,
-    packet::{Frame, Packet, opaque},
+    packet::{Frame, Packet},
     schedule, tail,
 };
 use lb_common::{
     connection::{Kind, Value, slack},
     destination::Destination,
     filter::role,
-    lease::lease_index,
     maps::programs,
     state::{self, Direction, State},
     verdict::Reason,
@@ -39,9 +37,6 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
     let Some(packet) = packet_at::<V6>(frame, l3, l4) else { return Err(Reason::ServerTraffic) };
     let now = connection::now();
     let to = host::record_of::<V6>(packet.destination());
-    if to.roles & role::POOL != 0 {
-        return from_leased_server(&packet, to.pool as u32 & 0xff, now);
-    }
     if to.roles & role::VIP != 0 {
         return match from_client(&packet, now) {
             Err(Reason::NoService) => Err(host::unless_refused(to.roles, Reason::NoService)),
@@ -193,57 +188,4 @@ fn from_server<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Rea
     count::event(Reason::FlowExpected);
     let hit = Hit { word: held.word, value: replies };
     nat::to_client(packet, hit, target, now)
-}
-
-/// FULLNAT: a server's SYN to a local port that was leased for it.
-#[inline(always)]
-fn from_leased_server<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
-    if packet.tcp_flags() & (state::SYN | state::ACK | state::RST | state::FIN) != state::SYN {
-        return Err(Reason::WrongServer);
-    }
-    let ports = packet.ports();
-    let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
-    let lease = Leased::of(index, now).ok_or(Reason::NoLease)?;
-    let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
-    may_serve(Destination::vrrp_of(target.flags()))?;
-    // SAFETY: a map value.
-    let (client, client_ports) = unsafe {
-        (
-            crate::packet::words::<V6>(&raw const (*lease.record).client),
-            core::ptr::read_volatile(&raw const (*lease.record).ports),
-        )
-    };
-    let (server, source) = (target.address::<V6>(), packet.source());
-    if server[0] != source[0] || server[1] != source[1] || client_ports >> 16 != 0 || ports as u16 == 0 {
-        return Err(Reason::WrongServer);
-    }
-    let client_ports = client_ports & 0xffff | ports << 16;
-    let own = flow::place::<V6>(client, target.vip::<V6>(), client_ports, TCP);
-    if let Some(other) = connection::find_rarely(&own, now) {
-        if !state::syn_starts_anew(other.value.state(), Direction::Input) {
-            return Err(Reason::ReplyConflict);
-        }
-        forget(&other, now);
-    }
-    let until = deadline(&target, State::SynSent, now);
-    let word = Value::flow(Kind::FullNat, target.index, own.first, State::SynSent, until);
-    if !atomic::exchange(word_of(lease.record), lease.word.0, Value::BUSY.0) {
-        return Err(Reason::NoLease);
-    }
-    // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
-    unsafe {
-        atomic::store(&raw mut (*lease.record).owner, own.identity);
-        core::ptr::write_volatile(&raw mut (*lease.record).ports, client_ports);
-    }
-    atomic::store(word_of(lease.record), word.0);
-    load::lb_recount(lease.word.0, word.0);
-    let entry = Value::full_nat(index, own.first, State::SynSent, until);
-    let inserted = connection::insert::<V6>(&own, entry, now, nat::address(client), client_ports, false);
-    if let Inserted::Full = inserted {
-        crate::lease::give_back(index, word);
-        return Err(Reason::TableFull);
-    }
-    count::event(Reason::FlowExpected);
-    // One way for the verifier.
-    fullnat::to_client::<V6, false>(packet, opaque(pool as u64) as u32, now)
 }

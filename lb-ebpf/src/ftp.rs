@@ -69,7 +69,7 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         may_serve(Destination::vrrp_of(target.flags()))?;
         of_server(&packet, &target, client, now)?;
         let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
-        return fullnat::to_client::<V6, false>(&packet, pool, now);
+        return fullnat::to_client::<V6, true>(&packet, pool, now);
     }
     let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), TCP);
     let hit = connection::find_rarely(&place, now).ok_or(Reason::Internal)?;
@@ -273,9 +273,6 @@ fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> 
     let Some(dialog) = listen(packet, Speaker::Client) else { return Ok(()) };
     let reader = &dialog.reader;
     let client = packet.source();
-    if let Forwarding::FullNat = target.forwarding() {
-        return Ok(());
-    }
     let family = if V6 { 6 } else { 4 };
     if reader.family != family || reader.address().halves() != client {
         return Err(Reason::FtpRefused);
@@ -283,6 +280,11 @@ fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> 
     let port = reader.port as u16;
     if port < FIRST_DATA_PORT {
         return Err(Reason::FtpRefused);
+    }
+    if let Forwarding::FullNat = target.forwarding() {
+        // The server cannot reach the client, and says so: the address is not that of who asks.
+        count::event(Reason::FtpActive);
+        return Ok(());
     }
     // The reply entry of this channel says how the client is reached.
     let own = turned(nat::server_ports(packet.ports(), target));

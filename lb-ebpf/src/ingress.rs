@@ -8,7 +8,7 @@ use crate::{
     fragment, host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque, source},
-    probe, related, tail,
+    probe, related, shifted, tail,
 };
 use lb_common::{
     connection::Kind,
@@ -228,7 +228,7 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
         && pool != cell::POOL_AMBIGUOUS as u32
         && fullnat::is_pool_address::<V6>(pool - 1, packet.destination())
     {
-        return fullnat::to_client::<V6, true>(packet, pool - 1, now);
+        return fullnat::to_client::<V6, false>(packet, pool - 1, now);
     }
     let ports = packet.ports();
     let place = flow::place_at::<V6>(start, packet.source(), ports, packet.protocol());
@@ -236,6 +236,10 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
         return Err(tail::call_new(packet));
     };
     let kind = hit.value.kind();
+    if shifted::is_extended(hit.value) && !packet.udp {
+        let begins = !matches!(kind, Kind::NatReply) && packet.begins();
+        return Err(if begins { tail::call_new(packet) } else { shifted::call(packet, 0) });
+    }
     if let Kind::NatReply = kind {
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
         if target.is_control(ports) {

@@ -15,6 +15,7 @@ mod connection;
 mod count;
 mod egress;
 mod expected;
+mod extension;
 mod flow;
 mod forward;
 mod fragment;
@@ -31,15 +32,18 @@ mod mss;
 mod nd;
 mod new_flow;
 mod nexthop;
+mod options;
 mod packet;
 mod persistence;
 mod probe;
+mod proxy;
 mod quic;
 mod quote;
 mod related;
 mod reset;
 mod schedule;
 mod sctp;
+mod shifted;
 mod sip;
 mod tail;
 mod tunnel;
@@ -94,6 +98,14 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, new_flow::handle(frame))
+}
+
+/// TCP packets of flows with an extension record.
+#[xdp]
+#[inline(always)]
+pub fn lb_shifted(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, shifted::handle(frame))
 }
 
 /// SCTP packets.

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     connection::{Bucket, ColdTuple},
     destination::{Destination, NextHop, Traffic},
+    extension::Extension,
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
     ftp::Dialog,
@@ -74,7 +75,7 @@ pub static CLIENT_NEIGHB: LruHashMap<AddressKey, ClientNeighbour, 65536> = LruHa
 #[btf_map]
 pub static VRRP: Array<u64, { VRRP_INSTANCES as usize }, MMAP> = Array::new();
 #[btf_map]
-pub static EXTENSIONS: Array<[u64; 8], 1, MMAP> = Array::new();
+pub static EXTENSIONS: Array<Extension, 1, MMAP> = Array::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<Count, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -94,7 +95,7 @@ pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
 #[btf_map]
 pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 #[btf_map]
-pub static TAILS: ProgramArray<16> = ProgramArray::new();
+pub static TAILS: ProgramArray<32> = ProgramArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
@@ -120,6 +121,8 @@ static CONFIG: Global<Config> = Global::new(Config {
     varies_v4: 0,
     sources_v6: [0; 2],
     varies_v6: [0; 2],
+    extension_shift: 0,
+    reserved: 0,
 });
 
 #[unsafe(no_mangle)]

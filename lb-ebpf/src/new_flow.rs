@@ -5,17 +5,18 @@ use crate::{
     answer,
     connection::{self, Hit, Inserted, Place},
     count,
+    extension::Claimed,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
     guard, host, lease, load,
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque},
-    schedule, tail, witness,
+    proxy, schedule, shifted, tail, witness,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    connection::{HOP_ON_LINK, Kind, Value, slack},
+    connection::{FLAG_EXTENSION, HOP_ON_LINK, Kind, Value, slack},
     destination::{Forwarding, flags},
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
@@ -123,7 +124,7 @@ fn arrived<const V6: bool>(
     let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes: frame.len() };
     let now = connection::now();
     if to.roles & role::POOL != 0 {
-        return fullnat::to_client::<V6, true>(&packet, to.pool as u32, now);
+        return fullnat::to_client::<V6, false>(&packet, to.pool as u32, now);
     }
     to_vip(&packet, chosen, now)
 }
@@ -205,6 +206,12 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
     }
     if !packet.sctp && syn {
         // SAFETY: a map value.
+        let features = unsafe { core::ptr::read_volatile(&raw const (*service).features) };
+        let before_data = (packet.l4 - packet.l3) as u32 + packet.tcp_header() as u32;
+        if features & features::PROXY != 0 && packet.ip_len() > before_data {
+            return Err(Reason::FastOpenRefused);
+        }
+        // SAFETY: a map value.
         let mss = unsafe { core::ptr::read_volatile(&raw const (*service).mss) };
         if mss != 0 {
             mss::clamp(packet, mss);
@@ -255,6 +262,9 @@ fn take_up<const V6: bool>(
 ) -> Result<Resumed, Reason> {
     if let Kind::NatReply = hit.value.kind() {
         // A real server's packet to an address that is a VIP too.
+        if !packet.sctp && shifted::is_extended(hit.value) {
+            return Err(shifted::call(packet, 0));
+        }
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
         return nat::to_client(packet, hit, target, now).map(Resumed::Sent);
     }
@@ -307,6 +317,9 @@ fn take_up<const V6: bool>(
     };
     if syn && flow::starts_anew(hit.value.state(), direction, packet.protocol()) {
         return Ok(give_back(hit, leased, Reason::FlowReplaced));
+    }
+    if !packet.sctp && !syn && shifted::is_extended(hit.value) {
+        return Err(shifted::call_attended(packet));
     }
     let hit = if syn && !packet.sctp { witness::repeated(hit, &target) } else { hit };
     forward::to_server(packet, hit, place, target, now).map(Resumed::Sent)
@@ -472,7 +485,8 @@ fn translated<const V6: bool>(
     let (state, deadline) = beginning(packet, service.0, event, Direction::Input, now);
     let hop = client_hop(packet)?;
     let reply = reply_place(packet, &target);
-    let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline);
+    let flags = extend(packet, place, service.1, state, deadline, now)?;
+    let replies = Value::nat_reply(target.index, hop, reply.first, state, deadline).with_flags(flags);
     let replies = flow::marked(replies, packet.protocol());
     // Established until the flow has its place: the two may share a bucket, and nobody's place is taken for less than
     // an established flow's.
@@ -481,7 +495,7 @@ fn translated<const V6: bool>(
     if let Inserted::Full = connection::insert::<V6>(&reply, held, now, server, ports, false) {
         return Err(Reason::TableFull);
     }
-    let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline);
+    let word = Value::flow(Kind::Flow, target.index, place.first, state, deadline).with_flags(flags);
     let word = flow::marked(word, packet.protocol());
     let placed = !matches!(insert(packet, place, word, now, target.is_counted()), Inserted::Full);
     let held = connection::find_rarely(&reply, now);
@@ -594,10 +608,11 @@ fn leased<const V6: bool>(
     scratch.client_destination = back.destination;
     scratch.client_source = back.source;
     scratch.client_ifindex = back.ifindex;
-    let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline);
+    let flags = extend(packet, place, service.1, state, deadline, now)?;
+    let word = Value::flow(Kind::FullNat, target.index, place.first, state, deadline).with_flags(flags);
     let word = flow::marked(word, packet.protocol());
     let index = lease::take::<V6>(service.0, place, word, now).ok_or(Reason::NoLocalPort)?;
-    let entry = Value::full_nat(index, place.first, state, deadline);
+    let entry = Value::full_nat(index, place.first, state, deadline).with_flags(flags);
     let entry = flow::marked(entry, packet.protocol());
     if let Inserted::Full = insert(packet, place, entry, now, false) {
         lease::give_back(index, word);
@@ -605,6 +620,29 @@ fn leased<const V6: bool>(
     }
     count::event_number(event);
     fullnat::send(packet, target, index)
+}
+
+/// Claims an extension record for a new flow whose packets need one, and fills it. The flags of its words.
+#[inline(always)]
+fn extend<const V6: bool>(
+    packet: &Packet<V6>,
+    place: &Place,
+    service: *mut Service,
+    state: State,
+    deadline: u16,
+    now: u16,
+) -> Result<u64, Reason> {
+    // SAFETY: a map value.
+    let features = unsafe { core::ptr::read_volatile(&raw const (*service).features) };
+    if packet.udp || packet.sctp || features & features::EXTENDED == 0 || !packet.begins() {
+        return Ok(0);
+    }
+    let claimed = Claimed::for_flow(place, state, deadline, now).ok_or(Reason::NoExtension)?;
+    if features & features::PROXY != 0 {
+        proxy::begin(packet, &claimed);
+    }
+    claimed.publish();
+    Ok(FLAG_EXTENSION)
 }
 
 /// The next hop towards a client by the routes the agent keeps, or [`ON_LINK`]. Without a route the sender of

@@ -238,6 +238,24 @@ impl<const V6: bool> Packet<V6> {
         load8(self.transport, 13)
     }
 
+    /// Length of the TCP header with its options. Only for TCP, as what follows.
+    #[inline(always)]
+    pub fn tcp_header(&self) -> usize {
+        (load8(self.transport, 12) >> 4) as usize * 4
+    }
+
+    /// Sequence number, host order.
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        u32::from_be(load32(self.transport, 4))
+    }
+
+    /// Acknowledgement number, host order.
+    #[inline(always)]
+    pub fn acknowledged(&self) -> u32 {
+        u32::from_be(load32(self.transport, 8))
+    }
+
     /// Whether routers may fragment it: IPv4 without DF.
     #[inline(always)]
     pub fn may_fragment(&self) -> bool {

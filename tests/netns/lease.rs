@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lb_agent::dataplane::{
     Dataplane, EgressMode, Interface, OBJECT, Options, Sizes, VrrpRole, VrrpStanding, XdpMode,
 };
-use lb_agent::net::announce;
+use lb_agent::net::{Net, announce};
 use lb_common::verdict::Reason;
 use lb_tests::agent::PinDirectory;
 use lb_tests::{Namespace, wait};
@@ -115,6 +115,31 @@ fn count(dataplane: &Dataplane, reason: Reason) -> u64 {
     all.into_iter().find(|(other, _)| *other == reason).map_or(0, |(_, count)| count.packets)
 }
 
+/// The qdisc that was made for the program goes, unless somebody else has a filter on it by now.
+fn leaves_no_idle_qdisc(director: &Namespace, dataplane: &Dataplane) {
+    let shown = || director.output("tc", &["qdisc", "show", "dev", "eth0"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let idle = || dataplane.idle_qdiscs().expect("marks of qdiscs");
+    let Some(ifindex) = idle().first().copied() else {
+        assert!(!shown().contains("clsact"), "nobody made it: {}", shown());
+        return;
+    };
+    runtime.block_on(async {
+        let net = Net::for_requests().expect("a netlink socket");
+        let filter = ["dev", "eth0", "ingress", "protocol", "ip", "prio", "7"];
+        let u32 = ["u32", "match", "u32", "0", "0"];
+        director.output("tc", &[&["filter", "add"][..], &filter, &u32].concat());
+        assert!(!net.remove_idle_clsact(ifindex).await.expect("look for filters"));
+        assert!(shown().contains("clsact"), "somebody else uses it: {}", shown());
+        director.output("tc", &[&["filter", "del"][..], &filter].concat());
+        assert!(net.remove_idle_clsact(ifindex).await.expect("remove the qdisc"));
+        assert!(!shown().contains("clsact"), "{}", shown());
+        assert!(net.remove_idle_clsact(ifindex).await.expect("there is none any more"));
+    });
+    dataplane.forget_qdisc(ifindex).expect("forget it");
+    assert_eq!(idle(), [] as [u32; 0]);
+}
+
 #[test]
 fn a_dead_agents_address_is_silent_when_its_lease_has_ended() {
     for clsact in [false, true] {
@@ -176,6 +201,7 @@ fn a_dead_agents_address_is_silent_when_its_lease_has_ended() {
             assert_eq!(dataplane.prove_forwarding(), Ok(()));
             dataplane.detach_all().expect("detach");
             assert_eq!(dataplane.prove_forwarding().unwrap_err(), "the program is on no interface");
+            leaves_no_idle_qdisc(&pair.director, dataplane);
         });
         let filters = pair.director.output("tc", &["filter", "show", "dev", "eth0", "egress"]);
         let link = pair.director.output("ip", &["link", "show", "dev", "eth0"]);

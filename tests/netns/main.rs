@@ -10,6 +10,7 @@ mod lab;
 mod lease;
 mod load;
 mod manifests;
+mod metrics;
 mod neighbours;
 mod net;
 mod path_mtu;

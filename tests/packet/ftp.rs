@@ -421,8 +421,7 @@ fn a_server_reaches_the_announced_port_and_no_other() {
 
 #[test]
 fn a_bounce_is_refused() {
-    for v6 in [false, true] {
-        let mut ftp = Ftp::new(Method::Nat, v6);
+    for mut ftp in Ftp::every() {
         for text in [
             "PORT 198,51,100,8,195,80\r\n",
             "PORT 10,0,0,11,195,80\r\n",
@@ -435,9 +434,21 @@ fn a_bounce_is_refused() {
         for command in ftp.active(1023) {
             ftp.refused(&command);
         }
-        let victim = Packet::tcp((ftp.real(0), 20), (client(v6, 8), DATA), SYN);
+        let victim = Packet::tcp((ftp.real(0), 20), (client(ftp.v6, 8), DATA), SYN);
         let victim = victim.with(|p| p.from = mac_of(ftp.real(0)));
-        ftp.world.ends("the victim", &victim, Reason::ServerTraffic);
+        if ftp.method == Method::Nat {
+            ftp.world.ends("the victim", &victim, Reason::ServerTraffic);
+        }
+    }
+}
+
+#[test]
+fn fullnat_leaves_active_connections_to_the_server_to_refuse() {
+    for v6 in [false, true] {
+        let mut ftp = Ftp::new(Method::FullNat, v6);
+        for command in ftp.active(DATA) {
+            assert_eq!(ftp.said(&command), [Reason::FtpActive], "{command:?}");
+        }
     }
 }
 

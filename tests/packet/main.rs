@@ -3,6 +3,7 @@
 
 mod counted;
 mod differential;
+mod extended;
 mod flood;
 mod flows;
 mod forwarding;
@@ -14,6 +15,7 @@ mod hammer;
 mod local_ports;
 mod parsing;
 mod passive;
+mod proxy;
 mod random;
 mod real_path;
 mod real_server;

@@ -17,6 +17,7 @@ use lb_agent::dataplane::{
 use lb_common::{
     connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, flags, overhead},
+    extension::Extension,
     filter::{AddressKey, AddressRecord},
     guard::Pace,
     lease::PoolAddress,
@@ -138,7 +139,7 @@ pub fn sizes() -> Sizes {
         next_hops: 64,
         slots: 512,
         pool_addresses: 2,
-        extensions: 1,
+        extensions: 64,
     }
 }
 
@@ -622,6 +623,7 @@ fn empty(plane: &Dataplane) {
         (0..views.filter.len()).for_each(|i| views.filter.word(i, word).store(0, SeqCst));
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
+    fill::<Extension>(map(plane, pinned::EXTENSIONS), Extension::default());
     (0..64).step_by(8).for_each(|word| views.guard.word(0, word).store(0, SeqCst));
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));

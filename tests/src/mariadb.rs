@@ -37,6 +37,17 @@ impl<'a> MariaDb<'a> {
     /// Starts a server on a copy of what [`install`] made; `number` is its server id.
     #[track_caller]
     pub fn start(namespace: &'a Namespace, installed: &Path, number: u32) -> MariaDb<'a> {
+        MariaDb::start_with(namespace, installed, number, &[])
+    }
+
+    /// The same with further options.
+    #[track_caller]
+    pub fn start_with(
+        namespace: &'a Namespace,
+        installed: &Path,
+        number: u32,
+        options: &[String],
+    ) -> MariaDb<'a> {
         let directory = namespace.directory().join(format!("mariadb-{number}"));
         if !directory.exists() {
             crate::namespace::run(Command::new("cp").arg("-a").arg(installed).arg(&directory), "");
@@ -54,6 +65,7 @@ impl<'a> MariaDb<'a> {
             format!("--pid-file={}", directory.join("pid").display()),
             format!("--server-id={number}"),
         ]);
+        command.args(options);
         let process = namespace.spawn(&format!("mariadb-{number}"), command);
         let mut server = MariaDb { namespace, directory, number, process };
         let ready = wait::holds_within(START, || {
@@ -90,8 +102,19 @@ impl<'a> MariaDb<'a> {
 
 /// Runs statements over the network, as a client of `host`.
 pub fn query_from(client: &Namespace, host: std::net::IpAddr, sql: &str) -> Result<String, String> {
+    query_within(client, host, sql, 1)
+}
+
+/// As [`query_from`], for a connection that may take so many seconds.
+pub fn query_within(
+    client: &Namespace,
+    host: std::net::IpAddr,
+    sql: &str,
+    seconds: u32,
+) -> Result<String, String> {
     let mut command = client.command("mariadb");
-    command.args(["--no-defaults", "-N", "-B", "--connect-timeout=1", "--skip-ssl", "-u", "app", "-papp"]);
+    command.args(["--no-defaults", "-N", "-B", "--skip-ssl", "-u", "app", "-papp"]);
+    command.arg(format!("--connect-timeout={seconds}"));
     command.args([format!("--host={host}"), "--protocol=tcp".into(), "-e".into(), sql.into()]);
     outcome(command)
 }

@@ -41,6 +41,13 @@ impl Nginx {
         Nginx::start_with_tls(namespace, name, ports, &[])
     }
 
+    /// As [`Nginx::start`], for clients behind a PROXY header: without one nobody is served, and the access log has the
+    /// address that it names.
+    #[track_caller]
+    pub fn start_behind_proxy(namespace: &Namespace, name: &str, ports: &[u16]) -> Nginx {
+        Nginx::start_as(namespace, name, ports, &[], " proxy_protocol")
+    }
+
     /// The same, and TLS on further ports, each with a certificate of its own. These offer HTTP/2 as well.
     #[track_caller]
     pub fn start_with_tls(
@@ -49,12 +56,24 @@ impl Nginx {
         ports: &[u16],
         secure: &[(u16, &Identity)],
     ) -> Nginx {
+        Nginx::start_as(namespace, name, ports, secure, "")
+    }
+
+    #[track_caller]
+    fn start_as(
+        namespace: &Namespace,
+        name: &str,
+        ports: &[u16],
+        secure: &[(u16, &Identity)],
+        listens: &str,
+    ) -> Nginx {
         let prefix = namespace.directory().join(format!("nginx-{name}"));
         for directory in ["bytes", "uploads", "temp"] {
             std::fs::create_dir_all(prefix.join(directory)).expect("make nginx's directories");
         }
         let configuration = prefix.join("nginx.conf");
-        std::fs::write(&configuration, configure(name, ports, secure)).expect("write nginx's configuration");
+        std::fs::write(&configuration, configure(name, ports, secure, listens))
+            .expect("write nginx's configuration");
         let mut command = namespace.command("nginx");
         command.arg("-e").arg("stderr").arg("-p").arg(&prefix).arg("-c").arg(&configuration);
         let process = namespace.spawn(&format!("nginx-{name}"), command);
@@ -112,11 +131,15 @@ impl Nginx {
 
 /// nginx's configuration, paths relative to its prefix. One process without a master: it is killed by its pid
 /// and leaves no worker behind.
-fn configure(name: &str, ports: &[u16], secure: &[(u16, &Identity)]) -> String {
+fn configure(name: &str, ports: &[u16], secure: &[(u16, &Identity)], listens: &str) -> String {
     let listen: String = ports
         .iter()
-        .map(|port| format!("    listen {port};\n    listen [::]:{port} ipv6only=on;\n"))
+        .map(|port| format!("    listen {port}{listens};\n    listen [::]:{port} ipv6only=on{listens};\n"))
         .collect();
+    let real_ip = match listens {
+        "" => "",
+        _ => "  set_real_ip_from 0.0.0.0/0;\n  set_real_ip_from ::/0;\n  real_ip_header proxy_protocol;\n",
+    };
     let secure: String = secure
         .iter()
         .map(|(port, identity)| {
@@ -151,7 +174,7 @@ http {{
   scgi_temp_path temp/scgi;
   default_type application/octet-stream;
   sendfile on;
-  server {{
+{real_ip}  server {{
 {listen}    add_header X-Server {name} always;
     location / {{ return 200 \"{name}\\n\"; }}
     location /bytes/ {{ root .; }}

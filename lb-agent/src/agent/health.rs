@@ -88,6 +88,8 @@ impl Agent {
         let mut matters = false;
         for report in reports {
             let id = report.id;
+            let results = &mut self.metrics;
+            *(if report.outcome.passed { &mut results.passed } else { &mut results.failed }) += 1;
             let Some(taken) = self.health.roster.take(report) else { continue };
             if let Some(pace) = taken.change.pace {
                 self.health.monitor.pace(id, pace);

@@ -11,6 +11,7 @@ mod health;
 mod health_views;
 pub(crate) mod host;
 pub(crate) mod lists;
+mod metrics;
 mod orders;
 mod passive;
 mod persistence_views;
@@ -59,8 +60,8 @@ pub struct RunOptions {
 /// What keeps it from starting: a configuration that is wrong, an interface that is missing, a kernel that
 /// refuses the program.
 pub async fn run(options: RunOptions) -> Result<()> {
-    let (mut agent, mut events, mut reports) = start::start(options).await?;
     let (requests, mut inbox) = mpsc::channel(REQUESTS);
+    let (mut agent, mut events, mut reports) = start::start(options, requests.clone()).await?;
     let socket = control::socket_path(&agent.options.runtime_dir);
     let server = control::server::serve(&socket, requests).await?;
     let result = agent.serve(&mut events, &mut reports, &mut inbox).await;
@@ -95,6 +96,7 @@ struct Agent {
     events: Events,
     sinks: SinkTasks,
     vrrp: vrrp::Vrrp,
+    metrics: metrics::Metrics,
     /// Whether the kernel's ARP settings are those for VRRP; not looked at yet.
     arp_settled: Option<bool>,
     /// The Director that the program was loaded for.
@@ -122,6 +124,7 @@ enum Trouble {
     RealPath,
     Host,
     Vrrp,
+    Metrics,
 }
 
 struct Waiting {
@@ -149,6 +152,7 @@ impl Agent {
         if watch.is_some() {
             self.reload().await;
         }
+        self.follow_metrics().await;
         self.tell(&[NotifyState::Ready]);
         loop {
             tokio::select! {
@@ -248,6 +252,7 @@ impl Agent {
                 self.look_at_vrrp().await;
                 let _ = reply.send(self.status());
             }
+            Request::Metrics { reply } => self.metrics(reply),
             Request::Vrrp { reply } => self.vrrp(reply),
             Request::Handover { name, reply } => self.hand_over(name, reply),
             Request::Events { after, limit, wait, reply } => self.events(after, limit, wait, reply),
@@ -379,6 +384,9 @@ impl Agent {
         self.end_denied(denied);
         self.shorten_persistence(kept);
         egress.map_err(|error| Failed { step: "attach the egress program".into(), error: error.into() })?;
+        if !vrrp {
+            self.remove_idle_qdiscs().await;
+        }
         // Without an interface there is no lease that another interface's answers would break.
         let leased = vrrp && !self.running.interfaces.is_empty();
         self.settle_arp(leased)
@@ -392,6 +400,26 @@ impl Agent {
         }
         self.follow_real_path().await;
         Ok(steps)
+    }
+
+    /// Qdiscs that were made for the egress program and that nobody uses go with it. One that somebody else put a filter
+    /// on meanwhile stays, and is looked at again with the next plan.
+    async fn remove_idle_qdiscs(&self) {
+        let idle = self.dataplane.idle_qdiscs().unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            Vec::new()
+        });
+        for ifindex in idle {
+            match self.net.remove_idle_clsact(ifindex).await {
+                Ok(true) => {
+                    if let Err(error) = self.dataplane.forget_qdisc(ifindex) {
+                        tracing::warn!("{error}");
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
     }
 
     async fn tick(&mut self) {
@@ -408,6 +436,7 @@ impl Agent {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }
         self.track_vrrp();
+        self.follow_metrics().await;
         let status = self.status_line();
         self.tell(&[NotifyState::Status(&status)]);
     }
@@ -453,6 +482,7 @@ impl Agent {
                 tracing::info!("addresses taken away; {:?} until the program goes", shutdown.wait);
                 tokio::time::sleep(shutdown.wait).await;
                 self.dataplane.detach_all()?;
+                self.remove_idle_qdiscs().await;
                 self.settle_arp(false)?;
                 withdrawn?;
                 tracing::info!("stopped; the program is detached");

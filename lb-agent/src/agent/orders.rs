@@ -103,6 +103,8 @@ impl Agent {
                 self.save_lists();
                 self.set_sinks();
                 self.set_vrrp();
+                self.follow_metrics().await;
+                self.metrics.generation += u64::from(!plan.is_empty());
                 let map_writes = self.applier.tables().writes() - writes;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 Ok(Outcome { plan, steps, map_writes, applied: true, warnings })

@@ -11,11 +11,14 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
 use super::lists::Lists;
+use super::metrics::Metrics;
 use super::vrrp::Vrrp;
 use super::{Agent, RunOptions, SWEEP, Trouble, check_files, health, host};
 use crate::apply::{Applier, way_of_record};
+use crate::control::Request;
 use crate::dataplane::{self, Dataplane, Interface, Packets, Sizes, Tables, XdpMode};
 use crate::director::{Desired, Director, Drains, Event};
+use crate::doctor;
 use crate::events::{Events, SinkTasks};
 use crate::manifest::{self, Objects, Report, Source};
 use crate::model::{self, NextHop};
@@ -25,9 +28,11 @@ use crate::state::StateDirectory;
 /// Starts everything but the API.
 pub async fn start(
     options: RunOptions,
+    requests: mpsc::Sender<Request>,
 ) -> Result<(Agent, mpsc::UnboundedReceiver<net::Event>, health::Reports)> {
     let started = Instant::now();
     let running = director_of(&options.config)?;
+    complain_of_host(&options, &running);
     let state = StateDirectory::open(&options.state_dir)?;
     let lock = state.lock()?;
     let (net, mut network) = Net::start().await?;
@@ -54,6 +59,7 @@ pub async fn start(
     let sinks = SinkTasks::start(events.clone());
     let applier = Applier::new(tables, net.clone(), dataplane.clock().hz());
     let sweeper = dataplane.sweeper(SWEEP)?;
+    let metrics = Metrics::new(dataplane.counters()?, requests);
     let mut agent = Agent {
         counters: dataplane.counters()?,
         _sweeper: sweeper,
@@ -76,6 +82,7 @@ pub async fn start(
         events,
         sinks,
         vrrp,
+        metrics,
         arp_settled: None,
         running,
         links: facts.links,
@@ -100,6 +107,20 @@ pub async fn start(
     let services = agent.director.objects().services().count();
     tracing::info!("started in {:?}: {services} virtual services", started.elapsed());
     Ok((agent, network, reports))
+}
+
+/// What the host lacks, a line of the log each. What it cannot do without says so again when it is needed.
+fn complain_of_host(options: &RunOptions, director: &model::Director) {
+    let interfaces: Vec<String> =
+        director.interfaces.iter().map(|interface| interface.name.clone()).collect();
+    // VRRP alone needs no interface with the program.
+    if interfaces.is_empty() {
+        return;
+    }
+    match doctor::examine(&options.bpffs_dir, &interfaces) {
+        Ok(report) => report.failures().for_each(|sentence| tracing::warn!("this host: {sentence}")),
+        Err(error) => tracing::warn!("look at this host: {error:#}"),
+    }
 }
 
 impl Agent {
@@ -332,7 +353,7 @@ pub fn sizes(director: &model::Director) -> Sizes {
         next_hops: real_servers.saturating_add(512).min(1 << 20),
         slots: real_servers.saturating_mul(32).max(1 << 21),
         pool_addresses: POOL_ADDRESSES,
-        extensions: 1024,
+        extensions: (director.connections_max / dataplane::EXTENDED_SHARE).max(1024),
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lb_common::destination::{Forwarding as RecordForwarding, Traffic};
-use lb_common::verdict::Class;
 use tokio::sync::oneshot;
 
 use super::drain::drain_reason;
@@ -61,7 +60,7 @@ impl Agent {
         let reasons = self.counters.reasons().map_err(failed)?;
         let reason = |(reason, count): (lb_common::verdict::Reason, lb_common::verdict::Count)| ReasonView {
             name: reason.name().into(),
-            class: class_name(reason.class()).into(),
+            class: crate::metrics::class_name(reason.class()).into(),
             packets: count.packets,
             bytes: count.bytes,
             text: reason.text().into(),
@@ -393,7 +392,7 @@ impl Agent {
         text
     }
 
-    fn interface_views(&self) -> Vec<InterfaceView> {
+    pub(super) fn interface_views(&self) -> Vec<InterfaceView> {
         let attached = self.dataplane.attached();
         let view = |wanted: &crate::model::Interface| match attached
             .iter()
@@ -490,17 +489,6 @@ fn passes(view: &ConnectionView, filter: &ConnectionFilter) -> bool {
         && filter.client.is_none_or(|client| client == view.client.ip())
         && filter.real_server.is_none_or(|server| server == view.real_server.ip())
         && filter.state.as_ref().is_none_or(|state| state.eq_ignore_ascii_case(&view.state))
-}
-
-fn class_name(class: Class) -> &'static str {
-    match class {
-        Class::Pass => "pass",
-        Class::Drop => "drop",
-        Class::Answer => "answer",
-        Class::Divert => "divert",
-        Class::Withheld => "withheld",
-        Class::Event => "event",
-    }
 }
 
 fn add(sum: &mut Traffic, more: &Traffic) {

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Agent, Trouble};
 use crate::control::views::VrrpStatus;
 use crate::control::vrrp::{
-    HandoverView, MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView,
+    HandoverView, LagBucket, MismatchView, PeerView, SchedulingView, TimerView, VrrpOverview, VrrpView,
 };
 use crate::control::{Refusal, Reply};
 use crate::dataplane::{VrrpRole, VrrpRoles, VrrpStanding};
@@ -25,6 +25,7 @@ use crate::model::{
 use crate::vrrp::auth::Keyring;
 use crate::vrrp::driver::{Command, Driver, Look, Report, Setup, Threads};
 use crate::vrrp::events::Role;
+use crate::vrrp::lag::BOUNDS;
 use crate::vrrp::runner::{InstanceLook, Member};
 use crate::vrrp::trackers::Trackers;
 use crate::vrrp::tracking::Change;
@@ -32,7 +33,7 @@ use crate::vrrp::words::{Standing, Words};
 
 /// The agent's side of VRRP.
 pub(super) struct Vrrp {
-    driver: Driver,
+    pub(super) driver: Driver,
     threads: Option<Threads>,
     pub(super) reports: mpsc::UnboundedReceiver<Report>,
     trackers: Trackers,
@@ -261,9 +262,11 @@ impl Agent {
 
     /// A report of the driver.
     pub(super) fn vrrp_report(&mut self, report: Report) {
-        let Report { instance, kind, cause, fields } = report;
+        let Report { at, instance, kind, cause, fields } = report;
         let subject = format!("{}/{instance}", Kind::VrrpInstance);
-        self.events.emit(subject, kind, cause, fields);
+        // An agent that starts is master long before it comes to tell of it.
+        let at = jiff::Timestamp::try_from(at).unwrap_or_else(|_| jiff::Timestamp::now());
+        self.events.emit_at(at, subject, kind, cause, fields);
     }
 
     /// Hooks of the instances and groups: the one for the role, then the one for every transition.
@@ -403,10 +406,12 @@ fn keyring(authentication: &Authentication) -> Result<Option<Keyring>> {
     Ok(Some(Keyring { keys, active: hmac.active_key, mode: hmac.mode, window: hmac.window }))
 }
 
-fn overview(look: Look) -> VrrpOverview {
+pub(super) fn overview(look: Look) -> VrrpOverview {
     let microseconds = |time: Duration| time.as_micros() as u64;
     let lag = &look.lag;
     let mean = lag.total.checked_div(lag.timers.try_into().unwrap_or(u32::MAX)).unwrap_or_default();
+    let bounds = BOUNDS.iter().map(|bound| Some(microseconds(*bound))).chain([None]);
+    let buckets = bounds.zip(lag.buckets);
     VrrpOverview {
         instances: look.instances.iter().map(view).collect(),
         scheduling: SchedulingView {
@@ -417,6 +422,8 @@ fn overview(look: Look) -> VrrpOverview {
             recent_lag_us: microseconds(look.recent_lag),
             most_lag_us: microseconds(lag.most),
             mean_lag_us: microseconds(mean),
+            total_lag_us: microseconds(lag.total),
+            lag_buckets: buckets.map(|(up_to_us, timers)| LagBucket { up_to_us, timers }).collect(),
         },
     }
 }

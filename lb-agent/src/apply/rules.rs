@@ -105,6 +105,7 @@ impl Applier {
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
             ftp: rules.application == Some(Application::Ftp),
+            proxy: rules.proxy_protocol,
         }
     }
 }

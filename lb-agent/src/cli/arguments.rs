@@ -60,6 +60,8 @@ pub enum Command {
     /// Move a VRRP instance to another director
     Vrrp(VrrpArgs),
     RealServer(RealServerArgs),
+    /// Look what this host lacks for a director: kernel, settings, interfaces; needs no running agent
+    Doctor(DoctorArgs),
     /// Print the completions of a shell: `source <(lb-agent completions bash)`
     Completions {
         /// Whose
@@ -73,6 +75,7 @@ impl Command {
         match self {
             Command::Run(_) | Command::RealServer(_) | Command::Completions { .. } => Format::Table,
             Command::Validate(args) => args.output.output,
+            Command::Doctor(args) => args.output.output,
             Command::Plan(args) => args.output.output,
             Command::Apply(args) => args.output.output,
             Command::Delete(args) => args.output.output,
@@ -100,6 +103,18 @@ pub struct RunArgs {
     /// connections
     #[arg(long)]
     pub recreate_tables: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Manifest with the Director, whose interfaces are looked at
+    #[arg(long, value_name = "FILE", conflicts_with = "interfaces")]
+    pub config: Option<PathBuf>,
+    /// Interface to look at; may be repeated. Without it, all but loopback
+    #[arg(long = "interface", value_name = "NAME")]
+    pub interfaces: Vec<String>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Args, Debug)]

@@ -37,10 +37,39 @@ impl Pairs {
         let _ = writeln!(self.0, "{name:14}{}", or_dash(value));
     }
 
+    /// A sentence, on as many lines as it takes.
+    pub fn add_sentence(&mut self, name: &str, sentence: &str) {
+        let mut name = name;
+        for line in wrapped(sentence, WIDTH - VALUES) {
+            self.add(std::mem::take(&mut name), &line);
+        }
+    }
+
     pub fn finish(self) -> String {
         self.0
     }
 }
+
+/// Broken between words, where it is too long.
+fn wrapped(sentence: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in sentence.split(' ') {
+        let line = lines.last_mut().expect("there is one");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// Of a terminal, and where values begin in it.
+const WIDTH: usize = 80;
+const VALUES: usize = 14;
 
 /// A table without lines, two spaces between columns, never wrapped.
 pub struct Grid {

@@ -1,6 +1,7 @@
 //! The command line: arguments, and which function answers which command.
 
 mod arguments;
+mod doctor;
 mod drain;
 mod events;
 mod get;
@@ -65,6 +66,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
             terminal::end_with_the_pipe();
             real_server::run(args, &places).await
         }
+        Command::Doctor(args) => doctor::doctor(&places, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lb-agent", &mut script);

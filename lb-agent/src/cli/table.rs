@@ -346,18 +346,7 @@ fn service_colour(state: ServiceState) -> Color {
 }
 
 pub fn server_state(state: RealServerState) -> &'static str {
-    match state {
-        RealServerState::In => "in",
-        RealServerState::Out => "out",
-        RealServerState::Down => "down",
-        RealServerState::Checking => "checking",
-        RealServerState::Probation => "probation",
-        RealServerState::Disabled => "disabled",
-        RealServerState::Standby => "standby",
-        RealServerState::Resolving => "resolving",
-        RealServerState::Draining => "draining",
-        RealServerState::Removed => "removed",
-    }
+    state.word()
 }
 
 fn server_colour(state: RealServerState) -> Color {

@@ -367,7 +367,7 @@ fn the_status_names_what_is_not_as_it_should_be() {
         vrrp: vec![VrrpStatus {
             name: "edge".into(),
             role: "master".into(),
-            reason: "no advert for 3.6 s".into(),
+            reason: "no advertisement for 3.6 s".into(),
             for_seconds: 125,
         }],
         connections_max: 1_000_000,
@@ -384,7 +384,7 @@ director:     director-a
 agent:        lb-agent 0.1.0, pid 42, up 2h 5m
 kernel:       6.1.0
 interfaces:   eth0 (xdp native)
-vrrp:         edge is master for 2m 5s (no advert for 3.6 s)
+vrrp:         edge is master for 2m 5s (no advertisement for 3.6 s)
 services:     2
 real servers: 3 of 4 in
 connections:  1234 active, 56 inactive, room for 1.00M
@@ -525,6 +525,14 @@ fn a_vrrp_instance_at_length_says_who_is_master_and_what_is_wrong() {
     ] {
         assert!(text.contains(line), "{line}in\n{text}");
     }
+    let mut refused = view.clone();
+    refused.role = "master".into();
+    refused.mismatches[0].refused = true;
+    let text = super::vrrp::instance(&refused, &scheduling);
+    fits(&text);
+    let wrapped = "!:            peer 10.0.0.2 differs in advertisementInterval: 300ms, ours is 1s;\n              \
+                   its advertisements are refused, so both may be master\n";
+    assert!(text.contains(wrapped), "{wrapped}in\n{text}");
     let overview = VrrpOverview { instances: vec![view], scheduling };
     let table = super::vrrp::instances(&overview, Look::default());
     fits(&table);

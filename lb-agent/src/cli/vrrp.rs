@@ -131,7 +131,7 @@ pub fn instance(view: &VrrpView, scheduling: &SchedulingView) -> String {
         lines.add("peer", &format!("{}{priority}, heard {} ms ago", peer.address, peer.heard_ms));
     }
     for problem in view.complaints().into_iter().chain(scheduling.complaint(view)) {
-        lines.add("!", &problem);
+        lines.add_sentence("!", &problem);
     }
     let mut text = lines.finish();
     if !view.counters.is_empty() {

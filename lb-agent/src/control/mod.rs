@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod health;
+pub mod metrics;
 mod request;
 pub mod server;
 pub mod views;

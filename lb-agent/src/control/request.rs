@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,8 @@ pub enum Request {
     Counters { reply: Reply<Result<CountersView, Refusal>> },
     /// Events after a number (or the last ones), at most `limit`; where there is none yet, what comes within `wait`.
     Events { after: Option<u64>, limit: usize, wait: Duration, reply: Reply<Vec<Event>> },
+    /// What is measured, as OpenMetrics text.
+    Metrics { reply: Reply<Arc<str>> },
     /// Every health check, of one service or of all.
     Health { service: Option<String>, reply: Reply<Vec<HealthView>> },
     /// Do something with one real server; the answer is a sentence.

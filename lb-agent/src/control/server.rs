@@ -117,6 +117,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/counters", get(counters))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
+        .route("/metrics", get(metrics))
         .route("/v1/vrrp", get(vrrp))
         .route("/v1/vrrp/{name}/handover", post(handover))
         .fallback(|| async {
@@ -348,6 +349,10 @@ async fn events(State(agent): State<Agent>, query: Result<Query<EventsQuery>, Qu
     let limit = limit.unwrap_or(EVENTS_LIMIT);
     let wait = Duration::from_millis(wait).min(EVENTS_WAIT_MAX);
     json(agent.ask(|reply| Request::Events { after, limit, wait, reply }).await?)
+}
+
+async fn metrics(State(Agent(requests)): State<Agent>) -> Response {
+    super::metrics::answer(super::metrics::ask(&requests).await)
 }
 
 async fn vrrp(State(agent): State<Agent>) -> Answer {

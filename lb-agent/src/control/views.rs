@@ -222,6 +222,23 @@ pub enum RealServerState {
     Removed,
 }
 
+impl RealServerState {
+    pub fn word(self) -> &'static str {
+        match self {
+            RealServerState::In => "in",
+            RealServerState::Out => "out",
+            RealServerState::Down => "down",
+            RealServerState::Checking => "checking",
+            RealServerState::Probation => "probation",
+            RealServerState::Disabled => "disabled",
+            RealServerState::Standby => "standby",
+            RealServerState::Resolving => "resolving",
+            RealServerState::Draining => "draining",
+            RealServerState::Removed => "removed",
+        }
+    }
+}
+
 /// Live flows.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

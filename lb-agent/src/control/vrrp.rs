@@ -68,7 +68,11 @@ impl VrrpView {
         let mut complaints = self.problems.clone();
         complaints.extend(self.faults.iter().map(|fault| format!("fault: {fault}")));
         complaints.extend(self.mismatches.iter().map(|mismatch| {
-            let refused = if mismatch.refused { "; its advertisements are refused" } else { "" };
+            let refused = match (mismatch.refused, self.role.as_str()) {
+                (true, "master") => "; its advertisements are refused, so both may be master",
+                (true, _) => "; its advertisements are refused",
+                (false, _) => "",
+            };
             let MismatchView { peer, field, ours, theirs, .. } = mismatch;
             format!("peer {peer} differs in {field}: {theirs}, ours is {ours}{refused}")
         }));
@@ -129,6 +133,22 @@ pub struct SchedulingView {
     pub recent_lag_us: u64,
     pub most_lag_us: u64,
     pub mean_lag_us: u64,
+    /// Of all timers together.
+    #[serde(default)]
+    pub total_lag_us: u64,
+    /// How many were how late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lag_buckets: Vec<LagBucket>,
+}
+
+/// Timers that were later than the bucket before says, and at most so late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LagBucket {
+    /// Microseconds; none: any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to_us: Option<u64>,
+    pub timers: u64,
 }
 
 impl SchedulingView {
@@ -161,6 +181,30 @@ pub struct HandoverView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_master_that_refuses_a_peer_is_told_that_it_may_not_be_the_only_one() {
+        let mismatch = |refused| MismatchView {
+            peer: "10.0.0.2".parse().unwrap(),
+            field: "version".into(),
+            ours: "3".into(),
+            theirs: "2".into(),
+            refused,
+        };
+        let view = |role: &str, refused| VrrpView {
+            role: role.into(),
+            mismatches: vec![mismatch(refused)],
+            ..VrrpView::default()
+        };
+        let said = |role, refused| view(role, refused).complaints().concat();
+        assert!(
+            said("master", true).ends_with("are refused, so both may be master"),
+            "{}",
+            said("master", true)
+        );
+        assert!(said("backup", true).ends_with("are refused"));
+        assert!(said("master", false).ends_with("ours is 3"));
+    }
 
     #[test]
     fn timers_that_are_later_than_an_interval_are_complained_of() {

@@ -5,6 +5,7 @@
 //! ```text
 //! <bpffs dir>/egress-<ifindex>-tcx       the link
 //! <bpffs dir>/egress-<ifindex>-clsact    the filter's program
+//! <bpffs dir>/egress-<ifindex>-made      a directory: the qdisc is of our making
 //! ```
 
 use super::{Attached, Dataplane, Error, Interface, bpf, pins};
@@ -64,6 +65,30 @@ impl Dataplane {
             self.egress = None;
         }
         result
+    }
+
+    /// Interfaces with a clsact qdisc that was made for the egress program, which is no longer on them. Whoever finds
+    /// that nobody else uses it removes it, and says so ([`Dataplane::forget_qdisc`]).
+    pub fn idle_qdiscs(&self) -> Result<Vec<u32>, Error> {
+        let Some(dir) = &self.dir else { return Ok(Vec::new()) };
+        let mut idle = made(dir)?;
+        let used = pins::list::<EgressMode>(dir)?;
+        idle.retain(|ifindex| {
+            !used.iter().any(|pin| pin.ifindex == *ifindex && pin.mode == EgressMode::Clsact)
+        });
+        Ok(idle)
+    }
+
+    /// The qdisc of an interface is gone, or another's.
+    pub fn forget_qdisc(&self, ifindex: u32) -> Result<(), Error> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let path = mark(dir, ifindex);
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::os(format!("remove {}", path.display()))(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How the egress program is on an interface, where it is.
@@ -155,10 +180,10 @@ fn attach_anew(
             Err(error) => return Err(Error::os(what())(error)),
         }
     }
-    if let Err(error) = tc::qdisc_add_clsact(&interface.name)
-        && !there_already(&error)
-    {
-        return Err(Error::os(what())(io::Error::other(error)));
+    match tc::qdisc_add_clsact(&interface.name) {
+        Ok(()) => mark_made(dir, interface.ifindex)?,
+        Err(error) if there_already(&error) => {}
+        Err(error) => return Err(Error::os(what())(io::Error::other(error))),
     }
     // One of an agent whose pins are gone.
     let _ = tc::qdisc_detach_program(&interface.name, TcAttachType::Egress, programs::EGRESS);
@@ -201,8 +226,8 @@ fn there_already(error: &TcError) -> bool {
     }
 }
 
-/// Takes the program off the interfaces that `keep` does not list. The qdisc stays: somebody else may use it by
-/// now, and an empty one does nothing.
+/// Takes the program off the interfaces that `keep` does not list. The qdisc stays ([`Dataplane::idle_qdiscs`]):
+/// somebody else may use it by now.
 pub fn detach_except(dir: &Path, keep: &[u32]) -> Result<(), Error> {
     pins::list::<EgressMode>(dir)?.iter().filter(|pin| !keep.contains(&pin.ifindex)).try_for_each(remove)
 }
@@ -225,6 +250,38 @@ fn remove(pin: &Pin) -> Result<(), Error> {
     fs::remove_file(&pin.path).map_err(Error::os(format!("remove {}", pin.path.display())))
 }
 
+/// What says that the qdisc of an interface is of our making.
+fn mark(dir: &Path, ifindex: u32) -> std::path::PathBuf {
+    dir.join(format!("{}-{ifindex}-{MADE}", <EgressMode as pins::Mode>::WHAT))
+}
+
+fn mark_made(dir: &Path, ifindex: u32) -> Result<(), Error> {
+    let path = mark(dir, ifindex);
+    match fs::create_dir(&path) {
+        // Left by an interface that went with its qdisc.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(Error::os(format!("make {}", path.display()))),
+    }
+}
+
+/// The interfaces whose qdisc is of our making.
+fn made(dir: &Path) -> Result<Vec<u32>, Error> {
+    let mut made = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::os(format!("read {}", dir.display())))? {
+        let entry = entry.map_err(Error::os(format!("read {}", dir.display())))?;
+        made.extend(entry.file_name().to_str().and_then(marked));
+    }
+    Ok(made)
+}
+
+fn marked(name: &str) -> Option<u32> {
+    let (ifindex, mark) =
+        name.strip_prefix(<EgressMode as pins::Mode>::WHAT)?.strip_prefix('-')?.split_once('-')?;
+    (mark == MADE).then(|| ifindex.parse().ok())?
+}
+
+const MADE: &str = "made";
+
 fn interface_name(ifindex: u32) -> Option<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the IF_NAMESIZE bytes that the call may write.
@@ -238,6 +295,15 @@ fn interface_name(ifindex: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_says_whose_qdisc_it_is() {
+        assert_eq!(marked("egress-12-made"), Some(12));
+        assert_eq!(mark(Path::new("/b"), 12), Path::new("/b/egress-12-made"));
+        for other in ["egress-12-clsact", "egress-x-made", "link-12-made", "egress-12-made-2"] {
+            assert_eq!(marked(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn an_interface_that_is_not_there_has_no_name() {

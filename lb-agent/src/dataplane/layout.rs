@@ -2,7 +2,7 @@
 
 use aya::maps::MapType;
 use lb_common::{
-    connection, destination, filter, hash, lease, load, maps::pinned, scratch, service, verdict,
+    connection, destination, extension, filter, hash, lease, load, maps::pinned, scratch, service, verdict,
 };
 
 /// How many of each thing the tables can hold. Fixed when the tables are made.
@@ -22,9 +22,12 @@ pub struct Sizes {
     pub slots: u32,
     /// Local addresses for FULLNAT: 4 MiB each.
     pub pool_addresses: u32,
-    /// Extension records.
+    /// Flows that may have an extension record: PROXY header, TOA.
     pub extensions: u32,
 }
+
+/// One flow in so many may have an extension record.
+pub const EXTENDED_SHARE: u32 = 8;
 
 impl Default for Sizes {
     fn default() -> Self {
@@ -37,7 +40,7 @@ impl Default for Sizes {
             next_hops: 4096,
             slots: 1 << 21,
             pool_addresses: 8,
-            extensions: 1024,
+            extensions: 1_000_000 / EXTENDED_SHARE,
         }
     }
 }
@@ -57,7 +60,7 @@ impl Sizes {
             next_hops: (real_servers / 4).clamp(1024, 1 << 20),
             slots: (real_servers as u64 * 64).clamp(1 << 20, 1 << 28) as u32,
             pool_addresses,
-            extensions: 1024,
+            extensions: (connections / EXTENDED_SHARE).max(1024),
         }
     }
 
@@ -92,6 +95,11 @@ impl Sizes {
         buckets_for(self.connections_v6).min(self.buckets())
     }
 
+    /// Records of flows whose sequence numbers are shifted: a power of two.
+    pub fn extension_records(&self) -> u32 {
+        self.extensions.next_power_of_two().max(extension::FEWEST)
+    }
+
     /// Bits of an address filter's index.
     pub fn cell_bits(&self) -> u32 {
         filter::cell_bits(self.addresses())
@@ -122,6 +130,7 @@ impl Sizes {
             answers_per_second,
             hz,
             log: 0,
+            extension_shift: 64 - (self.extension_records() / extension::WAYS).ilog2(),
             ..scratch::Config::default()
         }
     }
@@ -198,7 +207,7 @@ impl Sizes {
                 entries: CLIENT_NEIGHBOURS,
             },
             array(pinned::VRRP, 8, lb_common::maps::VRRP_INSTANCES),
-            array(pinned::EXTENSIONS, 64, self.extensions),
+            array(pinned::EXTENSIONS, size_of::<extension::Extension>(), self.extension_records()),
             Spec {
                 name: pinned::REASONS,
                 kind: PerCpuArray,

@@ -34,7 +34,7 @@ pub use clock::Clock;
 pub use counters::Counters;
 pub use egress::EgressMode;
 pub use error::Error;
-pub use layout::Sizes;
+pub use layout::{EXTENDED_SHARE, Sizes};
 pub use load::{Dataplane, Options};
 pub use mapped::Mapped;
 pub use packets::Packets;

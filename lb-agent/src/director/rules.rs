@@ -31,6 +31,7 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         quic: scheduling.quic,
         ipvs: scheduling.ipvs_compatible,
         application: service.application,
+        proxy_protocol: scheduling.proxy_protocol,
         hash_prefix: (hashes && !prefix.is_whole()).then_some((prefix.v4, prefix.v6)),
     }
 }

@@ -26,7 +26,7 @@ pub use sinks::SinkTasks;
 pub struct Event {
     /// Counts from 1 without gaps, over restarts of the agent.
     pub sequence: u64,
-    /// When the agent learned of it, RFC 3339.
+    /// When it happened, or the agent learned of it, RFC 3339.
     pub time: Timestamp,
     /// To whom it happened: `VrrpInstance/edge`, `RealServer/web/10.0.0.11`.
     pub subject: String,
@@ -98,10 +98,22 @@ impl Events {
         cause: impl Into<String>,
         fields: impl IntoIterator<Item = (&'a str, String)>,
     ) -> u64 {
+        self.emit_at(Timestamp::now(), subject, kind, cause, fields)
+    }
+
+    /// The same for what happened before the agent came to hear of it.
+    pub fn emit_at<'a>(
+        &self,
+        time: Timestamp,
+        subject: impl Into<String>,
+        kind: impl Into<String>,
+        cause: impl Into<String>,
+        fields: impl IntoIterator<Item = (&'a str, String)>,
+    ) -> u64 {
         let mut state = self.state();
         let event = Event {
             sequence: state.next,
-            time: Timestamp::now(),
+            time,
             subject: subject.into(),
             kind: kind.into(),
             cause: cause.into(),

@@ -30,6 +30,9 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
         let fault = faults.add(AT, format!("under {method} the replies of ftp do not pass the director"));
         fault.help("leave it out and let persistence on `ports: any` keep a client's connections together");
     }
+    if service.scheduling.proxy_protocol {
+        faults.add(AT, "ftp is not read behind a PROXY header").help("leave `proxyProtocol` out");
+    }
     let singles = service.singles();
     if singles.iter().any(|single| single.ports.single().is_none()) {
         let fault = faults.add(AT, "ftp wants exactly one port at each address, that of the control channel");

@@ -1,5 +1,6 @@
 //! `kind: Director` as the operator writes it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::raw::Raw;
@@ -23,6 +24,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
     let tunnel_sources = spec.get("tunnelSources").map(|field| super::tunnel::sources(&field, faults));
     let flood = spec.get("flood").and_then(|field| super::flood::decode(&field, faults));
     let events = spec.get("events").and_then(|field| super::events::decode(&field, faults));
+    let metrics = spec.get("metrics").and_then(|field| metrics(&field, faults));
     let (hooks, webhooks) = events.unwrap_or_default();
     spec.finish(faults);
     Director {
@@ -36,6 +38,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
         flood: flood.unwrap_or_default(),
         hooks,
         webhooks,
+        metrics,
     }
 }
 
@@ -78,6 +81,23 @@ fn shutdown(field: &Field<'_>, faults: &mut Faults) -> Option<Shutdown> {
     Some(Shutdown { traffic: traffic.unwrap_or(default.traffic), wait: wait.unwrap_or(default.wait) })
 }
 
+fn metrics(field: &Field<'_>, faults: &mut Faults) -> Option<SocketAddr> {
+    let mut map = field.map("a map like {listen: 127.0.0.1:9105}", faults)?;
+    let listen = map.require("listen", faults);
+    map.finish(faults);
+    let listen = listen?;
+    let what = "an address and a port like 127.0.0.1:9105 or [::1]:9105";
+    let Ok(address) = listen.text(what, faults)?.parse::<SocketAddr>() else {
+        listen.expected(what, faults);
+        return None;
+    };
+    if address.port() == 0 {
+        faults.add(listen.path.as_str(), "port 0 is no port that could be asked").help("9105 would be one");
+        return None;
+    }
+    Some(address)
+}
+
 pub fn encode(director: &Director) -> Raw {
     let interface = |interface: &Interface| {
         Raw::map([
@@ -106,6 +126,7 @@ pub fn encode(director: &Director) -> Raw {
         ("tunnelSources", super::tunnel::encode_sources(&director.tunnel_sources)),
         ("flood", Some(super::flood::encode(&director.flood))),
         ("events", super::events::encode(&director.hooks, &director.webhooks)),
+        ("metrics", director.metrics.map(|listen| Raw::map([("listen", Some(Raw::text(listen)))]))),
     ])
 }
 

@@ -12,9 +12,9 @@ use super::reader::{Faults, Field, Map, duration_text};
 use super::service::SCHEDULERS;
 use super::{word, word_of};
 use crate::model::{
-    DrainPolicy, FlowHash, Forwarding, HashPrefix, OnDeadline, Persistence, PersistenceEngine, Protocol,
-    Quic, RealServer, SOURCES_MAX, Scheduler, Scheduling, ServerId, ServerLimits, Sources, Thresholds,
-    Timeouts, VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
+    DrainPolicy, FlowHash, Forwarding, HashPrefix, OnDeadline, OnUnknownFlow, Persistence, PersistenceEngine,
+    Protocol, Quic, RealServer, SOURCES_MAX, Scheduler, Scheduling, ServerId, ServerLimits, Sources,
+    Thresholds, Timeouts, VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
 };
 
 /// The fields, and what `schedulerFlags` and `hash` say of the hash.
@@ -60,6 +60,8 @@ pub fn decode(
     let default = if ipvs { WhenNoServer::Unreachable } else { WhenNoServer::default() };
     scheduling.when_no_server = when_no_server.unwrap_or(default);
     scheduling.drain = spec.get("drain").and_then(|field| drain(&field, faults)).unwrap_or_default();
+    let proxy = spec.get("proxyProtocol").and_then(|field| field.one_of(&PROXY_PROTOCOL, faults));
+    scheduling.proxy_protocol = proxy.is_some();
     (scheduling, hash)
 }
 
@@ -91,6 +93,24 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
             let method = word_of(&super::FORWARDING, method);
             wrong(format!(
                 "{method} needs a connection to translate the replies, and one-packet scheduling keeps none"
+            ));
+        }
+    }
+    if scheduling.proxy_protocol {
+        if service.on_unknown_flow == OnUnknownFlow::Adopt {
+            let message = "a connection that began with a PROXY header cannot be adopted: how its sequence numbers \
+                           are shifted is not known";
+            faults.add("spec.onUnknownFlow", message).help("leave it out, or write reset or drop");
+        }
+        let mut wrong = |message: String| _ = faults.add("spec.proxyProtocol", message).at_key(0);
+        if service.speaks(Protocol::Udp) || service.speaks(Protocol::Sctp) {
+            wrong("only tcp has a stream that a header can stand before".into());
+        }
+        if let Some(method) = [Forwarding::Dr, Forwarding::Tun].into_iter().find(|m| service.uses(*m)) {
+            let method = word_of(&super::FORWARDING, method);
+            wrong(format!(
+                "{method} leaves the stream as it is, since replies do not pass, and the server sees the client's \
+                 address by itself: only nat and fullnat can put a header before it"
             ));
         }
     }
@@ -338,6 +358,7 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
         ("sources", sources),
         ("whenNoServer", Some(word(&WHEN_NO_SERVER, scheduling.when_no_server))),
         ("drain", drain),
+        ("proxyProtocol", scheduling.proxy_protocol.then_some(word(&PROXY_PROTOCOL, ()))),
     ]
 }
 
@@ -354,6 +375,7 @@ pub fn encode_server(limits: &ServerLimits) -> [(&'static str, Option<Raw>); 3] 
 }
 
 const FLAGS: [(&str, Flag); 2] = [("fallback", Flag::Fallback), ("port", Flag::Port)];
+const PROXY_PROTOCOL: [(&str, ()); 1] = [("v2", ())];
 const HASHES: [(&str, FlowHash); 2] =
     [("address", FlowHash::Address), ("address-port", FlowHash::AddressPort)];
 const ENGINES: [(&str, PersistenceEngine); 2] =

@@ -62,7 +62,7 @@ prop_compose! {
                 allow: nets(allow), deny: nets(deny),
                 allow_file: files.0.map(PathBuf::from), deny_file: files.1.map(PathBuf::from),
             },
-            when_no_server, drain,
+            when_no_server, drain, proxy_protocol: false,
         })
     }
 }
@@ -157,8 +157,44 @@ fn endpoints_share_a_service() {
 }
 
 #[test]
+fn a_service_with_a_proxy_header_never_adopts() {
+    for forwarding in ["nat", "fullnat\nlocalAddresses: pool-a"] {
+        let fields = format!("protocol: tcp\nproxyProtocol: v2\nforwarding: {forwarding}");
+        let service = service(&fields).unwrap();
+        assert!(service.scheduling.proxy_protocol);
+        assert_eq!(service.on_unknown_flow, crate::model::OnUnknownFlow::Reset, "mh adopts otherwise");
+    }
+}
+
+#[test]
 fn mistakes_are_told_with_their_place() {
     for (fields, said) in [
+        ("proxyProtocol: v2", "spec.proxyProtocol: only tcp has a stream that a header can stand before"),
+        ("protocol: tcp\nproxyProtocol: v2", "spec.proxyProtocol: tun leaves the stream as it is"),
+        ("protocol: tcp\nforwarding: nat\nproxyProtocol: v1", "spec.proxyProtocol: `v1` is not one of v2"),
+        (
+            "protocol: tcp\nforwarding: nat\nproxyProtocol: v2\nonUnknownFlow: adopt",
+            "spec.onUnknownFlow: a connection that began with a PROXY header cannot be adopted",
+        ),
+        ("application: ftp", "spec.application: ftp speaks tcp only"),
+        ("protocol: tcp\nforwarding: nat\napplication: smtp", "spec.application: `smtp` is not one of ftp"),
+        (
+            "protocol: tcp\nforwarding: dr\napplication: ftp",
+            "spec.application: under dr the replies of ftp do not pass",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\nports: any\napplication: ftp",
+            "spec.application: ftp wants exactly one port at each address",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\nports: [21]\napplication: ftp\n\
+             realServers: [{address: 10.0.0.1}, {address: 10.0.0.2, port: 2121}]",
+            "spec.realServers[1].port: ftp keeps the ports",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\napplication: ftp\nproxyProtocol: v2",
+            "spec.application: ftp is not read behind a PROXY header",
+        ),
         ("scheduler: wlcc", "spec.scheduler: `wlcc` is not one of rr, wrr, lc, wlc"),
         (
             "schedulerFlags: [falback]",

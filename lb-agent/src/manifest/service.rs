@@ -49,7 +49,11 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         scheduler,
         hash: hash.unwrap_or_default(),
         local_addresses,
-        on_unknown_flow: on_unknown_flow.unwrap_or(OnUnknownFlow::default_for(scheduler)),
+        on_unknown_flow: match on_unknown_flow {
+            // Nobody knows how its numbers are shifted.
+            None if scheduling.proxy_protocol => OnUnknownFlow::Reset,
+            other => other.unwrap_or(OnUnknownFlow::default_for(scheduler)),
+        },
         mss_clamp: MssClamp::Off,
         timeouts: Box::new(timeouts.unwrap_or(usual)),
         address_interface,

@@ -264,6 +264,15 @@ fn a_mistake_is_reported_with_file_line_column_field_and_reason() {
             "spec.connections.max: 67108865 is above 67108864",
         ),
         (
+            director("d", "interfaces: [{name: eth0}], metrics: {listen: 9105}"),
+            "spec.metrics.listen: 9105 is not an address and a port like 127.0.0.1:9105 or [::1]:9105",
+        ),
+        (
+            director("d", "interfaces: [{name: eth0}], metrics: {listen: \"127.0.0.1:0\"}"),
+            "spec.metrics.listen: port 0 is no port that could be asked\n  help: 9105 would be one",
+        ),
+        (director("d", "interfaces: [{name: eth0}], metrics: {}"), "spec.metrics.listen: is required"),
+        (
             director("d", "interfaces: [{name: eth0}]") + &director("e", "interfaces: [{name: eth0}]"),
             "m.yaml:9:18: metadata.name: a second Director\n  help: the first is `d` in m.yaml:2",
         ),
@@ -648,7 +657,9 @@ prop_compose! {
         }
         // Where it is allowed at all, as often as not.
         let translated = service.real_servers.iter().all(|s| service.forwarding_of(s).translates() && s.port.is_none());
-        if single && protocol == Protocol::Tcp && forwarding.translates() && translated && by_port {
+        if single && protocol == Protocol::Tcp && forwarding.translates() && translated && by_port
+            && !service.scheduling.proxy_protocol
+        {
             service.application = Some(Application::Ftp);
         }
         if service.uses(Forwarding::Tun) {
@@ -688,6 +699,7 @@ prop_compose! {
         real_servers in REAL_SERVERS_MAX,
         release in any::<bool>(),
         wait in (0u64..=600_000).prop_map(Duration::from_millis),
+        metrics in prop::option::of((any::<std::net::IpAddr>(), 1u16..)),
         sources in select(vec![
             TunnelSources::default(),
             TunnelSources { v4: Some("10.200.0.0/16".parse().unwrap()), v6: None },
@@ -706,6 +718,7 @@ prop_compose! {
             flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),
+            metrics: metrics.map(Into::into),
         }
     }
 }

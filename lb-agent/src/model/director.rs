@@ -1,5 +1,6 @@
 //! The director: what this node attaches to, and how large its tables are.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Director {
     pub hooks: Vec<Hook>,
     /// URLs that events are sent to, each once.
     pub webhooks: Vec<Webhook>,
+    /// Where metrics are given to whoever asks. None: on the control socket only.
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -56,6 +56,7 @@ mod tests {
             (Kind::Director, "spec.interfaces", Effect::Restart),
             (Kind::Director, "spec.capacity.services", Effect::Restart),
             (Kind::Director, "spec.shutdown.wait", Effect::Live),
+            (Kind::Director, "spec.metrics.listen", Effect::Live),
             (Kind::Director, "spec.interfacesX", Effect::Live),
             (Kind::VirtualService, "spec.realServers[0].weight", Effect::Live),
             (Kind::LocalAddressPool, "spec.addresses", Effect::Live),

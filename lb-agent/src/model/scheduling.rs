@@ -26,6 +26,8 @@ pub struct Scheduling {
     pub sources: Sources,
     pub when_no_server: WhenNoServer,
     pub drain: DrainPolicy,
+    /// TCP under nat and fullnat: the server is told the client's address by PROXY protocol v2.
+    pub proxy_protocol: bool,
 }
 
 /// How many leading bits of a client's address sh and mh hash.

@@ -4,9 +4,11 @@
 mod addresses;
 pub mod announce;
 pub mod interfaces;
+mod left_routes;
 mod links;
 mod messages;
 pub mod prober;
+mod qdisc;
 mod requests;
 mod resolver;
 mod routes;

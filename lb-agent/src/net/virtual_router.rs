@@ -258,7 +258,7 @@ impl Net {
     }
 }
 
-fn route_message(route: &VirtualRoute, ifindex: Option<u32>) -> Result<RouteMessage> {
+pub(super) fn route_message(route: &VirtualRoute, ifindex: Option<u32>) -> Result<RouteMessage> {
     let destination = route.destination.trunc();
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(destination.addr(), destination.prefix_len())?
@@ -284,7 +284,7 @@ fn route_message(route: &VirtualRoute, ifindex: Option<u32>) -> Result<RouteMess
     Ok(builder.build())
 }
 
-fn rule_message(rule: &VirtualRule) -> RuleMessage {
+pub(super) fn rule_message(rule: &VirtualRule) -> RuleMessage {
     let mut message = RuleMessage::default();
     let ipv4 = rule.from.or(rule.to).is_none_or(|net| net.addr().is_ipv4());
     message.header.family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };

@@ -28,6 +28,8 @@ pub struct Rules {
     pub hash_prefix: Option<(u8, u8)>,
     /// What is read inside its connections.
     pub application: Option<Application>,
+    /// The client's address goes to the server by PROXY protocol v2.
+    pub proxy_protocol: bool,
 }
 
 /// How a real server stands behind a service.

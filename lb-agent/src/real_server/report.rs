@@ -59,6 +59,15 @@ impl Report {
         Self { ok: items.iter().all(|item| item.standing != Standing::Fail), items }
     }
 
+    /// What failed, with the way out.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        let failed = self.items.iter().filter(|item| item.standing == Standing::Fail);
+        failed.map(|Item { text, remedy, .. }| match remedy {
+            Some(remedy) => format!("{text}: {remedy}"),
+            None => text.clone(),
+        })
+    }
+
     /// One line per item.
     pub fn lines(&self) -> String {
         let mut lines = String::new();

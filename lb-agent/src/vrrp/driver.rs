@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -60,6 +60,7 @@ pub struct Setup {
 /// What the thread tells unasked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
+    pub at: SystemTime,
     pub instance: Name,
     /// `master`, `mismatch`, `address-restored` …
     pub kind: String,
@@ -274,6 +275,7 @@ impl Thread {
             }
             Input::News(News::PutBack { name, address }) => {
                 let report = Report {
+                    at: SystemTime::now(),
                     instance: name,
                     kind: "address-restored".into(),
                     cause: format!("{address} was taken away by somebody, and put back"),

@@ -118,6 +118,8 @@ pub enum Role {
 }
 
 impl Role {
+    pub const ALL: [Role; 4] = [Role::Initialize, Role::Backup, Role::Master, Role::Fault];
+
     pub fn name(self) -> &'static str {
         match self {
             Role::Initialize => "initialize",
@@ -187,13 +189,13 @@ impl fmt::Display for Why {
             Why::Stopped => f.write_str("stopped"),
             Why::Owner => f.write_str("owner of the addresses"),
             Why::Resumed => f.write_str("it was master before the restart"),
-            Why::Silence(silence) => write!(f, "no advert for {:.3} s", silence.as_secs_f64()),
+            Why::Silence(silence) => write!(f, "no advertisement for {:.3} s", silence.as_secs_f64()),
             Why::MasterLeft(master) => write!(f, "{master} stopped being master"),
             Why::Preempted { master, priority } => write!(f, "{master} has priority {priority} only"),
             Why::Outranked { master, priority } => write!(f, "{master} is master with priority {priority}"),
             Why::HandedOver { to } => write!(f, "handed over to {to}"),
             Why::Stalled(silence) => {
-                write!(f, "no advert sent for {:.3} s: another may be master", silence.as_secs_f64())
+                write!(f, "no advertisement sent for {:.3} s: another may be master", silence.as_secs_f64())
             }
             Why::Fault(reason) => write!(f, "fault: {reason}"),
             Why::Recovered => f.write_str("no fault left"),

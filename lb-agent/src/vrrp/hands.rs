@@ -223,7 +223,33 @@ impl<T: Fn(News)> Hands<T> {
                 tracing::error!("VRRP: {error:#}");
             }
         }
+        self.sweep_routes().await;
         (self.tell)(News::Host(self.view.clone()));
+    }
+
+    /// The same of routes and rules. Those of an instance that is there are its own matter, master or not.
+    async fn sweep_routes(&self) {
+        let index = |name: &String| self.view.link(name).map(|link| link.index);
+        let routes: Vec<_> = self
+            .all
+            .values()
+            .flat_map(|of| &of.routes)
+            .map(|(route, interface)| (route.clone(), interface.as_ref().and_then(index)))
+            .collect();
+        match self.net.remove_left_routes(&routes).await {
+            Ok(removed) => removed.iter().for_each(|to| {
+                tracing::info!("the route to {to} followed a VRRP instance that is no more: removed");
+            }),
+            Err(error) => tracing::error!("VRRP: {error:#}"),
+        }
+        let rules: Vec<_> = self.all.values().flat_map(|of| of.rules.clone()).collect();
+        match self.net.remove_left_rules(&rules).await {
+            Ok(0) => {}
+            Ok(removed) => {
+                tracing::info!("{removed} routing rules of VRRP instances that are no more: removed")
+            }
+            Err(error) => tracing::error!("VRRP: {error:#}"),
+        }
     }
 
     async fn make_vmac(&mut self, of: &Belongings) {

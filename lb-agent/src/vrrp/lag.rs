@@ -12,6 +12,8 @@ pub struct Lag {
     pub last: Duration,
     /// Since the start.
     pub most: Duration,
+    /// How many fired as late as each of [`BOUNDS`] at most, and not as the one before; the last one has the rest.
+    pub buckets: [u64; BOUNDS.len() + 1],
     /// In this window of [`WINDOW`] and in the one before.
     windows: [Duration; 2],
     window_began: Instant,
@@ -24,6 +26,7 @@ impl Lag {
             total: Duration::ZERO,
             last: Duration::ZERO,
             most: Duration::ZERO,
+            buckets: [0; BOUNDS.len() + 1],
             windows: [Duration::ZERO; 2],
             window_began: now,
         }
@@ -37,6 +40,7 @@ impl Lag {
         self.total += late;
         self.last = late;
         self.most = self.most.max(late);
+        self.buckets[BOUNDS.partition_point(|bound| *bound < late)] += 1;
         self.windows[0] = self.windows[0].max(late);
     }
 
@@ -56,6 +60,20 @@ impl Lag {
     }
 }
 
+/// Where lateness begins to matter: an interval, or three, of what an instance may have.
+pub const BOUNDS: [Duration; 11] = [
+    Duration::from_micros(100),
+    Duration::from_micros(300),
+    Duration::from_millis(1),
+    Duration::from_millis(3),
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(60),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
 const WINDOW: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -79,6 +97,17 @@ mod tests {
         assert_eq!(lag.recent(at(1000)), Duration::ZERO);
         assert_eq!((lag.most, lag.timers), (Duration::from_millis(30), 3));
         assert_eq!(lag.total, Duration::from_millis(42));
+    }
+
+    #[test]
+    fn every_timer_is_in_one_bucket_the_bound_belonging_to_the_lower_one() {
+        let now = Instant::now();
+        let mut lag = Lag::new(now);
+        for late in [0, 99, 100, 101, 30_000, 30_001, 3_000_000, 3_000_001] {
+            lag.fired(now + Duration::from_micros(late), now);
+        }
+        assert_eq!(lag.buckets, [3, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1]);
+        assert_eq!(lag.buckets.iter().sum::<u64>(), lag.timers);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::driver::Report;
 use super::events::{Action, Config, Input, Mismatch, Role, Why};
 use super::group;
 use super::hands::{Belongings, Job, vmac_of};
-use super::instance::{Instance, State};
+use super::instance::{Backup, Instance, State};
 use super::memory::{Memory, Place};
 use super::socket::{Received, Sockets, Way, group as multicast_group};
 use super::tracking::Change;
@@ -375,16 +375,22 @@ impl Runner {
     }
 
     fn report(&self, kind: &str, cause: String, fields: Vec<(&'static str, String)>) -> Performed {
-        Performed::Report(Report { instance: self.name().clone(), kind: kind.to_owned(), cause, fields })
+        let (at, instance) = (SystemTime::now(), self.name().clone());
+        Performed::Report(Report { at, instance, kind: kind.to_owned(), cause, fields })
     }
 
     /// False, and answered: this director is not master.
     pub fn begin_handover(&mut self, reply: oneshot::Sender<Result<Handed, String>>) -> bool {
         let role = self.instance.role();
         if role != Role::Master || self.handover.is_some() {
-            let reason =
-                if role == Role::Master { "is being handed over already" } else { "is not master here" };
-            let _ = reply.send(Err(format!("VRRP instance `{}` {reason} (it is {role})", self.name())));
+            let reason = match (role, self.instance.state()) {
+                (Role::Master, _) => "is being handed over already".to_owned(),
+                (_, State::Backup(Backup { master: Some(heard), .. })) => {
+                    format!("is {role} here: {} is master, ask there", heard.source)
+                }
+                _ => format!("is not master here (it is {role})"),
+            };
+            let _ = reply.send(Err(format!("VRRP instance `{}` {reason}", self.name())));
             return false;
         }
         self.handover = Some((Instant::now(), reply));

@@ -12,7 +12,7 @@ use crate::{
     maps::{LEASES, NEXT_HOPS, POOL},
     nexthop::{self, Hop},
     packet::{Packet, Words, sum, unsum, words},
-    tail,
+    shifted, tail,
 };
 use lb_common::{
     connection::Value,
@@ -140,13 +140,16 @@ pub fn is_pool_address<const V6: bool>(index: u32, address: Words) -> bool {
     family == (if V6 { 6 } else { 4 }) && own[0] == address[0] && own[1] == address[1]
 }
 
-/// A packet to a pool address. `ATTENTIVE`: nobody asked yet whether it is of a control channel, or a connection that
-/// the server begins.
+/// A packet to a pool address. `SHIFTED`: one of an extended flow whose numbers are the client's already, or need not
+/// be; or of a control channel that was read.
 #[inline(always)]
-pub fn to_client<const V6: bool, const ATTENTIVE: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+pub fn to_client<const V6: bool, const SHIFTED: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
     let ports = packet.ports();
     let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };
+    if !SHIFTED && shifted::is_extended(lease.word) {
+        return Err(shifted::call(packet, pool + 1));
+    }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
     // SAFETY: a map value.
@@ -167,10 +170,6 @@ pub fn to_client<const V6: bool, const ATTENTIVE: bool>(packet: &Packet<V6>, poo
     let own = if packet.sctp { flags::SCTP } else { (packet.udp as u32) * flags::UDP };
     let same = target.flags() & (flags::UDP | flags::SCTP) == own;
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
-        // No client's packet goes to port 0: the lease waits for a connection of the server's.
-        if ATTENTIVE && client_ports >> 16 == 0 && !packet.sctp && packet.begins() {
-            return Err(tail::call_with(packet, programs::EXPECTED));
-        }
         return Err(Reason::WrongServer);
     }
     fits_mtu(packet, mtu, &target)?;
@@ -178,7 +177,7 @@ pub fn to_client<const V6: bool, const ATTENTIVE: bool>(packet: &Packet<V6>, poo
         if target.flags() & flags::RESET != 0 {
             return Err(answer::reset(packet, Reason::FlowReset));
         }
-        if ATTENTIVE && target.is_control(ports) {
+        if !SHIFTED && target.is_control(ports) {
             return Err(tail::call_with(packet, programs::FTP));
         }
     }

@@ -129,7 +129,7 @@ fn routes_rules_and_what_the_kernel_takes_follow_the_role() {
     let url = http::url((vip, 80).into(), "/");
     let fetches = || http::get(&topology.client().namespace, &url).is_ok();
 
-    let first = Agent::start(&a.namespace, &config(150, false));
+    let mut first = Agent::start(&a.namespace, &config(150, false));
     until_role(&first, "edge", "master");
     let mut second = Agent::start(&b.namespace, &config(100, false));
     until_role(&second, "edge", "backup");
@@ -163,4 +163,16 @@ fn routes_rules_and_what_the_kernel_takes_follow_the_role() {
     wait::until("the master's kernel takes packets to the VIP", TAKEOVER, || pings(&topology, vip));
     wait::until("the master's nginx answers at the VIP", Duration::from_secs(30), fetches);
     until_at(a, b, &|| first.log());
+
+    // An instance that is removed while nobody is there to see it leaves nothing behind, once somebody is.
+    first.kill9();
+    assert_eq!(has(a), [true; 3], "nobody was there to take them away");
+    let whole = config(150, true);
+    let (alone, _) = whole.split_once("---\n").expect("a Director, then the instance");
+    first.configure(alone);
+    first.restart();
+    let gone = wait::holds_within(TAKEOVER, || has(a) == [false; 3]);
+    assert!(gone, "{:?} is left\n{}", has(a), first.log());
+    until_role(&second, "edge", "master");
+    until_at(b, a, &|| second.log());
 }

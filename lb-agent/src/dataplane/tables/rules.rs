@@ -74,6 +74,8 @@ pub struct Rules {
     pub udp_inactive: bool,
     /// The control channel of FTP is read; real servers have the service's one port, by NAT or FULLNAT.
     pub ftp: bool,
+    /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
+    pub proxy: bool,
 }
 
 /// The features of a service.
@@ -104,6 +106,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.hash_prefix.is_some(), features::HASH_PREFIX),
         (rules.udp_inactive, features::UDP_INACTIVE),
         (rules.ftp, features::FTP),
+        (rules.proxy, features::PROXY),
         (rules.counted || spec.pick.is_counted(), features::COUNTED),
     ] {
         all |= if set { feature } else { 0 };

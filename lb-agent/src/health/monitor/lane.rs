@@ -30,6 +30,16 @@ impl Lane {
         }
     }
 
+    /// For metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Lane::Connect => "connect",
+            Lane::Clear => "clear",
+            Lane::Tls => "tls",
+            Lane::Local => "local",
+        }
+    }
+
     /// For the operator.
     pub fn words(self) -> &'static str {
         match self {

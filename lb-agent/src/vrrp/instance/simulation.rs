@@ -413,6 +413,75 @@ fn a_paused_master_does_not_come_back_as_a_second_one() {
     }
 }
 
+/// Pauses these directors, each for as long after `begun`, and says whether the backup of two became master.
+fn paused(interval: Duration, begun: Duration, pauses: [Duration; 2]) -> (Segment, bool) {
+    let mut segment = settled(&[100, 150], interval);
+    segment.run(begun);
+    for (n, pause) in pauses.into_iter().enumerate().filter(|(_, pause)| !pause.is_zero()) {
+        segment.pause(n, pause);
+    }
+    let (end, mut taken) = (segment.now + interval * 100, false);
+    while segment.next().is_some_and(|at| at <= end) {
+        segment.step();
+        taken |= segment.directors[0].has_addresses;
+    }
+    assert_eq!(segment.master(), Some(1), "in the end the higher priority has it: {begun:?} {pauses:?}");
+    (segment, taken)
+}
+
+#[test]
+fn a_stall_that_hits_both_leaves_the_master_if_the_backup_was_away_for_longer_than_half_an_interval() {
+    for interval in [ms(30), ms(100), ms(1000)] {
+        let down = master_down(VrrpVersion::V3, 100, interval);
+        for begun in 0..10 {
+            let begun = interval * begun / 10;
+            // Of an interval in 100: how much later than its patience the backup wakes at least, and how long after it the
+            // master does. That one listens for an interval and its skew, the backup for an interval and the longer
+            // skew of its lower priority: so much later, here 20, the master may be.
+            for (backup, behind) in
+                [(60, 0), (60, 15), (100, -30), (100, 15), (500, 0), (500, -50), (3000, 15)]
+            {
+                let backup = down + interval * backup / 100 + interval;
+                let part = interval * u32::try_from(i32::abs(behind)).unwrap() / 100;
+                let master = if behind < 0 { backup - part } else { backup + part };
+                let (segment, taken) = paused(interval, begun, [backup, master]);
+                assert!(!taken, "{interval:?} {begun:?} {backup:?} {behind}");
+                assert_eq!(segment.double.longest, Duration::ZERO);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stall_of_the_backup_alone_changes_nothing() {
+    for interval in [ms(30), ms(100), ms(1000)] {
+        for (begun, pause) in (0..10).flat_map(|begun| (1..60).map(move |pause| (begun, pause))) {
+            let (segment, taken) =
+                paused(interval, interval * begun / 10, [interval * pause / 5, Duration::ZERO]);
+            assert!(!taken, "{interval:?} {begun} {pause}");
+            assert_eq!((segment.double.longest, segment.nobody.longest), (Duration::ZERO, Duration::ZERO));
+        }
+    }
+}
+
+#[test]
+fn a_stall_of_the_master_alone_is_a_failure_and_its_replacement_is_not_delayed() {
+    for interval in [ms(30), ms(100), ms(1000)] {
+        let mut segment = settled(&[100, 150], interval);
+        let last = match segment.directors[1].instance.state() {
+            State::Master(master) => master.last_sent,
+            other => panic!("{other:?}"),
+        };
+        segment.pause(1, interval * 20);
+        while segment.master() != Some(0) {
+            segment.step();
+        }
+        let down = master_down(VrrpVersion::V3, 100, interval);
+        assert!(segment.now - last <= down + segment.delay, "{interval:?}: {:?}", segment.now - last);
+        assert_eq!(segment.double.longest, Duration::ZERO);
+    }
+}
+
 #[test]
 fn a_paused_master_that_does_not_preempt_stays_backup() {
     let nopreempt = |priority| Config { preempt: Preempt::Never, ..config(priority, ms(100)) };

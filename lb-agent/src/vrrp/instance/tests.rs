@@ -305,7 +305,7 @@ fn our_own_rise_is_a_reason_to_take_over_soon() {
 fn a_backup_whose_timer_is_late_listens_once_more() {
     let mut case = Case::backup(config(100));
     case.hear(9, 200);
-    case.wait(DOWN + ms(1001));
+    case.wait(DOWN + ms(501));
     assert_eq!(case.give(Input::Timer), [Action::Count("late_timer")]);
     assert_eq!(case.due_in(), SECOND + SKEW);
     // The master is there.
@@ -316,7 +316,7 @@ fn a_backup_whose_timer_is_late_listens_once_more() {
     assert_eq!(case.fire().last(), Some(&changed(B, M, Why::Silence(case.now - case.start))));
     // A little late is not late.
     let mut case = Case::backup(config(100));
-    case.wait(DOWN + ms(900));
+    case.wait(DOWN + ms(500));
     case.give(Input::Timer);
     assert_eq!(case.instance.role(), M);
 }

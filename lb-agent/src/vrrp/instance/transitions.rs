@@ -184,7 +184,10 @@ impl Instance {
         if now < backup.down_at {
             return Vec::new();
         }
-        if now.duration_since(backup.down_at) > backup.interval && !backup.listened_again {
+        // It was us who were away, and perhaps the master with us, on the same machine or under the same hypervisor: one
+        // that wakes later than we do should be heard. Not for less than half an interval, which busy hosts are late by,
+        // so that a dead master is replaced in time.
+        if (now - backup.down_at) * 2 > backup.interval && !backup.listened_again {
             // We were away, not the master: whoever is master is heard within an interval.
             backup.listened_again = true;
             backup.preempt_at = None;
