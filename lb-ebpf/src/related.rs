@@ -22,7 +22,7 @@ use crate::{
 use lb_common::{
     connection::Kind,
     destination::{Destination, Forwarding, flags},
-    filter::role,
+    filter::{AddressRecord, role},
     header::{ICMP, IPV4, IPV6, icmp, icmpv6},
     lease::lease_index,
     maps::programs,
@@ -98,16 +98,30 @@ fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         may_serve(to.vrrp)?;
     }
     let end = l3 + len as usize;
-    if to.roles & (role::VIP | role::POOL) == 0 && say.is_too_big::<V6>() {
-        if let Some(reason) = tunnel_mtu::heard::<V6>(&frame, (ip, l4), end) {
-            return Err(reason);
+    match about_flow::<V6>(&frame, (l3, l4), (ip, header), end, to, say) {
+        // A flow of NAT to a server that tunnels lead to as well has nothing to do with those.
+        Err(Reason::Icmp) if to.roles & (role::VIP | role::POOL) == 0 && say.is_too_big::<V6>() => {
+            Err(tunnel_mtu::heard::<V6>(&frame, (ip, l4), end).unwrap_or(Reason::Icmp))
         }
+        other => other,
     }
-    let Some(quote) = Quote::of::<V6>(&frame, l4, end) else {
+}
+
+/// An error about a packet of a flow. As [`error`].
+#[inline(always)]
+fn about_flow<const V6: bool>(
+    frame: &Frame,
+    (l3, l4): (usize, usize),
+    (ip, header): (*mut u8, *mut u8),
+    end: usize,
+    to: AddressRecord,
+    say: Say,
+) -> Result<u32, Reason> {
+    let Some(quote) = Quote::of::<V6>(frame, l4, end) else {
         return Err(unless_ours(to.roles));
     };
     let packet = Packet::<V6> {
-        frame,
+        frame: *frame,
         l3,
         l4,
         ip,

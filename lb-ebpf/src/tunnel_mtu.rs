@@ -56,6 +56,12 @@ pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) ->
     if to[0] != from[0] || to[1] != from[1] || host::record_of::<V6>(server).roles & role::TUNNEL == 0 {
         return None;
     }
+    let inner = outer + if V6 { IPV6 } else { (first & 0x0f) as usize * 4 };
+    // One way for the verifier, whatever the options.
+    let inner = opaque(inner as u64) as usize & 0xff;
+    if inside == protocol::UDP && !may_be_gue(frame, inner, end) {
+        return None;
+    }
     let header = frame.at_dynamic(l4, ICMP)?;
     let said = if V6 { u32::from_be(load32(header, 4)) } else { u16::from_be(load16(header, 6)) as u32 };
     let len = u16::from_be(load16(ip, if V6 { 4 } else { 2 })) as u32 + if V6 { IPV6 as u32 } else { 0 };
@@ -70,9 +76,6 @@ pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) ->
     if PATHS.insert(key, mtu, 0).is_err() {
         return Some(Reason::TunnelMtu);
     }
-    let inner = outer + if V6 { IPV6 } else { (first & 0x0f) as usize * 4 };
-    // One way for the verifier, whatever the options.
-    let inner = opaque(inner as u64) as usize & 0xff;
     let Some((between, family)) = between(frame, inner, end, inside) else { return Some(Reason::TunnelMtu) };
     let inner = opaque((inner + between) as u64) as usize & 0x1ff;
     let mtu = mtu - tunnel_overhead(V6) as u32 - between as u32;
@@ -83,6 +86,29 @@ pub fn heard<const V6: bool>(frame: &Frame, at: (*mut u8, usize), end: usize) ->
     };
     Some(told.unwrap_or(Reason::TunnelMtu))
 }
+
+/// Whether a quoted UDP header is one of our tunnels': a server that tunnels lead to has other datagrams too, of NAT, of
+/// clients that ask it directly, of this host. Our source ports are the upper ones, and GUE's header follows.
+#[inline(always)]
+fn may_be_gue(frame: &Frame, at: usize, end: usize) -> bool {
+    if at + UDP > end {
+        return false;
+    }
+    let Some(header) = frame.at_dynamic(at, UDP) else { return false };
+    if u16::from_be(load16(header, 0)) < gue::FIRST_SOURCE_PORT {
+        return false;
+    }
+    if at + gue::LENGTH > end {
+        return true;
+    }
+    let Some(header) = frame.at_dynamic(at, gue::LENGTH) else { return false };
+    let family = load8(header, 9);
+    load8(header, 8) == 0
+        && load16(header, 10) == 0
+        && (family == protocol::IPIP || family == protocol::IPV6)
+}
+
+const UDP: usize = 8;
 
 /// What stands at `at`, between the outer IP header and the client's packet: its length, and the packet's family as a
 /// protocol. None where that is not quoted, or no tunnel header of ours: the path is the server's all the same.

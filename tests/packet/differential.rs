@@ -519,7 +519,14 @@ fn same(
     fate: &Fate,
     said: &mut String,
 ) -> Result<()> {
-    let _ = write!(said, "model: {fate:?} {:?}", model.events);
+    let same = compare(scene, model, frame, outcome, fate);
+    if same.is_err() {
+        let _ = write!(said, "model: {fate:?} {:?}", model.events);
+    }
+    same
+}
+
+fn compare(scene: &Scene, model: &Model, frame: &[u8], outcome: &Outcome, fate: &Fate) -> Result<()> {
     let (action, bytes) = match fate {
         Fate::Pass(_) => (Action::Pass, Some(frame)),
         Fate::Drop(_) => (Action::Drop, None),

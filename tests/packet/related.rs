@@ -524,3 +524,31 @@ fn an_error_with_another_version_in_its_header_is_no_error() {
         flow.world.ends_frame("a version of nobody's", &frame, Reason::NotOurs);
     }
 }
+
+#[test]
+fn a_datagram_of_nat_that_was_too_big_is_the_clients_though_tunnels_lead_to_the_same_server() {
+    for v6 in [false, true] {
+        let mut flow = Flow::new(Method::Nat, v6, true);
+        // A port of those that GUE's packets come from.
+        let port = 50_000;
+        let first = flow.packet_from(client(v6, 7), port, SYN);
+        flow.world.goes_to("NAT", &first);
+        flow.world.tables.bind_address("web", lb_agent::dataplane::tables::Role::Tunnel, flow.real).unwrap();
+        let about = Packet::udp((client(v6, 7), port), (flow.real, flow.server_port()));
+        let said = if v6 { (2, 0, 1300) } else { (3, 4, 1300) };
+        let long = about.clone().payload(1400);
+        for quoted in [8, 20, 100] {
+            let packet = error(inner_router(v6), client(v6, 7), said, &long, quoted);
+            let seen = flow.world.send(&packet.bytes());
+            assert_eq!(seen.counted, Counted::Out(flow.destination), "v6={v6} {quoted} bytes");
+        }
+        // Of no flow: what a client sent there itself.
+        let own = long.clone().with(|p| p.set_ports((40_000, 53)));
+        let packet = error(inner_router(v6), client(v6, 7), said, &own, 8);
+        flow.world.ends("from another port than GUE's", &packet, Reason::NotOurs);
+        let own = long.with(|p| p.set_ports((50_001, 53)));
+        let packet = error(inner_router(v6), client(v6, 7), said, &own, 20);
+        flow.world.ends("without GUE's header", &packet, Reason::NotOurs);
+        assert!(flow.world.tables.follow_paths(std::time::Instant::now()).unwrap().is_empty());
+    }
+}

@@ -30,7 +30,8 @@ use lb_common::{
     verdict::{Class, Reason},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::SeqCst},
@@ -126,7 +127,12 @@ pub struct World {
     before: Snapshot,
     sent: u64,
     hz: u32,
+    /// Names of the rows that were run, for [`CASES`].
+    cases: BTreeSet<String>,
 }
+
+/// Where `cargo xtask test packet` wants to be told which cases were run: a line for each, "test: row".
+const CASES: &str = "LB_PACKET_CASES";
 
 /// Small tables: a case must not depend on room that it does not ask for.
 pub fn sizes() -> Sizes {
@@ -190,6 +196,7 @@ impl World {
             before: Snapshot::default(),
             sent: 0,
             hz,
+            cases: BTreeSet::new(),
         };
         world.before = world.snapshot();
         world.start = world.before.clone();
@@ -327,6 +334,20 @@ impl World {
         self.tables.set_client_routes(&routes).expect("client routes");
     }
 
+    fn case(&mut self, name: &str) {
+        self.cases.insert(name.to_owned());
+    }
+
+    /// Says which cases there were.
+    fn tell_cases(&self) {
+        let Some(path) = std::env::var_os(CASES) else { return };
+        let test = std::thread::current().name().unwrap_or("?").to_owned();
+        let names = self.cases.iter().map(|case| format!("{test}: {}\n", case.replace('\n', " ")));
+        let lines: String = std::iter::once(format!("{test}\n")).chain(names).collect();
+        let mut file = std::fs::File::options().append(true).create(true).open(path).expect(CASES);
+        file.write_all(lines.as_bytes()).expect(CASES);
+    }
+
     /// Runs one frame through. It must end in exactly one counter, with its length, and the action must fit that.
     pub fn send(&mut self, frame: &[u8]) -> Seen {
         let outcome = self.plane.test_run(frame).expect("BPF_PROG_TEST_RUN");
@@ -391,6 +412,7 @@ impl World {
     }
 
     pub fn ends_frame(&mut self, case: &str, frame: &[u8], reason: Reason) -> Seen {
+        self.case(case);
         let seen = self.send(frame);
         assert_eq!(seen.counted, Counted::Reason(reason), "{case}");
         seen
@@ -398,6 +420,7 @@ impl World {
 
     /// Gives the egress program a frame of the host's own: it leaves, or is withheld and counted.
     pub fn leaves(&mut self, case: &str, frame: &[u8], withheld: Option<Reason>) {
+        self.case(case);
         let leaves = self.plane.test_run_egress(frame).expect("BPF_PROG_TEST_RUN");
         let after = self.snapshot();
         let pairs = self.before.reasons.iter().zip(&after.reasons);
@@ -415,6 +438,7 @@ impl World {
 
     /// The frame goes out of the ingress interface, byte for byte as expected.
     pub fn forwards(&mut self, case: &str, packet: &Packet, counted: Counted, expected: &[u8]) -> Seen {
+        self.case(case);
         let seen = self.send(&packet.bytes());
         assert_eq!(seen.counted, counted, "{case}");
         assert_eq!(seen.action, Action::Tx, "{case}");
@@ -424,6 +448,7 @@ impl World {
 
     /// The destination that a frame went to.
     pub fn goes_to(&mut self, case: &str, packet: &Packet) -> u32 {
+        self.case(case);
         match self.send(&packet.bytes()).counted {
             Counted::In(destination) => destination,
             other => panic!("{case}: {other:?}"),
@@ -502,6 +527,7 @@ impl World {
 
     /// The frame goes to a server, or is denied.
     pub fn goes_to_if(&mut self, case: &str, packet: &Packet, goes: bool) {
+        self.case(case);
         let counted = self.send(&packet.bytes()).counted;
         if goes {
             assert!(matches!(counted, Counted::In(_)), "{case}: {counted:?}");
@@ -594,6 +620,7 @@ impl Drop for World {
             return;
         }
         self.check_the_sum();
+        self.tell_cases();
         if self.sizes == sizes() {
             IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self.plane.clone());
         }

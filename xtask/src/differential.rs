@@ -141,6 +141,85 @@ const BUGS: &[Bug] = &[
         "load16(p, 14) & 0x0fff_u16.to_be()",
         "load16(p, 14) & 0xffff_u16.to_be()",
     ),
+    (
+        "a later fragment may begin inside the first",
+        "lb-ebpf/src/fragment.rs",
+        "if piece.offset < first.end as u32 {",
+        "if piece.offset + 8 < first.end as u32 {",
+    ),
+    (
+        "a piece in the middle may end anywhere",
+        "lb-ebpf/src/fragment.rs",
+        "piece.more && carried & 7 != 0",
+        "piece.more && carried & 3 != 0",
+    ),
+    (
+        "a first fragment may be without its whole TCP header",
+        "lb-ebpf/src/fragment.rs",
+        "if carried < need as u32 {",
+        "if carried < 8 {",
+    ),
+    (
+        "first fragments are remembered for ever",
+        "lb-ebpf/src/fragment.rs",
+        "now.wrapping_sub(first.since) > HOLDS",
+        "now.wrapping_sub(first.since) > 1000 * HOLDS",
+    ),
+    (
+        "later fragments tell of their hops",
+        "lb-ebpf/src/fragment.rs",
+        "return Err(Reason::IcmpTtlExpired);",
+        "return Err(answer::time_exceeded(packet, target.vip::<V6>()));",
+    ),
+    (
+        "an ICMPv6 checksum forgets that it covers the addresses",
+        "lb-ebpf/src/quote.rs",
+        "let total = if V6 { total + delta } else { total };",
+        "let total = total + delta * 0;",
+    ),
+    (
+        "a quoted TCP checksum that is cut is taken for whole",
+        "lb-ebpf/src/quote.rs",
+        "quote.l4 + 18 <= quote.end",
+        "quote.l4 + 16 <= quote.end",
+    ),
+    (
+        "a quoted UDP packet without checksum gets one",
+        "lb-ebpf/src/quote.rs",
+        "checksum::update_udp(load16(transport, 6), delta)",
+        "checksum::update(load16(transport, 6), delta)",
+    ),
+    (
+        "an error to a client says who is behind the VIP",
+        "lb-ebpf/src/related.rs",
+        "translate(packet, quote, inner, (vip, client))",
+        "translate(packet, quote, inner, (packet.source(), client))",
+    ),
+    ("seven quoted bytes are enough", "lb-ebpf/src/quote.rs", "if at + 8 > end {", "if at + 7 > end {"),
+    (
+        "a client of a tunnel is told its outer MTU",
+        "lb-ebpf/src/tunnel_mtu.rs",
+        "let mtu = mtu - tunnel_overhead(V6) as u32 - between as u32;",
+        "let mtu = mtu - between as u32;",
+    ),
+    (
+        "a router may say any MTU",
+        "lb-ebpf/src/tunnel_mtu.rs",
+        "let mtu = if said < least { least } else { said };",
+        "let mtu = if said < 68 { least } else { said };",
+    ),
+    (
+        "an announcement is taken for a question",
+        "lb-ebpf/src/arp.rs",
+        "if sender == target {",
+        "if sender == !target {",
+    ),
+    (
+        "an advertisement is taken for a solicitation",
+        "lb-ebpf/src/nd.rs",
+        "if kind != nd::NEIGHBOUR_SOLICITATION {",
+        "if kind != nd::NEIGHBOUR_SOLICITATION && kind != nd::NEIGHBOUR_ADVERTISEMENT {",
+    ),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

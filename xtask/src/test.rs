@@ -1,8 +1,10 @@
 //! `cargo xtask test`: the three tiers. A tier that cannot run fails and says why.
 
-use std::ffi::OsString;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::process::{build_dev_agent, cargo, need_root, run as run_command, step};
@@ -53,8 +55,8 @@ pub fn run(args: &Args) -> Result<()> {
     for tier in tiers {
         match tier {
             Tier::Unit => unit(&args.args).context("tier unit")?,
-            Tier::Packet => program("packet", &args.args).context("tier packet")?,
-            Tier::Netns => program("netns", &args.args).context("tier netns")?,
+            Tier::Packet => packet(&args.args).context("tier packet")?,
+            Tier::Netns => program("netns", &args.args, &[]).context("tier netns")?,
             Tier::Kernels => kernels::run(&args.args).context("tier kernels")?,
         }
     }
@@ -69,13 +71,31 @@ fn unit(args: &[OsString]) -> Result<()> {
     run_command(cargo().args(["test", "--package", "lb-tests", "--lib", "--"]).args(args))
 }
 
-fn program(name: &str, args: &[OsString]) -> Result<()> {
+/// Rows of tables that the whole packet tier has at least.
+const CASES: usize = 2000;
+
+/// The packet tests, and how many cases they are: the rows of their tables by name, and each test itself.
+fn packet(args: &[OsString]) -> Result<()> {
+    let list = xtask::target_dir().join("packet-cases.txt");
+    fs::write(&list, "").with_context(|| format!("empty {}", list.display()))?;
+    program("packet", args, &[("LB_PACKET_CASES", list.as_os_str())])?;
+    let lines = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+    let cases: BTreeSet<&str> = lines.lines().collect();
+    fs::write(&list, cases.iter().fold(String::new(), |all, case| all + case + "\n"))
+        .with_context(|| format!("write {}", list.display()))?;
+    step(format!("{} packet cases, listed in {}", cases.len(), list.display()));
+    ensure!(!args.is_empty() || cases.len() >= CASES, "that are fewer than {CASES}: a table was lost");
+    Ok(())
+}
+
+fn program(name: &str, args: &[OsString], variables: &[(&str, &OsStr)]) -> Result<()> {
     let agent = build_dev_agent()?;
     step(format!("{name} tests"));
     run_command(
         cargo()
             .args(["test", "--package", "lb-tests", "--test", name, "--"])
             .args(args)
-            .env("LB_AGENT", agent),
+            .env("LB_AGENT", agent)
+            .envs(variables.iter().copied()),
     )
 }

@@ -51,12 +51,6 @@ impl Model {
         let transport = Transport { udp: false, l4 };
         let packet = Packet { frame: frame.to_vec(), ip: ip.clone(), transport, part: Part::Later };
         let message = Message { packet, kind, code, l4, end };
-        if own.is_none()
-            && message.is_too_big()
-            && let Some(fate) = self.tunnel_too_narrow(&message)
-        {
-            return Ok(fate);
-        }
         let nothing = if own.is_some() { Reason::IcmpNoFlow } else { otherwise };
         // Who sent the quoted packet is told of it.
         let quoted = quote(frame, ip.v6, l4 + 8, end).filter(|quote| quote.source.0 == ip.destination);
@@ -70,6 +64,12 @@ impl Model {
         };
         match fate {
             Some(fate) => Ok(fate),
+            None if own.is_none()
+                && message.is_too_big()
+                && let Some(fate) = self.tunnel_too_narrow(&message) =>
+            {
+                Ok(fate)
+            }
             None => self.icmp_to_kernel(frame, &ip, l4, nothing),
         }
     }

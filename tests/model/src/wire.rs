@@ -333,7 +333,7 @@ fn addresses(frame: &[u8], v6: bool, l3: usize) -> Option<([u8; 16], [u8; 16])> 
     Some((source, destination))
 }
 
-/// A tunnel packet that is quoted.
+/// A tunnel packet that is quoted: IPIP, or GUE of which no more than UDP's header is quoted.
 pub struct Tunnel {
     pub source: [u8; 16],
     pub destination: [u8; 16],
@@ -348,7 +348,7 @@ pub fn quoted_tunnel(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Tu
     let frame = &frame[..end];
     let (source, destination) = addresses(frame, v6, l3)?;
     let (first, number) = (frame[l3], frame[l3 + if v6 { 6 } else { 9 }]);
-    if first >> 4 != if v6 { 6 } else { 4 } || !v6 && first & 15 < 5 || number != 4 && number != 41 {
+    if first >> 4 != if v6 { 6 } else { 4 } || !v6 && first & 15 < 5 || ![4, 41, 17].contains(&number) {
         return None;
     }
     let (length, header) = if v6 {
@@ -356,7 +356,15 @@ pub fn quoted_tunnel(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Tu
     } else {
         (word(frame, l3 + 2) as usize, (first & 15) as usize * 4)
     };
-    Some(Tunnel { source, destination, length, inner: l3 + header, inner_v6: number == 41 })
+    let mut inner = l3 + header;
+    if number == 17 {
+        // Our source ports are 49152 and above; what GUE carries is not in this model.
+        if frame.len() < inner + 8 || word(frame, inner) < 0xc000 || frame.len() >= inner + 12 {
+            return None;
+        }
+        inner = frame.len();
+    }
+    Some(Tunnel { source, destination, length, inner, inner_v6: number == 41 })
 }
 
 /// A packet that is quoted so far that its sender knows it, and that may not be fragmented.
