@@ -82,7 +82,7 @@ impl Ftp {
     }
 
     /// A segment of server `n` in the connection that a client opened from `port` to the VIP's `from`.
-    fn from_server(&self, n: usize, from: u16, port: u16, flags: u8) -> Packet {
+    fn server_says(&self, n: usize, from: u16, port: u16, flags: u8) -> Packet {
         let to = self.seen_by_server(port, from);
         Packet::tcp((self.real(n), from), to, flags).with(|p| p.from = mac_of(self.real(n)))
     }
@@ -94,7 +94,7 @@ impl Ftp {
             let packet = self.to_vip(port, CONTROL, flags).with(|p| p.payload.clear());
             assert_eq!(self.world.goes_to(&name, &packet), self.destinations[n], "{name}");
             if flags == SYN {
-                let reply = self.from_server(n, CONTROL, port, SYN | ACK);
+                let reply = self.server_says(n, CONTROL, port, SYN | ACK);
                 assert_eq!(self.world.send(&reply.bytes()).counted, Counted::Out(self.destinations[n]));
             }
         }
@@ -102,13 +102,13 @@ impl Ftp {
 
     /// Server `n` says something on the control channel of `port`.
     fn reply(&mut self, n: usize, port: u16, text: &str) -> Seen {
-        let packet = self.from_server(n, CONTROL, port, ACK).with(|p| p.payload = text.into());
+        let packet = self.server_says(n, CONTROL, port, ACK).with(|p| p.payload = text.into());
         self.world.send(&packet.bytes())
     }
 
     /// The same, which passes; what the client reads.
     fn heard(&mut self, n: usize, text: &str) -> (String, Vec<Reason>) {
-        let packet = self.from_server(n, CONTROL, CLIENT_PORT, ACK).with(|p| p.payload = text.into());
+        let packet = self.server_says(n, CONTROL, CLIENT_PORT, ACK).with(|p| p.payload = text.into());
         let seen = self.world.send(&packet.bytes());
         let name = format!("{} {text:?}", self.name());
         assert_eq!(seen.counted, Counted::Out(self.destinations[n]), "{name}");
@@ -224,7 +224,7 @@ fn a_passive_reply_names_the_vip_and_the_data_connection_finds_its_server() {
         let seen = ftp.world.send(&syn.bytes());
         assert_eq!((seen.counted, &seen.events[..]), (Counted::In(ftp.destinations[0]), &[][..]), "{name}");
         same_frame(&name, &seen.frame, &out.bytes());
-        let answer = ftp.from_server(0, DATA, 41_000, SYN | ACK);
+        let answer = ftp.server_says(0, DATA, 41_000, SYN | ACK);
         let seen = ftp.world.send(&answer.bytes());
         assert_eq!(seen.counted, Counted::Out(ftp.destinations[0]), "{name}");
         let back = answer.with(|p| {
@@ -275,7 +275,7 @@ fn a_client_that_begins_anew_on_the_ports_of_a_data_connection_that_is_over_is_s
             let seen = ftp.world.send(&syn.bytes());
             assert_eq!(seen.counted, Counted::In(ftp.destinations[0]), "{name}, {round}");
             assert_eq!(seen.events, [Reason::FlowExpected], "{name}, {round}");
-            let reset = ftp.from_server(0, DATA, 41_000, crate::frame::RST | ACK);
+            let reset = ftp.server_says(0, DATA, 41_000, crate::frame::RST | ACK);
             assert_eq!(ftp.world.send(&reset.bytes()).counted, Counted::Out(ftp.destinations[0]), "{name}");
             assert_eq!(ftp.state_of(41_000, DATA), Some(State::Close.into_flow()), "{name}");
         }
@@ -528,7 +528,7 @@ impl IntoFlow for State {
 fn a_segment_with_tcp_options_is_read_behind_them() {
     for mut ftp in Ftp::every() {
         let text = ftp.passive(0, DATA);
-        let packet = ftp.from_server(0, CONTROL, CLIENT_PORT, ACK).with(|p| {
+        let packet = ftp.server_says(0, CONTROL, CLIENT_PORT, ACK).with(|p| {
             p.payload = text.clone().into();
             if let Transport::Tcp { options, .. } = &mut p.transport {
                 *options = vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
