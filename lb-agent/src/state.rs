@@ -1,4 +1,4 @@
-//! The state directory: what must outlive the agent. The API's objects (`objects.yaml`), those of them that no
+//! The state directory: what must outlive the agent. The API's objects (`objects.jsonl`, one a line), those of them that no
 //! longer fit (`rejected.yaml`), the real servers that leave (`drains.json`), the last manifests that were right
 //! (`files.json`) and the last lists of prefixes that were (`lists.json`), for a time at which they are not, and the
 //! states of health checks (`health.json`). Every file is replaced as a whole: written beside, synced, renamed.
@@ -60,7 +60,7 @@ impl StateDirectory {
     pub fn load_objects(&self) -> Result<Parsed> {
         let path = self.path.join(OBJECTS);
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(manifest::parse(&[Source { file: path.display().to_string(), text }])),
+            Ok(text) => Ok(manifest::parse_lines(&path.display().to_string(), &text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Parsed::default()),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         }
@@ -71,7 +71,8 @@ impl StateDirectory {
     /// # Errors
     /// A full or read-only disk; the file is then as it was.
     pub fn save_objects(&self, objects: &Objects) -> Result<()> {
-        self.replace(OBJECTS, &yaml(objects.iter().map(|(_, entry)| entry)))
+        let lines = objects.iter().map(|(_, entry)| manifest::to_line(&entry.object) + "\n");
+        self.replace(OBJECTS, &lines.collect::<String>())
     }
 
     /// Puts aside objects that do not fit any more, with the reasons, for the operator.
@@ -229,7 +230,7 @@ fn yaml<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
     entries.map(|entry| format!("---\n{}", manifest::to_yaml(&entry.object))).collect()
 }
 
-const OBJECTS: &str = "objects.yaml";
+const OBJECTS: &str = "objects.jsonl";
 const REJECTED: &str = "rejected.yaml";
 const FILES: &str = "files.json";
 const HEALTH: &str = "health.json";
@@ -263,12 +264,30 @@ mod tests {
         assert_eq!(values(&back.objects), values(&objects));
     }
 
+    /// Each is read by itself: no limit of a manifest's size counts for all of them, and one that cannot be read any more
+    /// costs no other.
+    #[test]
+    fn a_line_that_cannot_be_read_costs_its_own_object_alone() {
+        let (_guard, state) = directory();
+        let other = OBJECT.replace("name: web", "name: other").replace("192.0.2.1", "192.0.2.2");
+        let objects = manifest::load_text("web.yaml", &format!("{OBJECT}---\n{other}")).unwrap();
+        state.save_objects(&objects).unwrap();
+        let path = state.path.join(OBJECTS);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        fs::write(&path, text.replacen("\"rr\"", "\"rrr\"", 1) + "{\n").unwrap();
+        let back = state.load_objects().unwrap();
+        assert_eq!(back.objects.len(), 1);
+        let places: Vec<u32> = back.report.0.iter().map(|diagnostic| diagnostic.line).collect();
+        assert_eq!(places, [1, 3], "{}", back.report);
+    }
+
     #[test]
     fn a_half_written_file_beside_the_objects_does_not_count() {
         let (_guard, state) = directory();
         let objects = manifest::load_text("web.yaml", OBJECT).unwrap();
         state.save_objects(&objects).unwrap();
-        fs::write(state.path.join(".objects.yaml.new"), "kind: [").unwrap();
+        fs::write(state.path.join(".objects.jsonl.new"), "kind: [").unwrap();
         let back = state.load_objects().unwrap();
         assert_eq!((back.objects.len(), back.report.0.len()), (1, 0));
         state.save_objects(&objects).unwrap();

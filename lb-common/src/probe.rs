@@ -11,13 +11,21 @@ pub const TARGETS: u32 = 1 << 14;
 pub const FIRST_PORT: u16 = 61_000;
 /// How many.
 pub const PORTS: u32 = 4_536;
+/// A port may be used towards many VIPs at a time: VIPs and their ports fall into so many groups, each with all ports of
+/// its own.
+pub const GROUPS: u32 = 64;
 /// How many ports are tried.
 pub const TRIES: u32 = 16;
 /// For how many ticks a port is a connection's after its last packet: longer than the pauses of a TCP that
 /// retransmits for half a minute.
 pub const OPEN: u16 = 60;
+/// The same after the prober's SYN. One that is repeated later may leave from another port; and servers that do not
+/// answer must not take the ports of those that do.
+pub const OPENING: u16 = 4;
 /// The same after a packet with RST or FIN: others that need a port wait for less.
-pub const CLOSING: u16 = 6;
+pub const CLOSING: u16 = 3;
+/// The same after a datagram: there is no end to be seen.
+pub const DATAGRAM: u16 = 20;
 
 /// One (VIP, real server) that is probed.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

@@ -18,7 +18,7 @@ use lb_common::{
     lease::{Lease, PoolAddress},
     load::{Load, Rate},
     maps::{ClientNeighbour, VRRP_INSTANCES},
-    probe::{PORTS, TARGETS, Target},
+    probe::{GROUPS, PORTS, TARGETS, Target},
     scratch::{Config, Limiter, Scratch},
     service::{PortRanges, QuicKey, ServerLine, Service, ServiceKey, SlotLine},
     verdict::{Count, REASONS as REASON_COUNT},
@@ -91,7 +91,7 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment, { FRAGMENTED_PACKET
 #[btf_map]
 pub static PATHS: LruHashMap<AddressKey, u32, 1024> = LruHashMap::new();
 #[btf_map]
-pub static PROBE_PORTS: Array<u64, { PORTS as usize }> = Array::new();
+pub static PROBE_PORTS: Array<u64, { (PORTS * GROUPS) as usize }> = Array::new();
 #[btf_map]
 pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 #[btf_map]

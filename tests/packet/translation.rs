@@ -148,6 +148,24 @@ fn a_nat_flow_that_no_server_could_tell_from_another_is_refused() {
 }
 
 #[test]
+fn a_nat_flow_that_is_over_gives_its_replies_to_the_next_one() {
+    for v6 in [false, true] {
+        let mut flow = Flow::new(Method::Nat, v6, false);
+        let destinations = second_service(&mut flow, &[11, 12]);
+        flow.establish();
+        flow.forward(&flow.packet(RST));
+        let packet = Packet::tcp((client(v6, 7), CLIENT_PORT), (vip(v6), 81), SYN);
+        assert_eq!(flow.world.goes_to("the same client, port and server", &packet), destinations[0]);
+        let seen = flow.world.send(&flow_reply(&flow, 11).bytes());
+        assert_eq!(seen.counted, Counted::Out(destinations[0]), "the reply is the new flow's");
+        // What comes late of the old flow does not touch it.
+        flow.forward(&flow.packet(RST));
+        let seen = flow.world.send(&flow_reply(&flow, 11).bytes());
+        assert_eq!(seen.counted, Counted::Out(destinations[0]), "and stays it");
+    }
+}
+
+#[test]
 fn a_reply_that_belongs_to_no_flow_passes() {
     for v6 in [false, true] {
         let mut flow = Flow::new(Method::Nat, v6, false);

@@ -120,7 +120,7 @@ impl Agent {
         let mut all = BTreeMap::new();
         for (name, key, drain) in self.drains.iter() {
             let id = ObjectId { kind: Kind::VirtualService, name: name.clone() };
-            if let Some(Object::VirtualService(service)) = objects.get(&id).map(|entry| &entry.object) {
+            if let Some(Object::VirtualService(service)) = objects.get(&id).map(|entry| &*entry.object) {
                 let left = self.left(service, &binding_of(service, &drain.server), scan.as_deref());
                 all.insert((name.clone(), key), left);
             }

@@ -182,7 +182,8 @@ fn tell(events: &Events, judged: &Judged) {
     if before.quorum != judgement.quorum && (!before.servers.is_empty() || judgement.sorry) {
         let kind = if judgement.quorum { "quorum-up" } else { "quorum-down" };
         let instead = if judgement.sorry { "; the sorry server stands in" } else { "" };
-        let cause = format!("a weight of {} is alive{instead}", judgement.live);
+        let cause =
+            format!("a weight of {} is alive, the quorum is {}{instead}", judgement.live, judgement.needed);
         events.emit(format!("VirtualService/{service}"), kind, cause, []);
     }
 }

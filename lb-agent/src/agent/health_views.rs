@@ -188,7 +188,11 @@ fn view(now: &Now, service: &VirtualService, server: &RealServer, check: &CheckO
         failed,
         rise: machine.timing().rise,
         fall: machine.timing().fall,
-        latency: machine.latency().map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
+        // Of one that fails the last latency that was measured says nothing.
+        latency: machine
+            .latency()
+            .filter(|_| failed == 0)
+            .map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
         next_in: machine.next().map(|next| next.saturating_duration_since(now.monotonic).as_millis() as u64),
         weight: machine.weight().map(|weight| match weight {
             Weighing::Absolute(weight) => weight.to_string(),

@@ -110,7 +110,7 @@ pub struct DoctorArgs {
     /// Manifest with the Director, whose interfaces are looked at
     #[arg(long, value_name = "FILE", conflicts_with = "interfaces")]
     pub config: Option<PathBuf>,
-    /// Interface to look at; may be repeated. Without it, all but loopback
+    /// Interface to look at; may be repeated. Without it, all that are up
     #[arg(long = "interface", value_name = "NAME")]
     pub interfaces: Vec<String>,
     #[command(flatten)]

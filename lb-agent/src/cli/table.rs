@@ -401,7 +401,30 @@ fn unless_zero(number: u32) -> String {
 pub fn reasons<'a>(notes: impl Iterator<Item = (String, &'a str)>) -> String {
     let mut text = String::new();
     for (who, reason) in notes.filter(|(_, reason)| !reason.is_empty()) {
-        let _ = writeln!(text, "{}{who}: {reason}", if text.is_empty() { "\n" } else { "" });
+        let _ = writeln!(
+            text,
+            "{}{}",
+            if text.is_empty() { "\n" } else { "" },
+            wrapped(&format!("{who}: {reason}"))
+        );
+    }
+    text
+}
+
+/// A sentence in lines of 80 columns at most, all but the first indented; a word that is longer stays whole.
+fn wrapped(sentence: &str) -> String {
+    let (mut text, mut column) = (String::new(), 0);
+    for word in sentence.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > 80 {
+            text += "\n  ";
+            column = 2;
+        } else if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text += word;
+        column += length;
     }
     text
 }

@@ -143,7 +143,7 @@ impl Director {
     pub fn layout(&mut self) -> &Layout {
         for name in std::mem::take(&mut self.stale) {
             let id = ObjectId { kind: crate::model::Kind::VirtualService, name: name.clone() };
-            match self.objects.get(&id).map(|entry| &entry.object) {
+            match self.objects.get(&id).map(|entry| &*entry.object) {
                 Some(Object::VirtualService(service)) => {
                     let names = service.table_names();
                     let mut layouts = Vec::with_capacity(names.len());
@@ -333,7 +333,7 @@ impl Director {
 
     fn service(&self, name: &Name) -> Option<&VirtualService> {
         let id = ObjectId { kind: crate::model::Kind::VirtualService, name: name.clone() };
-        match &self.objects.get(&id)?.object {
+        match &*self.objects.get(&id)?.object {
             Object::VirtualService(service) => Some(service),
             _ => None,
         }

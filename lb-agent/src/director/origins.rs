@@ -58,8 +58,8 @@ impl Desired {
             self.not_a_files(id)?;
         }
         let mut api = if prune { Objects::default() } else { self.api.clone() };
-        for (_, entry) in given {
-            api.replace(entry);
+        for (id, entry) in given {
+            api.replace(entry.sharing(self.api.get(&id)));
         }
         Ok(Desired { files: self.files.clone(), api })
     }
@@ -79,6 +79,7 @@ impl Desired {
 
     /// What would be with these files, and the API's objects that now belong to one of them.
     pub fn with_files(&self, files: Objects) -> (Desired, Vec<ObjectId>) {
+        let files = files.sharing(&self.files);
         let mut api = self.api.clone();
         let taken: Vec<ObjectId> =
             api.iter().map(|(id, _)| id.clone()).filter(|id| files.contains(id)).collect();

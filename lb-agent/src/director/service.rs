@@ -233,7 +233,7 @@ fn sctp_timeouts(timeouts: &Timeouts) -> [Duration; 16] {
 fn pool(director: &Director, service: &VirtualService) -> Option<(crate::model::Name, Pool)> {
     let name = service.local_addresses.clone()?;
     let id = ObjectId { kind: crate::model::Kind::LocalAddressPool, name: name.clone() };
-    match &director.objects.get(&id)?.object {
+    match &*director.objects.get(&id)?.object {
         Object::LocalAddressPool(pool) => {
             Some((name, Pool { addresses: pool.addresses().collect(), share: pool.share }))
         }

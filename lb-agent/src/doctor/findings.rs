@@ -12,6 +12,8 @@ pub struct Host {
     pub bpffs_dir: String,
     /// The directory lies on a BPF file system.
     pub bpffs: bool,
+    /// `sched/preempt` of debugfs: `none voluntary (full)`; None where it cannot be read, or there is no choice.
+    pub preemption: Option<String>,
     /// `net.core.bpf_jit_enable`; None where it cannot be read, as in a container.
     pub jit: Option<i64>,
     /// Bits by capability number.
@@ -37,7 +39,7 @@ pub struct Nic {
 
 /// Everything that was looked at, the host first.
 pub fn findings(host: &Host) -> Vec<Item> {
-    let mut items = vec![kernel(&host.release), preemption(&host.version), bpffs(host)];
+    let mut items = vec![kernel(&host.release), preemption(host), bpffs(host)];
     items.extend(jit(host.jit));
     items.extend(capabilities(host.capabilities));
     items.extend(real_time(host.real_time_share));
@@ -63,14 +65,17 @@ fn kernel(release: &str) -> Item {
 }
 
 /// How late timers may be is a matter of VRRP's intervals.
-fn preemption(version: &str) -> Item {
-    match version.contains("PREEMPT") {
-        true => Item::ok("the kernel can preempt itself"),
-        false => Item::note(
-            "the kernel does not preempt itself: a VRRP advertisementInterval below 100ms may meet timers that are too late",
-        ),
+fn preemption(host: &Host) -> Item {
+    let chosen = host.preemption.as_deref().and_then(|modes| modes.split_once('(')?.1.split_once(')'));
+    match (chosen, host.version.contains("PREEMPT_DYNAMIC"), host.version.contains("PREEMPT")) {
+        (Some(("full" | "lazy", _)), ..) | (None, false, true) => Item::ok("the kernel preempts itself"),
+        (None, true, _) => Item::ok("the kernel can preempt itself, if it was started with preempt=full"),
+        (Some(_), ..) => Item::note(format!("{LATE}: preempt=full on its command line")),
+        (None, false, false) => Item::note(LATE),
     }
 }
+
+const LATE: &str = "the kernel does not preempt itself, so that VRRP intervals below 100ms may meet timers that are too late";
 
 fn bpffs(host: &Host) -> Item {
     let dir = &host.bpffs_dir;
@@ -139,7 +144,7 @@ fn interface(nic: &Nic, host: &Host) -> Vec<Item> {
     }
     let driver = facts.driver.as_deref().unwrap_or("unknown");
     let queues = facts.receive_queues.filter(|queues| *queues > 0);
-    let of_queues = queues.map_or(String::new(), |queues| format!(", {queues} receive queues"));
+    let of_queues = queues.map_or(String::new(), |queues| format!(", {}", receive(queues)));
     let mut items = vec![Item::ok(format!("{name}: driver {driver}{of_queues}"))];
     if *up == Some(false) {
         items.push(Item::fail(format!("{name} is down"), format!("ip link set {name} up")));
@@ -164,11 +169,17 @@ fn interface(nic: &Nic, host: &Host) -> Vec<Item> {
     }
     if let Some(queues) = queues.filter(|queues| *queues < host.cpus) {
         items.push(Item::note(format!(
-            "{name} has {queues} receive queues for {} CPUs, of which the others do nothing: ethtool -L {name} combined {}",
-            host.cpus, host.cpus
+            "{name} has {} for {} CPUs, of which the others do nothing: ethtool -L {name} combined {}",
+            receive(queues),
+            host.cpus,
+            host.cpus
         )));
     }
     items
+}
+
+fn receive(queues: u32) -> String {
+    format!("{queues} receive queue{}", if queues == 1 { "" } else { "s" })
 }
 
 /// Number (linux/capability.h), name, and whether CAP_SYS_ADMIN is as good.
@@ -192,6 +203,7 @@ mod tests {
         Host {
             release: "6.12.3+deb13-amd64".into(),
             version: "#1 SMP PREEMPT_DYNAMIC Debian".into(),
+            preemption: Some("none voluntary (full) lazy \n".into()),
             bpffs_dir: "/sys/fs/bpf/lb".into(),
             bpffs: true,
             jit: Some(1),
@@ -226,7 +238,7 @@ mod tests {
     #[test]
     fn what_a_host_lacks_is_one_sentence_each_with_the_way_out() {
         let nic = |host: &mut Host, change: fn(&mut Nic)| host.interfaces.iter_mut().for_each(change);
-        let cases: [(Change, Standing, &str, &str); 17] = [
+        let cases: [(Change, Standing, &str, &str); 18] = [
             (
                 |host| host.release = "5.15.0-91-generic".into(),
                 Standing::Fail,
@@ -236,7 +248,13 @@ mod tests {
             (|host| host.release = "6.0".into(), Standing::Fail, "too old", "6.1"),
             (|host| host.release = "6.1.0-13-amd64".into(), Standing::Note, "clsact", ""),
             (|host| host.release = "six".into(), Standing::Note, "six", ""),
-            (|host| host.version = "#1 SMP".into(), Standing::Note, "100ms", ""),
+            (|host| (host.version, host.preemption) = ("#1 SMP".into(), None), Standing::Note, "100ms", ""),
+            (
+                |host| host.preemption = Some("none (voluntary) full".into()),
+                Standing::Note,
+                "preempt=full",
+                "",
+            ),
             (|host| host.bpffs = false, Standing::Fail, "/sys/fs/bpf/lb is not", "mount -t bpf"),
             (|host| host.jit = Some(0), Standing::Fail, "interpreted", "bpf_jit_enable=1"),
             (|host| host.jit = Some(2), Standing::Note, "debugging", ""),
@@ -288,7 +306,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_complained_of() {
         let mut host = good();
-        (host.jit, host.real_time_share) = (None, None);
+        (host.jit, host.real_time_share, host.preemption) = (None, None, None);
         host.interfaces = vec![Nic { name: "eth0".into(), exists: true, ..Nic::default() }];
         let items = findings(&host);
         assert!(items.iter().all(|item| item.standing == Standing::Ok), "{items:#?}");

@@ -12,7 +12,7 @@ use crate::net::{interfaces, sysctl};
 use crate::real_server::report::Report;
 use findings::{Host, Nic, findings};
 
-/// Looks at this host and these interfaces, or at all but loopback where none is named.
+/// Looks at this host and these interfaces, or where none is named at all that are up, but loopback.
 ///
 /// # Errors
 /// The system's refusal to list interfaces.
@@ -20,16 +20,22 @@ pub fn examine(bpffs_dir: &Path, named: &[String]) -> Result<Report> {
     let there = interfaces::list()?;
     let all = || there.iter().filter(|interface| !interface.loopback).map(|interface| interface.name.clone());
     let names: Vec<String> = if named.is_empty() { all().collect() } else { named.to_vec() };
+    let mut nics: Vec<Nic> = names.into_iter().map(nic).collect();
+    if named.is_empty() {
+        // Nobody said that those should be used.
+        nics.retain(|nic| nic.up != Some(false));
+    }
     let host = Host {
         release: sysctl::read("kernel/osrelease").unwrap_or_default(),
         version: sysctl::read("kernel/version").unwrap_or_default(),
+        preemption: fs::read_to_string("/sys/kernel/debug/sched/preempt").ok(),
         bpffs_dir: bpffs_dir.display().to_string(),
         bpffs: is_bpffs(bpffs_dir),
         jit: number("net/core/bpf_jit_enable"),
         capabilities: capabilities(),
         real_time_share: number("kernel/sched_rt_runtime_us"),
         cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32,
-        interfaces: names.into_iter().map(nic).collect(),
+        interfaces: nics,
         others: all().collect(),
     };
     Ok(Report::new(findings(&host)))

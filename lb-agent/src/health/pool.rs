@@ -99,6 +99,8 @@ pub struct Judgement {
     pub quorum: bool,
     /// The weight that is alive.
     pub live: u32,
+    /// The quorum's weight.
+    pub needed: u32,
     /// When time alone changes it again.
     pub again: Option<Instant>,
 }
@@ -190,7 +192,7 @@ impl Pool {
             });
         }
         self.damp_latency(now, policy, known, &servers);
-        Judgement { servers, sorry, quorum, live, again }
+        Judgement { servers, sorry, quorum, live, needed: policy.quorum.weight, again }
     }
 
     /// Members are those of `known`, each with what is remembered of it.

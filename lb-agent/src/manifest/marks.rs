@@ -69,7 +69,12 @@ impl Marks {
 
     /// The mark of a document that could not be walked: its file's beginning.
     pub fn unknown() -> Arc<Marks> {
-        Arc::new(Marks { at: Mark { line: 1, column: 1, width: 0 }, inside: Inside::Nothing })
+        Marks::line(1)
+    }
+
+    /// A document on one line of which nothing more is known.
+    pub fn line(line: u32) -> Arc<Marks> {
+        Arc::new(Marks { at: Mark { line, column: 1, width: 0 }, inside: Inside::Nothing })
     }
 
     pub fn start(&self) -> Mark {

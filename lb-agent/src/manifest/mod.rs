@@ -77,12 +77,66 @@ pub fn load(sources: &[Source]) -> Result<Objects, Report> {
 
 /// Reads manifests whose objects are to be put beside others: what they refer to need not be among them.
 /// The caller checks the whole with [`check`].
+///
+/// Large sets are read by as many threads as there are cores, a file by one of them.
 pub fn parse(sources: &[Source]) -> Parsed {
+    let size: usize = sources.iter().map(|source| source.text.len()).sum();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = if size < WORTH_A_THREAD { 1 } else { cores.min(sources.len()) };
+    let by_thread: Vec<Vec<Parsed>> = std::thread::scope(|scope| {
+        let part = |first: usize| {
+            move || sources.iter().skip(first).step_by(threads).map(parse_source).collect::<Vec<_>>()
+        };
+        let others: Vec<_> = (1..threads).map(|first| scope.spawn(part(first))).collect();
+        let own = part(0)();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<Parsed>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        std::iter::once(own).chain(others.into_iter().map(join)).collect()
+    });
     let mut parsed = Parsed::default();
-    for source in sources {
-        parse_source(source, &mut parsed);
+    let mut by_thread: Vec<_> = by_thread.into_iter().map(Vec::into_iter).collect();
+    for number in 0..sources.len() {
+        if let Some(one) = by_thread[number % threads].next() {
+            parsed.join(one);
+        }
     }
     parsed.report = check::sorted(std::mem::take(&mut parsed.report.0));
+    parsed
+}
+
+impl Parsed {
+    /// Puts what another file says behind what is there.
+    fn join(&mut self, other: Parsed) {
+        self.report.0.extend(other.report.0);
+        self.broken.extend(other.broken);
+        for (_, entry) in other.objects {
+            if let Err(twice) = self.objects.insert(entry) {
+                self.report.0.push(*twice);
+            }
+        }
+    }
+}
+
+/// An object as one line of JSON, every field written out; [`parse_lines`] reads it again.
+pub fn to_line(object: &Object) -> String {
+    serde_json::to_string(&encode(object)).expect("texts, numbers, lists and maps with text keys")
+}
+
+/// Reads objects that were written by [`to_line`], each on a line of its own, however many there are.
+pub fn parse_lines(file: &str, text: &str) -> Parsed {
+    let file: Arc<str> = file.into();
+    let mut parsed = Parsed::default();
+    for (line, text) in (1..).zip(text.lines()) {
+        let marks = Marks::line(line);
+        match serde_json::from_str(text) {
+            Ok(raw) => take_document(&file, &raw, marks, &mut parsed),
+            Err(error) => {
+                let message = error.to_string();
+                parsed.report.0.push(objects::diagnostic(&file, marks.start(), String::new(), message, None));
+            }
+        }
+    }
     parsed
 }
 
@@ -91,7 +145,13 @@ pub fn load_text(file: &str, text: &str) -> Result<Objects, Report> {
     load(&[Source { file: file.to_owned(), text: text.to_owned() }])
 }
 
-fn parse_source(source: &Source, parsed: &mut Parsed) {
+fn parse_source(source: &Source) -> Parsed {
+    let mut parsed = Parsed::default();
+    read_source(source, &mut parsed);
+    parsed
+}
+
+fn read_source(source: &Source, parsed: &mut Parsed) {
     let file: Arc<str> = source.file.as_str().into();
     if source.text.len() > SIZE_MAX {
         let message = format!("larger than {} MiB", SIZE_MAX >> 20);
@@ -120,32 +180,32 @@ fn parse_source(source: &Source, parsed: &mut Parsed) {
                 break;
             }
         };
-        let mut faults = Faults::default();
-        let (id, object) = document_object(&raw, &mut faults);
-        if faults.0.len() > MISTAKES_MAX {
-            let message =
-                format!("{} mistakes in this document, of which {MISTAKES_MAX} are shown", faults.0.len());
-            parsed.report.0.push(objects::diagnostic(&file, marks.start(), String::new(), message, None));
-        }
-        for fault in faults.0.iter().take(MISTAKES_MAX) {
-            let mark = marks.locate(&fault.path, fault.part);
-            let diagnostic = objects::diagnostic(
-                &file,
-                mark,
-                fault.path.clone(),
-                fault.message.clone(),
-                fault.help.clone(),
-            );
-            parsed.report.0.push(diagnostic);
-        }
-        match object {
-            Some(object) if faults.0.is_empty() => {
-                if let Err(twice) = parsed.objects.insert(Entry::new(object, Arc::clone(&file), marks)) {
-                    parsed.report.0.push(*twice);
-                }
+        take_document(&file, &raw, marks, parsed);
+    }
+}
+
+/// Takes up the object of a document, or what is wrong with it.
+fn take_document(file: &Arc<str>, raw: &Raw, marks: Arc<Marks>, parsed: &mut Parsed) {
+    let mut faults = Faults::default();
+    let (id, object) = document_object(raw, &mut faults);
+    if faults.0.len() > MISTAKES_MAX {
+        let message =
+            format!("{} mistakes in this document, of which {MISTAKES_MAX} are shown", faults.0.len());
+        parsed.report.0.push(objects::diagnostic(file, marks.start(), String::new(), message, None));
+    }
+    for fault in faults.0.iter().take(MISTAKES_MAX) {
+        let mark = marks.locate(&fault.path, fault.part);
+        let diagnostic =
+            objects::diagnostic(file, mark, fault.path.clone(), fault.message.clone(), fault.help.clone());
+        parsed.report.0.push(diagnostic);
+    }
+    match object {
+        Some(object) if faults.0.is_empty() => {
+            if let Err(twice) = parsed.objects.insert(Entry::new(object, Arc::clone(file), marks)) {
+                parsed.report.0.push(*twice);
             }
-            _ => parsed.broken.extend(id),
         }
+        _ => parsed.broken.extend(id),
     }
 }
 
@@ -274,6 +334,8 @@ fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], value: T) -> Raw {
 pub const API_VERSION: &str = "lb/v1";
 /// How many mistakes of one document are reported one by one.
 const MISTAKES_MAX: usize = 100;
+/// Manifests of so many bytes altogether are worth the start of threads.
+const WORTH_A_THREAD: usize = 256 << 10;
 /// The largest manifest, in bytes.
 pub const SIZE_MAX: usize = 16 << 20;
 

@@ -19,7 +19,8 @@ pub struct Objects {
 /// An object and the document it came from.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    pub object: Object,
+    /// Shared: a set of objects is copied and compared with each order.
+    pub object: Arc<Object>,
     /// The file, as it was named to the reader.
     pub file: Arc<str>,
     marks: Arc<Marks>,
@@ -27,7 +28,15 @@ pub struct Entry {
 
 impl Entry {
     pub(super) fn new(object: Object, file: Arc<str>, marks: Arc<Marks>) -> Entry {
-        Entry { object, file, marks }
+        Entry { object: Arc::new(object), file, marks }
+    }
+
+    /// With the object of `old` where it is the same, so that this is seen later without a look inside.
+    pub fn sharing(mut self, old: Option<&Entry>) -> Entry {
+        if let Some(old) = old.filter(|old| old.object == self.object) {
+            self.object = Arc::clone(&old.object);
+        }
+        self
     }
 
     /// The line on which the object's document begins, from 1.
@@ -58,6 +67,15 @@ impl Objects {
         }
         self.entries.insert(id, entry);
         Ok(())
+    }
+
+    /// As [`Entry::sharing`], for each.
+    pub fn sharing(self, old: &Objects) -> Objects {
+        let share = |(id, entry): (ObjectId, Entry)| {
+            let entry = entry.sharing(old.get(&id));
+            (id, entry)
+        };
+        Objects { entries: self.entries.into_iter().map(share).collect() }
     }
 
     /// Adds an object in place of the one with the same kind and name, which is returned.
@@ -100,7 +118,7 @@ impl Objects {
     }
 
     pub(super) fn directors(&self) -> impl Iterator<Item = (&Director, &Entry)> {
-        self.entries.values().filter_map(|entry| match &entry.object {
+        self.entries.values().filter_map(|entry| match &*entry.object {
             Object::Director(director) => Some((director, entry)),
             _ => None,
         })
@@ -108,7 +126,7 @@ impl Objects {
 
     /// In the order of their names.
     pub fn services(&self) -> impl Iterator<Item = (&VirtualService, &Entry)> {
-        self.entries.values().filter_map(|entry| match &entry.object {
+        self.entries.values().filter_map(|entry| match &*entry.object {
             Object::VirtualService(service) => Some((service, entry)),
             _ => None,
         })
@@ -116,7 +134,7 @@ impl Objects {
 
     /// In the order of their names.
     pub fn pools(&self) -> impl Iterator<Item = (&LocalAddressPool, &Entry)> {
-        self.entries.values().filter_map(|entry| match &entry.object {
+        self.entries.values().filter_map(|entry| match &*entry.object {
             Object::LocalAddressPool(pool) => Some((pool, entry)),
             _ => None,
         })
@@ -124,7 +142,7 @@ impl Objects {
 
     /// In the order of their names.
     pub fn vrrp_instances(&self) -> impl Iterator<Item = (&VrrpInstance, &Entry)> {
-        self.entries.values().filter_map(|entry| match &entry.object {
+        self.entries.values().filter_map(|entry| match &*entry.object {
             Object::VrrpInstance(instance) => Some((instance.as_ref(), entry)),
             _ => None,
         })
@@ -132,7 +150,7 @@ impl Objects {
 
     /// In the order of their names.
     pub fn vrrp_sync_groups(&self) -> impl Iterator<Item = (&VrrpSyncGroup, &Entry)> {
-        self.entries.values().filter_map(|entry| match &entry.object {
+        self.entries.values().filter_map(|entry| match &*entry.object {
             Object::VrrpSyncGroup(group) => Some((group, entry)),
             _ => None,
         })

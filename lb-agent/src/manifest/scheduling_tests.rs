@@ -158,12 +158,9 @@ fn endpoints_share_a_service() {
 
 #[test]
 fn a_service_with_a_proxy_header_never_adopts() {
-    for forwarding in ["nat", "fullnat\nlocalAddresses: pool-a"] {
-        let fields = format!("protocol: tcp\nproxyProtocol: v2\nforwarding: {forwarding}");
-        let service = service(&fields).unwrap();
-        assert!(service.scheduling.proxy_protocol);
-        assert_eq!(service.on_unknown_flow, crate::model::OnUnknownFlow::Reset, "mh adopts otherwise");
-    }
+    let service = service("protocol: tcp\nforwarding: nat\nproxyProtocol: v2").unwrap();
+    assert!(service.scheduling.proxy_protocol);
+    assert_eq!(service.on_unknown_flow, crate::model::OnUnknownFlow::Reset, "mh adopts otherwise");
 }
 
 #[test]

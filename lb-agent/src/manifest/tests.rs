@@ -320,6 +320,32 @@ fn every_mistake_of_every_file_is_reported_in_order() {
     );
 }
 
+/// By several threads, where there are cores for them.
+#[test]
+fn large_files_are_read_as_if_one_after_the_other() {
+    let remarks = "# a remark\n".repeat(WORTH_A_THREAD / 20);
+    let texts = [
+        service("a", ""),
+        service("b", "ports: 81"),
+        service("a", "ports: 82"),
+        service("c", "schedluer: rr") + &service("d", "ports: 83"),
+    ];
+    let source = |(number, text)| Source { file: format!("{number}.yaml"), text: format!("{remarks}{text}") };
+    let sources: Vec<Source> = (0..).zip(&texts).map(source).collect();
+    let parsed = parse(&sources);
+    let names: Vec<String> = parsed.objects.services().map(|(service, _)| service.name.to_string()).collect();
+    assert_eq!(names, ["a", "b", "d"]);
+    let (first, _) = parsed.objects.services().next().expect("a service");
+    assert_eq!(first.ports, Ports::List(vec![PortRange { first: 80, last: 80 }]), "the first one stays");
+    let told: Vec<(&str, &str)> = parsed.report.0.iter().map(|one| (&*one.file, &*one.message)).collect();
+    assert_eq!(
+        told,
+        [("2.yaml", "VirtualService `a` is defined twice"), ("3.yaml", "unknown field")],
+        "{}",
+        parsed.report
+    );
+}
+
 #[test]
 fn what_refers_to_a_broken_object_is_not_called_wrong_too() {
     let text = service("a", "forwarding: fullnat, localAddresses: p") + &pool("p", "addresses: [10.0.0.300]");
@@ -735,7 +761,7 @@ proptest! {
         for text in [to_yaml(&object), to_manifest(&object).to_string()] {
             let parsed = parse(&[Source { file: "m.yaml".into(), text: text.clone() }]);
             prop_assert!(parsed.report.0.is_empty(), "{}\n{text}", parsed.report);
-            let back: Vec<Object> = parsed.objects.into_iter().map(|(_, entry)| entry.object).collect();
+            let back: Vec<Object> = parsed.objects.into_iter().map(|(_, entry)| Object::clone(&entry.object)).collect();
             prop_assert_eq!(&back, std::slice::from_ref(&object), "{}", text);
         }
     }

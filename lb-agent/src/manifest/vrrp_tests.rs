@@ -9,6 +9,8 @@ use proptest::prelude::*;
 
 use super::written::{completed, object, report};
 use super::*;
+use std::sync::Arc;
+
 use crate::model::*;
 
 /// An instance of this name with these fields, beside interface eth0, virtual router 51 and one address.
@@ -459,7 +461,8 @@ proptest! {
         for text in [to_yaml(&object), to_manifest(&object).to_string()] {
             let parsed = parse(&[Source { file: "m.yaml".into(), text: text.clone() }]);
             prop_assert!(parsed.report.0.is_empty(), "{}\n{text}", parsed.report);
-            let back: Vec<Object> = parsed.objects.into_iter().map(|(_, entry)| entry.object).collect();
+            let back: Vec<Object> =
+                parsed.objects.into_iter().map(|(_, entry)| Object::clone(&entry.object)).collect();
             prop_assert_eq!(&back, std::slice::from_ref(&object), "{}", text);
         }
     }
@@ -470,7 +473,7 @@ fn a_group_written_out_reads_back_the_same() {
     let text = "members: [a, b], sharedWeights: true, track: {interfaces: [eth1], dataPlane: {weight: -9}}, \
                 notify: {fault: [/bin/f]}";
     let parsed = parse(&[Source { file: "m.yaml".into(), text: group("g", text) }]);
-    let objects: Vec<Object> = parsed.objects.into_iter().map(|(_, entry)| entry.object).collect();
+    let objects: Vec<Arc<Object>> = parsed.objects.into_iter().map(|(_, entry)| entry.object).collect();
     let again = parse(&[Source { file: "m.yaml".into(), text: to_yaml(&objects[0]) }]);
     assert_eq!(again.objects.into_iter().map(|(_, entry)| entry.object).collect::<Vec<_>>(), objects);
 }

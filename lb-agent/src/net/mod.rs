@@ -18,6 +18,7 @@ mod watcher;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::TryStreamExt;
@@ -62,6 +63,8 @@ pub struct HostFacts {
 pub struct Net {
     handle: Requests,
     watched: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
+    /// What was sent there last.
+    last: Arc<Mutex<BTreeSet<IpAddr>>>,
 }
 
 impl Net {
@@ -78,12 +81,18 @@ impl Net {
         let (watched, sets) = mpsc::unbounded_channel();
         let watcher = watcher::Watcher::start(handle.clone(), events).await?;
         tokio::spawn(watcher.run(sets));
-        Ok((Net { handle, watched }, receiver))
+        Ok((Net { handle, watched, last: Arc::default() }, receiver))
     }
 
     /// Replaces the set of addresses whose way is followed. An address that is new is reported (first as
     /// [`Resolution::Pending`]); one that stays costs nothing.
     pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
+        // Whoever listens compares all of them with what it knows: not each time that a plan is made.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == addresses {
+            return;
+        }
+        last.clone_from(&addresses);
         // Nobody listens only once the receiver of events is gone, and then nobody wants to know.
         let _ = self.watched.send(addresses);
     }

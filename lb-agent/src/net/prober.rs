@@ -5,9 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Net, interfaces, sysctl};
@@ -80,6 +83,7 @@ impl Net {
             let message = LinkUnspec::new_with_index(index).up().build();
             self.handle.link().set(message).execute().await.context("set the prober's veth pair up")?;
         }
+        self.queue_before(near).await;
         let (prober, gateway) = (networks.prober_v4().into(), networks.gateway_v4().into());
         let v4 = self.route_probes(near, far_mac, (prober, gateway), networks.targets_v4().into()).await;
         v4.context("route probes of IPv4 VIPs")?;
@@ -87,6 +91,20 @@ impl Net {
         let v6 = self.route_probes(near, far_mac, ends, networks.targets_v6().into()).await;
         let without_v6 = v6.err().map(|error| format!("{error:#}"));
         Ok(ProberLinks { near, far, near_mac, far_mac, without_v6 })
+    }
+
+    /// The ring between the ends holds 256 frames, which a burst of probes overruns when its reader waits for the CPU.
+    /// With a queue before it the sender waits instead (veth stops its queue, Linux 6.16); an older kernel drops what
+    /// finds no room, with the queue as without.
+    async fn queue_before(&self, near: u32) {
+        let mut queue = TcMessage::with_index(near as i32);
+        queue.header.parent = TcHandle::ROOT;
+        queue.attributes.push(TcAttribute::Kind("pfifo".into()));
+        let message = RouteNetlinkMessage::NewQueueDiscipline(queue);
+        if let Err(errno) = self.request(message, NLM_F_CREATE | NLM_F_REPLACE).await {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::debug!("no queue before {NEAR}: {error}");
+        }
     }
 
     /// The prober's address at the near end, and the route to the targets through it.

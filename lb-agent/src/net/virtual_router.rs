@@ -3,6 +3,7 @@
 //! touched.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::StreamExt;
@@ -85,7 +86,8 @@ impl Net {
     /// # Errors
     /// A socket that cannot be opened.
     pub fn for_requests() -> Result<Net> {
-        Ok(Net { handle: Requests::open()?, watched: tokio::sync::mpsc::unbounded_channel().0 })
+        let watched = tokio::sync::mpsc::unbounded_channel().0;
+        Ok(Net { handle: Requests::open()?, watched, last: Arc::default() })
     }
 
     /// Interfaces and addresses now.

@@ -311,14 +311,17 @@ impl Model {
             let other = self.find(&reply);
             let taken = other.is_some_and(|slot| {
                 let value = self.value(slot);
-                value.kind() != Kind::NatReply || value.destination() != destination
+                // Another flow's that is over gives way.
+                value.kind() != Kind::NatReply
+                    || (value.destination() != destination
+                        && !states::syn_begins_anew(value.state(), Direction::Input))
             });
             if taken {
                 let len = self.config.services[service].as_ref().map_or(1, |s| s.slots.len());
                 choice.at = (choice.at + 1) % len;
                 continue;
             }
-            // The same flow's reply, from before.
+            // The same flow's reply, from before, or one that gives way.
             if let Some(slot) = other {
                 self.set(slot, Value::EMPTY);
             }

@@ -53,6 +53,19 @@ web 10.0.0.12:80: connection refused
 }
 
 #[test]
+fn a_long_reason_is_told_in_lines_of_eighty_columns() {
+    let mut failing = check("10.0.0.12", CheckState::Down, 4);
+    failing.last = "connect to 203.0.113.10:80 on 10.0.0.12: no answer within 1 s (is 203.0.113.10 on lo of \
+                    10.0.0.12?) (2 of 3)"
+        .into();
+    let text = checks(&[failing], Look::default(), now());
+    let told = "\n\nweb 10.0.0.12:80: connect to 203.0.113.10:80 on 10.0.0.12: no answer within 1 s\n  (is \
+                203.0.113.10 on lo of 10.0.0.12?) (2 of 3)\n";
+    assert!(text.ends_with(told), "{text}");
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+}
+
+#[test]
 fn a_check_at_length_has_its_row_its_next_probe_and_its_past() {
     let text = described(&[check("10.0.0.12", CheckState::Down, 4)], now());
     for line in [
