@@ -136,8 +136,12 @@ fn dialog() -> Option<&'static mut Dialog> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_ftp_read(len: u32) -> u64 {
+    let Some(dialog) = dialog() else { return 0 };
+    // Through the map: a bound that is the lesser of two would be compared for equality alone, which Linux 6.1 takes
+    // for a loop without end.
+    dialog.draft.at = len;
     for at in 0..SEGMENT as u32 {
-        if at >= len || lb_ftp_step(at) != 0 {
+        if lb_ftp_step(at) != 0 {
             break;
         }
     }
@@ -149,6 +153,9 @@ extern "C" fn lb_ftp_read(len: u32) -> u64 {
 #[inline(never)]
 extern "C" fn lb_ftp_step(at: u32) -> u64 {
     let Some(dialog) = dialog() else { return 1 };
+    if at >= dialog.draft.at {
+        return 1;
+    }
     let byte = dialog.came[at as usize & (SEGMENT - 1)];
     dialog.reader.step(byte, at);
     dialog.reader.is_over() as u64
