@@ -103,10 +103,9 @@ fn listen<const V6: bool>(packet: &Packet<V6>, speaker: Speaker) -> Option<&'sta
     }
     let dialog = dialog()?;
     dialog.reader = Reader::new(speaker);
-    let len = opaque(if len > SEGMENT as u32 { SEGMENT as u64 } else { len as u64 }) & 0x1ff;
-    if len == 0 || len > SEGMENT as u64 {
-        return None;
-    }
+    let len = if len > SEGMENT as u32 { SEGMENT as u32 } else { len };
+    // One to SEGMENT: that a number is not 0 does not tell Linux 6.1 that it is 1 at least.
+    let len = (opaque(len as u64 - 1) & (SEGMENT as u64 - 1)) + 1;
     let offset = packet.l4 as u32 + header;
     // SAFETY: `came` has SEGMENT bytes, and `len` is no more; the kernel checks the frame's (Linux 5.18).
     let read = unsafe {
@@ -220,10 +219,7 @@ extern "C" fn lb_ftp_passive(vip: u32) -> u64 {
 fn write_back<const V6: bool>(packet: &Packet<V6>, dialog: &mut Dialog) -> Result<(), Reason> {
     let header = (load8(packet.transport, 12) >> 4) as u32 * 4;
     // Nothing behind the line changed, so no more than the line need be written; the sums of the rest are the same.
-    let len = opaque(dialog.reader.end as u64) & 0x1ff;
-    if len == 0 || len > SEGMENT as u64 {
-        return Err(Reason::Internal);
-    }
+    let len = (opaque((dialog.reader.end as u64).wrapping_sub(1)) & (SEGMENT as u64 - 1)) + 1;
     let (came, draft) = (&raw mut dialog.came, &raw mut dialog.draft.bytes);
     // SAFETY: both have SEGMENT bytes. A payload begins at an even distance from its TCP header, so its words are the
     // checksum's.
