@@ -54,6 +54,67 @@ pub mod duty {
     pub const PROXY: u64 = 1;
     /// The TCP option address rides on the client's segments, until the server has answered one.
     pub const TOA: u64 = 1 << 1;
+    /// The flow began with a SYN cookie ([`super::Begun`]).
+    pub const COOKIE: u64 = 1 << 2;
+    /// And its server has not answered yet.
+    pub const WAITS: u64 = 1 << 3;
+}
+
+/// What a flow's SYN said that began with a cookie, and how windows are scaled for the client: bits 32 to 63 of its
+/// duties. The cookie (low half) and the timestamp that the client was sent (high half) are in the record's note until
+/// the server has answered.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Begun {
+    /// The client's MSS, as [`crate::cookie::mss_of`] numbers it.
+    pub mss: u8,
+    /// The client's window scale; [`crate::cookie::NO_SCALE`] is none.
+    pub scale: u8,
+    pub sack: bool,
+    /// The client uses timestamps.
+    pub stamps: bool,
+    /// Windows of the server are shifted left so far (right, if negative): its scale less the one that the client was
+    /// told.
+    pub server_windows: i8,
+    /// Windows of the client: its scale where the server has none.
+    pub client_windows: i8,
+}
+
+impl Begun {
+    /// From duties.
+    #[inline(always)]
+    pub const fn of(duties: u64) -> Self {
+        Self {
+            mss: (duties >> 32) as u8 & 3,
+            scale: (duties >> 34) as u8 & 15,
+            sack: duties >> 38 & 1 != 0,
+            stamps: duties >> 39 & 1 != 0,
+            server_windows: (duties >> 40) as i8,
+            client_windows: (duties >> 48) as i8,
+        }
+    }
+
+    /// As duties.
+    #[inline(always)]
+    pub const fn duties(self) -> u64 {
+        (self.mss as u64 & 3) << 32
+            | (self.scale as u64 & 15) << 34
+            | (self.sack as u64) << 38
+            | (self.stamps as u64) << 39
+            | (self.server_windows as u8 as u64) << 40
+            | (self.client_windows as u8 as u64) << 48
+    }
+}
+
+/// A window as its reader scales it. What is not nothing stays so.
+#[inline(always)]
+pub const fn scaled(window: u16, by: i8) -> u16 {
+    let wide = if by >= 0 {
+        (window as u64) << (by as u32 & 15)
+    } else {
+        let narrow = window as u64 >> ((-by) as u32 & 15);
+        if narrow == 0 && window != 0 { 1 } else { narrow }
+    };
+    if wide > u16::MAX as u64 { u16::MAX } else { wide as u16 }
 }
 
 /// How sequence numbers of one direction are shifted: by `before` up to and with `position`, a number as its sender
@@ -157,6 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn windows_are_scaled_and_never_closed_by_it() {
+        for (window, by, expected) in [
+            (0u16, 0i8, 0u16),
+            (0, -14, 0),
+            (512, 0, 512),
+            (65_535, -7, 511),
+            (100, -7, 1),
+            (1, 14, 16_384),
+            (4, 14, 65_535),
+            (501, 1, 1002),
+        ] {
+            assert_eq!(scaled(window, by), expected, "{window} by {by}");
+        }
+    }
+
+    #[test]
     fn a_header_in_front_of_the_first_byte_moves_all_but_the_segment_that_carries_it() {
         for first in [7u32, u32::MAX, u32::MAX - 20] {
             let shift = Shift { position: first, before: 0, after: 28 };
@@ -209,6 +286,13 @@ mod tests {
         fn every_word_is_read_back(position: u32, before: i16, after: i16) {
             let shift = Shift { position, before, after };
             prop_assert_eq!(Shift::from_word(shift.word()), shift);
+        }
+
+        #[test]
+        fn what_began_with_a_cookie_is_read_back(mss in 0u8..4, scale in 0u8..16, sack: bool, stamps: bool, server in -14i8..15, client in 0i8..15) {
+            let begun = Begun { mss, scale, sack, stamps, server_windows: server, client_windows: client };
+            prop_assert_eq!(Begun::of(begun.duties() | duty::COOKIE | duty::WAITS | duty::PROXY), begun);
+            prop_assert_eq!(begun.duties() & 0xffff_ffff, 0);
         }
 
         #[test]

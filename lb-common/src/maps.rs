@@ -159,10 +159,12 @@ pub mod programs {
     pub const ABORT: (&str, u32) = ("lb_abort", 14);
     /// Tunnels other than plain IPIP.
     pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
+    /// SYN cookies.
+    pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
     /// All tails.
-    pub const TAILS: [(&str, u32); 16] = [
+    pub const TAILS: [(&str, u32); 17] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, EXPECTED, SCTP, SCTP_NEW, ABORT,
-        TUNNEL, SHIFTED,
+        TUNNEL, SHIFTED, COOKIE,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

@@ -68,6 +68,8 @@ pub struct Scratch {
     pub victim: u64,
     /// Of the walk over a list of servers.
     pub walk: Walk,
+    /// Of SYN cookies.
+    pub cookie: Cookie,
     /// Of packets whose sequence numbers are shifted.
     pub room: Room,
 }
@@ -100,8 +102,9 @@ pub struct Room {
     pub reserved: u32,
     /// What is put into the packet.
     pub put: [u64; 8],
-    /// The headers of a frame while it grows.
-    pub headers: [u8; 256],
+    /// The headers of a frame while it grows: 256 bytes, and as many more as a length may have that the verifier knows by
+    /// its mask.
+    pub headers: [u8; 320],
 }
 
 impl Default for Room {
@@ -144,6 +147,77 @@ pub struct Walk {
     pub drawn_load: [u64; 2],
     /// twos: their weights.
     pub drawn_weight: [u64; 2],
+}
+
+/// A SYN that is answered with a cookie, or a packet that brings one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Cookie {
+    /// [`cookie`].
+    pub task: u32,
+    /// The frame's length as it came.
+    pub bytes: u32,
+    /// The cookie: our sequence number towards the client, host order, as are all here.
+    pub number: u32,
+    /// The client's initial sequence number.
+    pub sequence: u32,
+    /// What the client said of its segments; 0 is nothing.
+    pub mss: u32,
+    /// The client's window scale; [`crate::cookie::NO_SCALE`] is none.
+    pub scale: u32,
+    /// Whether the client permits selective acknowledgements.
+    pub sack: u32,
+    /// Whether it uses timestamps: its own, and the echo of ours.
+    pub stamps: u32,
+    pub stamp: u32,
+    pub echo: u32,
+    /// The MSS that the client is told.
+    pub announced: u32,
+    /// Offset of the option that comes next, and where they end.
+    pub at: u32,
+    pub end: u32,
+    /// Both addresses of the packet, source first.
+    pub addresses: [u64; 4],
+    /// TCP's options. Longer than they can be, so that an offset of six bits lies in it with what is read there.
+    pub options: [u8; 80],
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Self {
+            task: 0,
+            bytes: 0,
+            number: 0,
+            sequence: 0,
+            mss: 0,
+            scale: 0,
+            sack: 0,
+            stamps: 0,
+            stamp: 0,
+            echo: 0,
+            announced: 0,
+            at: 0,
+            end: 0,
+            addresses: [0; 4],
+            options: [0; 80],
+        }
+    }
+}
+
+/// Values of [`Cookie::task`].
+pub mod cookie {
+    /// Nothing: the packet is as it came.
+    pub const NONE: u32 = 0;
+    /// A SYN is to be answered.
+    pub const ANSWER: u32 = 1;
+    /// A client's first packet has brought a cookie, and is to become its SYN.
+    pub const BEGIN: u32 = 2;
+    /// The packet is a SYN that was made from a cookie.
+    pub const MADE: u32 = 3;
+    /// A client's packet before its server has answered: it is to become the SYN once more.
+    pub const AGAIN: u32 = 4;
+    /// A server's SYN-ACK is to be acknowledged.
+    pub const ACKNOWLEDGE: u32 = 5;
 }
 
 /// Read-only configuration of a program version.
@@ -232,9 +306,12 @@ mod tests {
     fn sizes_are_those_of_the_program() {
         assert_eq!(
             core::mem::size_of::<Scratch>(),
-            144 + core::mem::size_of::<Walk>() + core::mem::size_of::<Room>()
+            144 + core::mem::size_of::<Walk>()
+                + core::mem::size_of::<Cookie>()
+                + core::mem::size_of::<Room>()
         );
-        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 256);
+        assert_eq!(core::mem::size_of::<Cookie>(), 168);
+        assert_eq!(core::mem::size_of::<Room>(), 112 + 40 + 64 + 320);
         assert_eq!(core::mem::size_of::<Walk>(), 104);
         assert_eq!(core::mem::size_of::<Config>(), 80);
     }

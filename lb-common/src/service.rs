@@ -162,6 +162,10 @@ pub mod features {
     pub const COUNTED: u32 = 1 << 14;
     /// The control channel of FTP is read.
     pub const FTP: u32 = 1 << 16;
+    /// TCP under NAT and FULLNAT: SYNs may be answered with cookies.
+    pub const COOKIES: u32 = 1 << 20;
+    /// With [`COOKIES`]: every SYN is, whatever the rate.
+    pub const COOKIES_ALWAYS: u32 = 1 << 21;
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub const PROXY: u32 = 1 << 15;
     /// What gives a new flow an extension record.

@@ -101,6 +101,11 @@ reasons! {
     54 EvictedClosing "evicted_closing" Event "a closing entry made room";
     55 Stateless "stateless" Event "no room in the table: forwarded by the slot table alone";
     56 DuplicateWithdrawn "duplicate_withdrawn" Event "two CPUs took up one flow at once; one withdrew";
+    13 CookieSent "cookie_sent" Answer "a SYN, answered with a SYN cookie";
+    14 CookieAcknowledged "cookie_acknowledged" Answer "a real server's SYN-ACK, sent again since its client has nothing to say: acknowledged for it";
+    15 CookieValid "cookie_valid" Event "a client brought the cookie that it was sent: its flow began";
+    59 CookieInvalid "cookie_invalid" Event "while cookies are sent: a packet of no flow without a cookie of ours";
+    60 CookieExpired "cookie_expired" Event "while cookies are sent: a packet of no flow with a cookie that is too old";
     61 FloodStateless "flood_stateless" Event "above the rate of new flows: forwarded by the slot table alone";
     62 ProbeSent "probe_sent" Event "a packet of a health probe went out on the real path";
     63 ProbeLost "probe_lost" Event "a packet of a health probe could not go out: no next hop, or no port left";
@@ -135,9 +140,9 @@ reasons! {
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 
-    59 FlowExpected "flow_expected" Event "a data connection began that a control channel of FTP had announced";
+    100 FlowExpected "flow_expected" Event "a data connection began that a control channel of FTP had announced";
     39 FtpActive "ftp_active" Event "FULLNAT: a command of FTP asked for an active connection, which the real server cannot open: it went on as it was";
-    60 FtpAnnounced "ftp_announced" Event "a control channel of FTP announced a data connection";
+    101 FtpAnnounced "ftp_announced" Event "a control channel of FTP announced a data connection";
     71 FtpCut "ftp_cut" Event "a command or reply of FTP about a data connection did not end in its segment: it went on unread";
     79 FtpGarbled "ftp_garbled" Event "a command or reply of FTP about a data connection made no sense: it went on as it was";
     92 FtpElsewhere "ftp_elsewhere" Event "a reply of FTP named neither the real server nor the VIP: it went on as it was";
@@ -147,7 +152,7 @@ reasons! {
 }
 
 /// Size of the `reasons` map.
-pub const REASONS: u32 = 96;
+pub const REASONS: u32 = 128;
 
 /// Frames and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

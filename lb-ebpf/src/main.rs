@@ -12,6 +12,7 @@ mod arp;
 mod atomic;
 mod choose;
 mod connection;
+mod cookie;
 mod count;
 mod egress;
 mod expected;
@@ -178,6 +179,14 @@ pub fn lb_ftp(ctx: XdpContext) -> u32 {
 pub fn lb_expected(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, expected::handle(frame))
+}
+
+/// SYN cookies.
+#[xdp]
+#[inline(always)]
+pub fn lb_cookie(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, cookie::handle(frame))
 }
 
 /// Tunnels other than plain IPIP.

@@ -4,7 +4,7 @@
 use crate::{
     answer,
     connection::{self, Hit, Inserted, Place},
-    count,
+    cookie, count,
     extension::Claimed,
     flow::{self, Step},
     forward::{self, Target, dr, fullnat, nat, tun},
@@ -121,7 +121,9 @@ fn arrived<const V6: bool>(
     if claimed < need as u32 || (claimed > len - header && whole) {
         return Err(Reason::BadTransport);
     }
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes: frame.len() };
+    let bytes = if udp || sctp { frame.len() } else { cookie::made().unwrap_or(frame.len()) };
+    let bytes = opaque(bytes as u64) as u32;
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp, sctp, bytes };
     let now = connection::now();
     if to.roles & role::POOL != 0 {
         return fullnat::to_client::<V6, false>(&packet, to.pool as u32, now);
@@ -227,6 +229,11 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
             Resumed::Anew(why) => event = why,
         }
     } else if !packet.udp && !syn {
+        if !packet.sctp
+            && let Some(reason) = cookie::brought(packet, features_of(service))
+        {
+            return Err(reason);
+        }
         // SAFETY: a map value.
         let policy = unsafe { core::ptr::read_volatile(&raw const (*service).on_unknown_flow) };
         if policy == OnUnknownFlow::Pass as u8 {
@@ -243,7 +250,21 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         }
         event = Reason::FlowAdopted;
     }
+    if !packet.sctp && syn && cookie::made().is_none() && cookie::are_sent(features_of(service)) {
+        // No client begins so.
+        if flags & state::ACK != 0 {
+            return Err(Reason::UnknownFlowDropped);
+        }
+        return Err(cookie::answer(packet, service, features_of(service)));
+    }
     Ok(Begun::Anew(index, event))
+}
+
+/// The features of a service.
+#[inline(always)]
+fn features_of(service: *mut Service) -> u32 {
+    // SAFETY: a map value.
+    unsafe { core::ptr::read_volatile(&raw const (*service).features) }
 }
 
 enum Resumed {
@@ -641,12 +662,19 @@ fn extend<const V6: bool>(
 ) -> Result<u64, Reason> {
     // SAFETY: a map value.
     let features = unsafe { core::ptr::read_volatile(&raw const (*service).features) };
-    if packet.udp || packet.sctp || features & features::EXTENDED == 0 || !packet.begins() {
+    if packet.udp || packet.sctp || !packet.begins() {
+        return Ok(0);
+    }
+    let made = cookie::made().is_some();
+    if features & features::EXTENDED == 0 && !made {
         return Ok(0);
     }
     let claimed = Claimed::for_flow(place, state, deadline, now).ok_or(Reason::NoExtension)?;
     if features & features::PROXY != 0 {
         proxy::begin(packet, &claimed);
+    }
+    if made {
+        cookie::begin(&claimed);
     }
     claimed.publish();
     Ok(FLAG_EXTENSION)

@@ -4,7 +4,7 @@
 
 use crate::{
     count,
-    packet::{Packet, load16, load32, load8, opaque, store16, store32},
+    packet::{Packet, load8, load16, load32, opaque, store16, store32},
     tail,
 };
 use aya_ebpf::helpers::generated::{bpf_xdp_load_bytes, bpf_xdp_store_bytes};
@@ -55,6 +55,8 @@ pub fn change<const V6: bool>(packet: &Packet<V6>, change: Change) -> Result<(),
         if len < 4 || len > MOST as u32 {
             return Err(Reason::BadTransport);
         }
+        // Linux 6.1 keeps a copy on the stack that knows nothing of this comparison.
+        let len = (opaque((len - 4) as u64) as u32 & 0x3c) + 4;
         if bpf_xdp_load_bytes(packet.frame.ctx, at as u32, (&raw mut (*room).came).cast(), len) != 0 {
             return Err(Reason::BadTransport);
         }

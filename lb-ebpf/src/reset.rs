@@ -1,7 +1,7 @@
 //! The tail that answers a TCP packet with RST (RFC 9293, section 3.5.2): the frame is turned into it.
 
 use crate::{
-    answer, count, nexthop,
+    answer, cookie, count, nexthop,
     packet::{Frame, destination, ip_len, load8, load32, source, store16, store32, sum},
     tail,
 };
@@ -49,7 +49,9 @@ fn build<const V6: bool>(frame: Frame, l3: usize, l4: usize, answer: u32) -> Res
     } else {
         let payload = len.wrapping_sub((l4 - l3) as u32).wrapping_sub((offset >> 4) as u32 * 4);
         let payload = payload + (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;
-        (0, u32::from_be(sequence).wrapping_add(payload).to_be(), RST | ACK)
+        // Only the tail of new flows resets a SYN.
+        let expected = if flags & SYN != 0 { cookie::reset_sequence() } else { 0 };
+        (expected, u32::from_be(sequence).wrapping_add(payload).to_be(), RST | ACK)
     };
     let cut = (l3 + header + TCP) as i32 - bytes as i32;
     // SAFETY: the kernel's helper; pointers are taken anew below.

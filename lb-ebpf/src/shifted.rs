@@ -5,6 +5,7 @@
 use crate::{
     answer,
     connection::{self, Hit, Place},
+    cookie,
     extension::Held,
     flow::{self, turned},
     forward::{self, Target, fits_mtu, fullnat, may_serve, nat},
@@ -16,6 +17,7 @@ use lb_common::{
     checksum,
     connection::{FLAG_EXTENSION, Kind},
     destination::{Destination, flags},
+    extension::duty,
     header::{IPV4, IPV6},
     lease::lease_index,
     maps::programs,
@@ -65,8 +67,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, cell: u32) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let transport = frame.at_dynamic(l4, 20).ok_or(Reason::BadTransport)?;
-    let packet =
-        Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
     let len = ip_len::<V6>(ip);
     let header = packet.tcp_header() as u32;
     if len > frame.len() - l3 as u32 || header < 20 || len < (l4 - l3) as u32 + header {
@@ -163,7 +164,7 @@ fn from_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, now: u16) -> Resul
     let client_ports = turned(if port == 0 { ports } else { ports & 0xffff_0000 | port as u32 });
     let flow = flow::place::<V6>(packet.destination(), target.vip::<V6>(), client_ports, packet.protocol());
     let held = Held::of(flow.identity, now);
-    towards_client(packet, held, flow.identity)?;
+    towards_client(packet, &target, held, flow.identity)?;
     let action = nat::to_client(packet, hit, target, now)?;
     follow(held, hit);
     Ok(action)
@@ -187,7 +188,7 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Resu
     fits_mtu(packet, mtu, &target)?;
     let owner = lease.owner();
     let held = Held::of(owner, now);
-    towards_client(packet, held, owner)?;
+    towards_client(packet, &target, held, owner)?;
     let action = fullnat::to_client::<V6, true>(packet, pool, now)?;
     follow(held, lease.hit());
     Ok(action)
@@ -213,6 +214,9 @@ fn from_client<const V6: bool>(
     let (Some(held), Some(shifts)) = (held, held.and_then(|held| held.shifts(identity))) else {
         return Err(lost(packet));
     };
+    if shifts.duties & duty::COOKIE != 0 {
+        cookie::from_client(packet, &held, &shifts)?;
+    }
     let (flags, sequence, acknowledged) = (packet.tcp_flags(), packet.sequence(), packet.acknowledged());
     let rides = proxy::rides(&shifts, sequence) && flags & (SYN | RST) == 0;
     let more = if rides { proxy::bytes::<V6>() } else { 0 };
@@ -234,11 +238,17 @@ fn from_client<const V6: bool>(
 #[inline(always)]
 fn towards_client<const V6: bool>(
     packet: &Packet<V6>,
+    target: &Target,
     held: Option<Held>,
     identity: u64,
 ) -> Result<(), Reason> {
     let (Some(held), Some(shifts)) = (held, held.and_then(|held| held.shifts(identity))) else {
         return Err(lost(packet));
+    };
+    let shifts = if shifts.duties & duty::COOKIE != 0 {
+        cookie::from_server(packet, &held, shifts, target)?
+    } else {
+        shifts
     };
     let flags = packet.tcp_flags();
     let acknowledged = packet.acknowledged();

@@ -5,7 +5,12 @@ use crate::{
     packet::{Frame, Packet},
 };
 use aya_ebpf::programs::XdpContext;
-use lb_common::{header::protocol, maps::programs, scratch::Scratch, verdict::Reason};
+use lb_common::{
+    header::protocol,
+    maps::programs,
+    scratch::{Scratch, cookie},
+    verdict::Reason,
+};
 
 /// Calls a tail program. Returns only when it could not be called.
 #[inline(always)]
@@ -37,6 +42,20 @@ pub fn call_new<const V6: bool>(packet: &Packet<V6>) -> Reason {
     call_with(packet, if packet.sctp { programs::SCTP_NEW } else { programs::NEW })
 }
 
+/// Hands a packet to the tail of SYN cookies, with what is to be done of [`cookie`].
+#[inline(always)]
+pub fn call_cookie<const V6: bool>(packet: &Packet<V6>, task: u32) -> Reason {
+    let Some(scratch) = scratch() else { return Reason::Internal };
+    scratch.choices = 0;
+    scratch.l3 = packet.l3 as u16;
+    scratch.l4 = packet.l4 as u16;
+    scratch.family = if V6 { 6 } else { 4 };
+    scratch.protocol = protocol::TCP;
+    scratch.cookie.task = task;
+    scratch.cookie.bytes = packet.bytes;
+    call(&packet.frame, programs::COOKIE)
+}
+
 /// As [`call_with`], before a transport header was checked.
 #[inline(always)]
 pub fn call_at(frame: &Frame, l3: usize, l4: usize, v6: bool, udp: bool, program: (&str, u32)) -> Reason {
@@ -53,6 +72,9 @@ pub fn call_sctp(frame: &Frame, l3: usize, l4: usize, v6: bool, program: (&str, 
 fn call_as(frame: &Frame, l3: usize, l4: usize, v6: bool, protocol: u8, program: (&str, u32)) -> Reason {
     let Some(scratch) = scratch() else { return Reason::Internal };
     scratch.choices = 0;
+    if program.1 == programs::NEW.1 {
+        scratch.cookie.task = cookie::NONE;
+    }
     scratch.l3 = l3 as u16;
     scratch.l4 = l4 as u16;
     scratch.family = if v6 { 6 } else { 4 };

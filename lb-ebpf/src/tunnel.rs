@@ -66,8 +66,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 fn wrap<const V6: bool>(frame: Frame, l3: usize, index: u32, ports: u32) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let bytes = frame.len();
-    let packet =
-        Packet::<V6> { frame, l3, l4: l3, ip, transport: ip, udp: false, sctp: false, bytes };
+    let packet = Packet::<V6> { frame, l3, l4: l3, ip, transport: ip, udp: false, sctp: false, bytes };
     let target = Target::of(index).ok_or(Reason::Internal)?;
     let (hop, record) = target.hop()?;
     packet.decrement_ttl();
@@ -83,7 +82,10 @@ fn wrap<const V6: bool>(frame: Frame, l3: usize, index: u32, ports: u32) -> Resu
 /// A number of the flow's own. Keyed, so that nobody can choose flows that meet at one queue.
 #[inline(always)]
 fn entropy(source: Words, destination: Words, ports: u32) -> u32 {
-    let mixed = source[0] ^ source[1].rotate_left(29) ^ destination[0].rotate_left(13) ^ destination[1].rotate_left(47);
+    let mixed = source[0]
+        ^ source[1].rotate_left(29)
+        ^ destination[0].rotate_left(13)
+        ^ destination[1].rotate_left(47);
     (keys().first(mixed ^ (ports as u64) << 32) >> 32) as u32
 }
 

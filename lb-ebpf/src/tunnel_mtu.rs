@@ -103,9 +103,7 @@ fn may_be_gue(frame: &Frame, at: usize, end: usize) -> bool {
     }
     let Some(header) = frame.at_dynamic(at, gue::LENGTH) else { return false };
     let family = load8(header, 9);
-    load8(header, 8) == 0
-        && load16(header, 10) == 0
-        && (family == protocol::IPIP || family == protocol::IPV6)
+    load8(header, 8) == 0 && load16(header, 10) == 0 && (family == protocol::IPIP || family == protocol::IPV6)
 }
 
 const UDP: usize = 8;

@@ -54,11 +54,19 @@ const CLIENT_NETWORK: u16 = 0xc;
 /// Of local addresses.
 pub const LOCAL_NETWORK: u16 = 0xd;
 
+/// Length of TCP's header without options.
+const TCP: usize = 20;
+
+/// Length of an SCTP packet's one chunk; behind the common header it fits into the feeder's frames.
+const SCTP_CHUNK: u16 = 14;
+
 /// Which packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Packet {
     /// TCP from a client to the VIP, with these flags.
     ToVip(u8),
+    /// SCTP from a client to the VIP, with this type of first chunk. Its checksum is wrong: nobody on this path looks.
+    ToVipSctp(u8),
     /// TCP from real server 0 to a client (NAT).
     Reply,
     /// TCP from real server 0 to a leased port of a local address (FULLNAT), from the list of flows.
@@ -70,7 +78,9 @@ pub enum Packet {
 /// Orders for the feeder: these packets of `flows` flows (a power of two), the first being number `first`.
 pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
     let (source, destination, reply, base, flags) = match packet {
-        Packet::ToVip(flags) => (with_last_bits(v6, CLIENT_NETWORK, 0), vip(v6), false, CLIENTS, flags),
+        Packet::ToVip(flags) | Packet::ToVipSctp(flags) => {
+            (with_last_bits(v6, CLIENT_NETWORK, 0), vip(v6), false, CLIENTS, flags)
+        }
         Packet::Reply => (server(v6, 0), with_last_bits(v6, CLIENT_NETWORK, 0), true, CLIENTS, state::ACK),
         Packet::ReplyToLease => (server(v6, 0), with_last_bits(v6, LOCAL_NETWORK, 0), true, 0, state::ACK),
         Packet::Stranger => (
@@ -82,11 +92,12 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
         ),
     };
     let fixed = match packet {
-        Packet::ToVip(_) => ports_word(0, VIP_PORT),
+        Packet::ToVip(_) | Packet::ToVipSctp(_) => ports_word(0, VIP_PORT),
         Packet::Reply | Packet::ReplyToLease => ports_word(SERVER_PORT, 0),
         Packet::Stranger => ports_word(40_000, 0),
     };
-    let frame = frame(source, destination, flags);
+    let sctp = matches!(packet, Packet::ToVipSctp(_));
+    let frame = frame(source, destination, flags, sctp);
     let mut words = [0; 10];
     for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
         *word = u64::from_ne_bytes([
@@ -99,7 +110,8 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
         if v6 { &frame[ETHERNET + 8..ETHERNET + IPV6] } else { &frame[ETHERNET + 12..ETHERNET + IPV4] };
     let transport = &frame[ETHERNET + header..];
     // Pseudo header: addresses, protocol, length (RFC 9293, section 3.1; RFC 8200, section 8.1).
-    let pseudo = (protocol::TCP as u16).to_be() as u64 + (transport.len() as u16).to_be() as u64;
+    let segment = if flags & state::SYN != 0 { TCP } else { transport.len() };
+    let pseudo = (protocol::TCP as u16).to_be() as u64 + (segment as u16).to_be() as u64;
     let mut kinds = if v6 { kind::V6 } else { 0 };
     kinds |= if reply { kind::REPLY } else { 0 };
     kinds |= if packet == Packet::ReplyToLease { kind::LISTED } else { 0 };
@@ -118,8 +130,9 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
     }
 }
 
-/// A frame with the varying 32 bits of `source` or `destination`, the ports and the checksums zero.
-fn frame(source: IpAddr, destination: IpAddr, flags: u8) -> Vec<u8> {
+/// A frame with the varying 32 bits of `source` or `destination`, the ports and the checksums zero. `what`: the flags of
+/// TCP, the first chunk's type of SCTP.
+fn frame(source: IpAddr, destination: IpAddr, what: u8, sctp: bool) -> Vec<u8> {
     let v6 = source.is_ipv6();
     let len = if v6 { FRAME_V6 } else { FRAME_V4 };
     let mut frame = vec![0; len];
@@ -127,12 +140,14 @@ fn frame(source: IpAddr, destination: IpAddr, flags: u8) -> Vec<u8> {
     let (kind, header) = if v6 { (ethertype::IPV6, IPV6) } else { (ethertype::IPV4, IPV4) };
     frame[12..14].copy_from_slice(&kind.to_be_bytes());
     let ip = &mut frame[ETHERNET..];
-    let total = (len - ETHERNET) as u16;
+    // What is behind a SYN's header is padding: data in it would be TCP Fast Open.
+    let empty = !sctp && what & state::SYN != 0;
+    let total = if empty { header + TCP } else { len - ETHERNET } as u16;
     let (from, to) = (Address::from(source), Address::from(destination));
     if v6 {
         ip[0] = 0x60;
         ip[4..6].copy_from_slice(&(total - IPV6 as u16).to_be_bytes());
-        ip[6] = protocol::TCP;
+        ip[6] = if sctp { protocol::SCTP } else { protocol::TCP };
         ip[7] = 64;
         ip[8..24].copy_from_slice(&from.v6());
         ip[24..40].copy_from_slice(&to.v6());
@@ -141,14 +156,20 @@ fn frame(source: IpAddr, destination: IpAddr, flags: u8) -> Vec<u8> {
         ip[2..4].copy_from_slice(&total.to_be_bytes());
         ip[6] = 0x40;
         ip[8] = 64;
-        ip[9] = protocol::TCP;
+        ip[9] = if sctp { protocol::SCTP } else { protocol::TCP };
         ip[12..16].copy_from_slice(&from.v4());
         ip[16..20].copy_from_slice(&to.v4());
     }
-    let tcp = &mut frame[ETHERNET + header..];
-    tcp[12] = 0x50;
-    tcp[13] = flags;
-    tcp[14..16].copy_from_slice(&0x2000_u16.to_be_bytes());
+    let transport = &mut frame[ETHERNET + header..];
+    if sctp {
+        // Where TCP has its checksum lies a part of the chunk.
+        transport[12] = what;
+        transport[14..16].copy_from_slice(&SCTP_CHUNK.to_be_bytes());
+    } else {
+        transport[12] = 0x50;
+        transport[13] = what;
+        transport[14..16].copy_from_slice(&0x2000_u16.to_be_bytes());
+    }
     frame
 }
 

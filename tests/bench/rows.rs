@@ -3,6 +3,7 @@
 use lb_common::{
     destination::Forwarding,
     feed::Feed,
+    sctp::chunk,
     service::{OnUnknownFlow, Pick},
     state::{ACK, SYN},
     verdict::Reason,
@@ -89,6 +90,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             let plan = Plan {
                 forwarding,
                 v6,
+                sctp: false,
                 pick: Pick::HashAddress,
                 on_unknown_flow: OnUnknownFlow::Drop,
                 servers: SERVERS,
@@ -134,6 +136,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             let plan = Plan {
                 forwarding,
                 v6,
+                sctp: false,
                 pick,
                 on_unknown_flow: OnUnknownFlow::Adopt,
                 servers: SERVERS,
@@ -154,6 +157,7 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
             };
             add(&mut rows, &mut plans, plan, vec![row], only);
         }
+        over_sctp(&mut rows, &mut plans, v6, only);
     }
     for v6 in [false, true] {
         for (name, forwarding) in [("nat", Forwarding::Nat), ("fullnat", Forwarding::FullNat)] {
@@ -185,6 +189,43 @@ pub fn all(only: &[String]) -> (Vec<Row>, Vec<Plan>) {
     (rows, plans)
 }
 
+/// SCTP has programs of its own: a tail call more on each path.
+fn over_sctp(rows: &mut Vec<Row>, plans: &mut Vec<Plan>, v6: bool, only: &[String]) {
+    let plan = |forwarding, flows| Plan {
+        forwarding,
+        v6,
+        sctp: true,
+        pick: Pick::HashAddress,
+        on_unknown_flow: OnUnknownFlow::Drop,
+        servers: SERVERS,
+        flows,
+        connections: CONNECTIONS,
+        proxy: false,
+    };
+    for (name, forwarding) in [("dr", Forwarding::Dr), ("tun", Forwarding::Tun)] {
+        let scene = Program::Scene(plans.len());
+        let row = |(count, flows)| Row {
+            name: format!("sctp {name} {} {count}", family(v6)),
+            program: scene.clone(),
+            feed: feed(Packet::ToVipSctp(chunk::DATA), v6, u64::from(flows), 0),
+            path: Path::ToServer,
+            fresh: false,
+            goal: None,
+        };
+        let of_scene = [("hot", 1), ("64k", SOME), ("1M", MANY)].map(row).into();
+        add(rows, plans, plan(forwarding, MANY), of_scene, only);
+    }
+    let row = Row {
+        name: format!("new sctp tun sh {}", family(v6)),
+        program: Program::Scene(plans.len()),
+        feed: feed(Packet::ToVipSctp(chunk::INIT), v6, MANY as u64, 0),
+        path: Path::Event(Reason::FlowNew),
+        fresh: true,
+        goal: None,
+    };
+    add(rows, plans, plan(Forwarding::Tun, 0), vec![row], only);
+}
+
 /// Packets of flows whose sequence numbers are shifted, each way: the price of a PROXY header after it was sent.
 fn shifted(
     rows: &mut Vec<Row>,
@@ -197,6 +238,7 @@ fn shifted(
     let plan = Plan {
         forwarding,
         v6,
+        sctp: false,
         pick: Pick::HashAddress,
         on_unknown_flow: OnUnknownFlow::Drop,
         servers: SERVERS,
@@ -232,6 +274,7 @@ fn scheduled(
     let plan = Plan {
         forwarding: Forwarding::Dr,
         v6: false,
+        sctp: false,
         pick,
         on_unknown_flow: OnUnknownFlow::Drop,
         servers,

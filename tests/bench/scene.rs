@@ -20,6 +20,7 @@ use lb_common::{
     hash::tuple_of_identity_v4,
     header::protocol,
     scratch::ticks,
+    sctp,
     service::{OnUnknownFlow, Pick},
     state::{ACK, DEFAULT_TIMEOUTS, SYN, State},
     verdict::Reason,
@@ -116,6 +117,8 @@ fn map_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 pub struct Plan {
     pub forwarding: Forwarding,
     pub v6: bool,
+    /// SCTP, else TCP.
+    pub sctp: bool,
     pub pick: Pick,
     pub on_unknown_flow: OnUnknownFlow,
     /// Real servers of a DR or TUN service.
@@ -191,8 +194,13 @@ impl Scene {
     fn make_flows(&mut self, feeder: &mut Feeder) -> Result<()> {
         const TURN: u32 = 1 << 15;
         feeder.test(self.plane.main_program()?)?;
-        let [mut syn, mut ack] =
-            [SYN, ACK].map(|flags| feed(Packet::ToVip(flags), self.plan.v6, self.plan.flows as u64, 0));
+        let packets = if self.plan.sctp {
+            // Replies are not seen under dr and tun: the cookie establishes.
+            [sctp::chunk::INIT, sctp::chunk::COOKIE_ECHO].map(Packet::ToVipSctp)
+        } else {
+            [SYN, ACK].map(Packet::ToVip)
+        };
+        let [mut syn, mut ack] = packets.map(|packet| feed(packet, self.plan.v6, self.plan.flows as u64, 0));
         let mut left = self.plan.flows;
         while left > 0 {
             let turn = left.min(TURN);
@@ -341,7 +349,8 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     const NAME: &str = "bench";
     let v6 = plan.v6;
     let translates = matches!(plan.forwarding, Forwarding::Nat | Forwarding::FullNat);
-    let timeouts = DEFAULT_TIMEOUTS.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
+    let seconds = if plan.sctp { sctp::DEFAULT_TIMEOUTS } else { DEFAULT_TIMEOUTS };
+    let timeouts = seconds.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
     let pool = if let Forwarding::FullNat = plan.forwarding {
         let addresses: Vec<_> =
             (0..LOCAL_ADDRESSES).map(|n| with_last_bits(v6, LOCAL_NETWORK, LOCALS + n)).collect();
@@ -362,7 +371,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     tables.ensure_service(&ServiceSpec {
         name: NAME.into(),
         vip: vip(v6),
-        protocol: protocol::TCP,
+        protocol: if plan.sctp { protocol::SCTP } else { protocol::TCP },
         ports: vec![Ports::One(VIP_PORT)],
         pick: plan.pick,
         on_unknown_flow: plan.on_unknown_flow,

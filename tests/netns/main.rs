@@ -1,6 +1,7 @@
 //! Whole-system tests: real programs in network namespaces. They need root and clean up after themselves.
 
 mod continuity;
+mod cookies;
 mod counters;
 mod forwarding;
 mod fragments;
@@ -15,6 +16,7 @@ mod neighbours;
 mod net;
 mod path_mtu;
 mod probes;
+mod proxy;
 mod quic;
 mod real_path;
 mod real_server;

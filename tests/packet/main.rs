@@ -1,6 +1,7 @@
 //! Packet cases: one frame in, what became of it, the frame out, by BPF_PROG_TEST_RUN on the object that the
 //! agent carries. Needs root; no interface, no traffic.
 
+mod cookies;
 mod corpus;
 mod counted;
 mod differential;

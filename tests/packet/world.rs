@@ -650,8 +650,8 @@ fn empty(plane: &Dataplane) {
         (0..views.filter.len()).for_each(|i| views.filter.word(i, word).store(0, SeqCst));
     }
     (0..views.leases.len()).for_each(|i| views.leases.word(i, 8).store(0, SeqCst));
-    fill::<Extension>(map(plane, pinned::EXTENSIONS), Extension::default());
     (0..64).step_by(8).for_each(|word| views.guard.word(0, word).store(0, SeqCst));
+    fill::<Extension>(map(plane, pinned::EXTENSIONS), Extension::default());
     empty_hash::<ServiceKey, u32>(map(plane, pinned::SERVICE_INDEX));
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));

@@ -124,6 +124,7 @@ enum Trouble {
     RealPath,
     Host,
     Vrrp,
+    Flood,
     Metrics,
 }
 

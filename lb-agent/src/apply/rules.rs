@@ -8,7 +8,8 @@ use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
 use crate::model::{
-    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, WhenNoServer,
+    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies,
+    WhenNoServer,
 };
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 
@@ -106,6 +107,11 @@ impl Applier {
             udp_inactive: rules.ipvs,
             ftp: rules.application == Some(Application::Ftp),
             proxy: rules.proxy_protocol,
+            cookies: match rules.syn_cookies {
+                Some(SynCookies::Auto) => tables::Cookies::Above,
+                Some(SynCookies::Always) => tables::Cookies::Always,
+                Some(SynCookies::Off) | None => tables::Cookies::Never,
+            },
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Director;
 use super::drain::Leaver;
 use super::service::binding_of;
-use crate::model::{RealServer, VirtualService};
+use crate::model::{Forwarding, Protocol, RealServer, SynCookies, VirtualService};
 use crate::plan::{Binding, NextPacket, Rules, Standing};
 use crate::scheduler::Candidate;
 
@@ -32,8 +32,15 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         ipvs: scheduling.ipvs_compatible,
         application: service.application,
         proxy_protocol: scheduling.proxy_protocol,
+        syn_cookies: Some(scheduling.syn_cookies)
+            .filter(|when| *when != SynCookies::Off && may_send_cookies(service)),
         hash_prefix: (hashes && !prefix.is_whole()).then_some((prefix.v4, prefix.v6)),
     }
+}
+
+/// Whether what servers answer comes back through the director, so that it can be made to fit the cookie.
+fn may_send_cookies(service: &VirtualService) -> bool {
+    service.speaks(Protocol::Tcp) && !service.uses(Forwarding::Dr) && !service.uses(Forwarding::Tun)
 }
 
 fn has_thresholds(service: &VirtualService) -> bool {

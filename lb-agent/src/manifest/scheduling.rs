@@ -14,7 +14,7 @@ use super::{word, word_of};
 use crate::model::{
     DrainPolicy, FlowHash, Forwarding, HashPrefix, OnDeadline, OnUnknownFlow, Persistence, PersistenceEngine,
     Protocol, Quic, RealServer, SOURCES_MAX, Scheduler, Scheduling, ServerId, ServerLimits, Sources,
-    Thresholds, Timeouts, VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
+    SynCookies, Thresholds, Timeouts, VirtualService, WALKED_SERVERS_MAX, WhenNoServer,
 };
 
 /// The fields, and what `schedulerFlags` and `hash` say of the hash.
@@ -62,6 +62,8 @@ pub fn decode(
     scheduling.drain = spec.get("drain").and_then(|field| drain(&field, faults)).unwrap_or_default();
     let proxy = spec.get("proxyProtocol").and_then(|field| field.one_of(&PROXY_PROTOCOL, faults));
     scheduling.proxy_protocol = proxy.is_some();
+    let cookies = spec.get("synCookies").and_then(|field| field.one_of(&SYN_COOKIES, faults));
+    scheduling.syn_cookies = cookies.unwrap_or_default();
     (scheduling, hash)
 }
 
@@ -93,6 +95,19 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
             let method = word_of(&super::FORWARDING, method);
             wrong(format!(
                 "{method} needs a connection to translate the replies, and one-packet scheduling keeps none"
+            ));
+        }
+    }
+    if scheduling.syn_cookies == SynCookies::Always {
+        let mut wrong = |message: String| _ = faults.add("spec.synCookies", message).at_key(0);
+        if !service.speaks(Protocol::Tcp) {
+            wrong("only tcp has SYNs".into());
+        }
+        if let Some(method) = [Forwarding::Dr, Forwarding::Tun].into_iter().find(|m| service.uses(*m)) {
+            let method = word_of(&super::FORWARDING, method);
+            wrong(format!(
+                "with {method} the server answers the client itself, by other sequence numbers than the cookie's: \
+                 only nat and fullnat can answer SYNs with cookies"
             ));
         }
     }
@@ -358,6 +373,11 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
         ("sources", sources),
         ("whenNoServer", Some(word(&WHEN_NO_SERVER, scheduling.when_no_server))),
         ("drain", drain),
+        (
+            "synCookies",
+            (scheduling.syn_cookies != SynCookies::default())
+                .then(|| word(&SYN_COOKIES, scheduling.syn_cookies)),
+        ),
         ("proxyProtocol", scheduling.proxy_protocol.then_some(word(&PROXY_PROTOCOL, ()))),
     ]
 }
@@ -375,6 +395,8 @@ pub fn encode_server(limits: &ServerLimits) -> [(&'static str, Option<Raw>); 3] 
 }
 
 const FLAGS: [(&str, Flag); 2] = [("fallback", Flag::Fallback), ("port", Flag::Port)];
+const SYN_COOKIES: [(&str, SynCookies); 3] =
+    [("auto", SynCookies::Auto), ("always", SynCookies::Always), ("off", SynCookies::Off)];
 const PROXY_PROTOCOL: [(&str, ()); 1] = [("v2", ())];
 const HASHES: [(&str, FlowHash); 2] =
     [("address", FlowHash::Address), ("address-port", FlowHash::AddressPort)];

@@ -48,6 +48,7 @@ prop_compose! {
         files in (prop::option::of("/[a-z]{1,9}"), prop::option::of("/[a-z ]{1,9}x")),
         when_no_server in prop::sample::select(WHEN_NO_SERVER.map(|(_, what)| what).to_vec()),
         drain in prop::option::of((0u64..86_400, any::<bool>())),
+        syn_cookies in prop::sample::select(vec![SynCookies::Auto, SynCookies::Off]),
     ) -> Wish {
         let nets = |set: std::collections::BTreeSet<u8>| {
             set.into_iter().map(|third| format!("192.0.{third}.0/24").parse().unwrap()).collect()
@@ -62,7 +63,7 @@ prop_compose! {
                 allow: nets(allow), deny: nets(deny),
                 allow_file: files.0.map(PathBuf::from), deny_file: files.1.map(PathBuf::from),
             },
-            when_no_server, drain, proxy_protocol: false,
+            when_no_server, drain, proxy_protocol: false, syn_cookies,
         })
     }
 }

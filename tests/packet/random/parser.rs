@@ -9,9 +9,11 @@ use lb_common::{
     destination::Forwarding as Method,
     header::{ethertype, protocol},
     service::OnUnknownFlow,
-    state::{Direction, FIN, RST, SYN, State, step},
+    state::{ACK, Direction, FIN, RST, SYN, State, URG, step},
     verdict::Reason,
 };
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// What becomes of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +90,11 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
             _ => Expected::PASSES,
         };
     }
+    // A lease says itself who may use it.
+    let of_lease = to_pool && whole;
+    if let (true, false, Some(reason)) = (known.is_none(), of_lease, impossible_sender(&tuple)) {
+        return Expected::dropped(reason);
+    }
     if !whole {
         return Expected::dropped(Reason::BadTransport);
     }
@@ -98,6 +105,22 @@ pub fn expected(world: &World, frame: &[u8]) -> Expected {
         Some(Known::Client(flow)) => of_known_flow(world, &packet, *flow),
         _ => of_no_flow(world, &packet),
     }
+}
+
+/// Why nobody can have sent a packet to one of our addresses (RFC 1122, section 3.2.1.3; RFC 4291, section 2.4).
+fn impossible_sender(tuple: &Tuple) -> Option<Reason> {
+    if tuple.source == tuple.destination {
+        return Some(Reason::Land);
+    }
+    let nobody = if tuple.v6 {
+        let source = Ipv6Addr::from(tuple.source);
+        source.is_multicast() || source.is_unspecified() || source.is_loopback()
+    } else {
+        let source = Ipv4Addr::new(tuple.source[0], tuple.source[1], tuple.source[2], tuple.source[3]);
+        let nets = source.octets()[0] == 0 || source.is_loopback();
+        nets || source.is_multicast() || source.is_broadcast()
+    };
+    nobody.then_some(Reason::BadSource)
 }
 
 /// Whether a frame carries a fragment, or an IPv6 packet with the header of one.
@@ -278,7 +301,7 @@ fn of_known_flow(world: &World, packet: &Packet<'_>, index: usize) -> Expected {
         if !packet.has_honest_transport() {
             return Expected::dropped(Reason::BadTransport);
         }
-        if packet.flags() & (RST | FIN) != 0 {
+        if !is_sent(packet.flags()) {
             return Expected::dropped(Reason::BadFlags);
         }
     }
@@ -292,6 +315,17 @@ fn of_known_flow(world: &World, packet: &Packet<'_>, index: usize) -> Expected {
     stepped(flow, index, packet, direction)
 }
 
+/// Whether any stack sends a segment with these flags (RFC 9293): a connection begins with SYN and goes on with ACK, FIN
+/// comes with ACK, RST comes alone or with ACK and is never urgent.
+fn is_sent(flags: u8) -> bool {
+    match flags & (FIN | SYN | RST | ACK) {
+        SYN | ACK => true,
+        RST => flags & URG == 0,
+        both if both == RST | ACK || both == SYN | ACK => flags & URG == 0,
+        both => both == FIN | ACK,
+    }
+}
+
 fn of_no_flow(world: &World, packet: &Packet<'_>) -> Expected {
     if !packet.has_honest_transport() {
         return Expected::dropped(Reason::BadTransport);
@@ -302,7 +336,7 @@ fn of_no_flow(world: &World, packet: &Packet<'_>) -> Expected {
     let Some(index) = world.service_of(&packet.tuple) else { return Expected::PASSES };
     let service = &world.services[index];
     let flags = packet.flags();
-    if packet.is_syn() && flags & (RST | FIN) != 0 {
+    if !packet.tuple.udp && !is_sent(flags) {
         return Expected::dropped(Reason::BadFlags);
     }
     if !packet.tuple.udp && !packet.is_syn() {

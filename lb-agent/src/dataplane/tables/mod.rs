@@ -31,7 +31,7 @@ pub use destinations::{DestinationKey, DestinationSpec, OnNextPacket, Standing, 
 pub use hops::NextHopKey;
 pub use paths::PathChange;
 pub use routes::ClientVia;
-pub use rules::{Access, Persistence, Quic, Rules};
+pub use rules::{Access, Cookies, Persistence, Quic, Rules};
 pub use services::ServiceSpec;
 
 use super::{

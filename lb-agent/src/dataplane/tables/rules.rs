@@ -76,6 +76,18 @@ pub struct Rules {
     pub ftp: bool,
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub proxy: bool,
+    /// TCP under NAT and FULLNAT: when SYNs are answered with cookies.
+    pub cookies: Cookies,
+}
+
+/// When SYNs of a service are answered with cookies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cookies {
+    #[default]
+    Never,
+    /// Above [`lb_common::guard::Guard::cookies_above`].
+    Above,
+    Always,
 }
 
 /// The features of a service.
@@ -89,6 +101,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
             | lb_common::service::Pick::IpvsMhPort
     );
     let persistence = rules.persistence.as_ref();
+    let tcp = spec.protocol == lb_common::header::protocol::TCP;
     let mut all = 0;
     for (set, feature) in [
         (spec.pick.walks() || ipvs_hash || rules.checked || rules.fallback, features::CHOOSE),
@@ -107,6 +120,8 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.udp_inactive, features::UDP_INACTIVE),
         (rules.ftp, features::FTP),
         (rules.proxy, features::PROXY),
+        (tcp && rules.cookies != Cookies::Never, features::COOKIES),
+        (tcp && rules.cookies == Cookies::Always, features::COOKIES_ALWAYS),
         (rules.counted || spec.pick.is_counted(), features::COUNTED),
     ] {
         all |= if set { feature } else { 0 };
