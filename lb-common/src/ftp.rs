@@ -508,20 +508,25 @@ const fn is_blank(byte: u8) -> bool {
 
 /// What the data plane works with, a CPU's own: the segment as it came, what was read, and what is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Dialog {
     pub reader: Reader,
-    /// The payload as it came, as far as it is read.
+    /// The payload as it came, as far as it is read; zeroes behind it.
     pub came: [u8; SEGMENT],
     pub draft: Draft,
+    /// What an active command is made to name.
+    pub local: Address,
+    pub local_port: u32,
+    /// Bytes of the payload, as far as it is read.
+    pub len: u32,
 }
 
-/// A payload that is being written, from right to left.
+/// A payload that is being written: a reply from right to left, a command from left to right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Draft {
     pub bytes: [u8; SEGMENT],
-    /// The place of the byte written last.
+    /// The place of the byte written last (from right to left), or of the next one.
     pub at: u32,
     pub reserved: u32,
 }
@@ -544,6 +549,52 @@ impl Draft {
         self.bytes[(at & 255) as usize] = byte;
     }
 
+    /// Puts a byte behind what was written.
+    #[inline(always)]
+    pub fn push(&mut self, byte: u8) {
+        // Through memory, as above.
+        let place = &raw mut self.at;
+        // SAFETY: a field of ours.
+        let at = unsafe { core::ptr::read_volatile(place) };
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(place, at.wrapping_add(1)) };
+        self.bytes[(at & 255) as usize] = byte;
+    }
+
+    /// Puts a number of at most five digits behind what was written.
+    #[inline(always)]
+    pub fn push_number(&mut self, number: u32) {
+        if number >= 10_000 {
+            self.push(b'0' + (number / 10_000 % 10) as u8);
+        }
+        if number >= 1000 {
+            self.push(b'0' + (number / 1000 % 10) as u8);
+        }
+        if number >= 100 {
+            self.push(b'0' + (number / 100 % 10) as u8);
+        }
+        if number >= 10 {
+            self.push(b'0' + (number / 10 % 10) as u8);
+        }
+        self.push(b'0' + (number % 10) as u8);
+    }
+
+    /// Puts a group of an IPv6 address behind what was written, without leading zeroes (RFC 4291, section 2.2, its first
+    /// form).
+    #[inline(always)]
+    pub fn push_group(&mut self, group: u32) {
+        if group >= 0x1000 {
+            self.push(hexadecimal(group >> 12));
+        }
+        if group >= 0x100 {
+            self.push(hexadecimal(group >> 8));
+        }
+        if group >= 0x10 {
+            self.push(hexadecimal(group >> 4));
+        }
+        self.push(hexadecimal(group));
+    }
+
     /// Puts a number of at most five digits before what was written.
     #[inline(always)]
     pub fn number(&mut self, number: u32) {
@@ -560,6 +611,69 @@ impl Draft {
         if number >= 10_000 {
             self.put(b'0' + (number / 10_000 % 10) as u8);
         }
+    }
+}
+
+/// The lowest four bits as a digit.
+#[inline(always)]
+const fn hexadecimal(number: u32) -> u8 {
+    let digit = (number & 15) as u8;
+    if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }
+}
+
+/// Writes one byte of a segment whose command (PORT, EPRT) is whole: what is neither address nor port is copied, at the
+/// first byte of the address the new address and port are written in the form of the command. To be called for each byte
+/// in order; `draft` begins empty at 0, and its `at` is the new length at the end, beyond [`SEGMENT`] if it does not fit.
+#[inline(always)]
+pub fn rewrite_active(
+    reader: &Reader,
+    came: &[u8; SEGMENT],
+    draft: &mut Draft,
+    at: u32,
+    address: Address,
+    port: u16,
+) {
+    if at == reader.first {
+        write_argument(reader, draft, address, port);
+    }
+    if at < reader.first || at >= reader.end {
+        draft.push(came[(at & 255) as usize]);
+    }
+}
+
+#[inline(always)]
+fn write_argument(reader: &Reader, draft: &mut Draft, address: Address, port: u16) {
+    let old = reader.line == Line::Port as u32;
+    let words = address.words();
+    if reader.family == 6 {
+        for (n, word) in words.into_iter().enumerate() {
+            let pair = u32::from_be(word);
+            if n != 0 {
+                draft.push(b':');
+            }
+            draft.push_group(pair >> 16);
+            draft.push(b':');
+            draft.push_group(pair & 0xffff);
+        }
+    } else {
+        let separator = if old { b',' } else { b'.' };
+        let [a, b, c, d] = words[0].to_ne_bytes();
+        draft.push_number(a as u32);
+        draft.push(separator);
+        draft.push_number(b as u32);
+        draft.push(separator);
+        draft.push_number(c as u32);
+        draft.push(separator);
+        draft.push_number(d as u32);
+    }
+    if old {
+        draft.push(b',');
+        draft.push_number(port as u32 >> 8);
+        draft.push(b',');
+        draft.push_number(port as u32 & 255);
+    } else {
+        draft.push(reader.delimiter as u8);
+        draft.push_number(port as u32);
     }
 }
 

@@ -149,6 +149,8 @@ pub mod programs {
     pub const FTP: (&str, u32) = ("lb_ftp", 10);
     /// SYNs that no service takes: data connections that a control channel announced.
     pub const EXPECTED: (&str, u32) = ("lb_expected", 11);
+    /// Commands for active data connections under FULLNAT.
+    pub const FTP_ACTIVE: (&str, u32) = ("lb_ftp_active", 20);
     /// TCP packets of flows with an extension record.
     pub const SHIFTED: (&str, u32) = ("lb_shifted", 16);
     /// SCTP packets.
@@ -162,9 +164,9 @@ pub mod programs {
     /// SYN cookies.
     pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
     /// All tails.
-    pub const TAILS: [(&str, u32); 17] = [
-        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, EXPECTED, SCTP, SCTP_NEW, ABORT,
-        TUNNEL, SHIFTED, COOKIE,
+    pub const TAILS: [(&str, u32); 18] = [
+        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, FTP_ACTIVE, EXPECTED, SCTP,
+        SCTP_NEW, ABORT, TUNNEL, SHIFTED, COOKIE,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

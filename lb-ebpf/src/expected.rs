@@ -1,7 +1,8 @@
 //! The tail for SYNs that belong to no flow and no service: data connections of FTP that a control channel announced
-//! (`ftp`). A client's goes back to the tail of new flows with its server chosen; a server's becomes a flow here.
+//! (`ftp`, `active`). A client's goes back to the tail of new flows with its server chosen; a server's becomes a flow here.
 
 use crate::{
+    atomic,
     connection::{self, Hit, Inserted},
     count,
     flow::{self, turned},
@@ -12,13 +13,15 @@ use crate::{
     },
     ftp::{TCP, packet_at},
     host, load,
-    packet::{Frame, Packet},
+    maps::LEASES,
+    packet::{Frame, Packet, words},
     schedule, tail,
 };
 use lb_common::{
     connection::{Kind, Value, slack},
     destination::Destination,
     filter::role,
+    lease::lease_index,
     maps::programs,
     state::{self, Direction, State},
     verdict::Reason,
@@ -37,6 +40,9 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
     let Some(packet) = packet_at::<V6>(frame, l3, l4) else { return Err(Reason::ServerTraffic) };
     let now = connection::now();
     let to = host::record_of::<V6>(packet.destination());
+    if to.roles & role::POOL != 0 {
+        return to_local(&packet, to.pool as u32 & 0xff, now);
+    }
     if to.roles & role::VIP != 0 {
         return match from_client(&packet, now) {
             Err(Reason::NoService) => Err(host::unless_refused(to.roles, Reason::NoService)),
@@ -188,4 +194,74 @@ fn from_server<const V6: bool>(packet: &Packet<V6>, now: u16) -> Result<u32, Rea
     count::event(Reason::FlowExpected);
     let hit = Hit { word: held.word, value: replies };
     nat::to_client(packet, hit, target, now)
+}
+
+/// FULLNAT: a server's SYN to a local port that a command of its client was made to name.
+#[inline(always)]
+fn to_local<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+    let ports = packet.ports();
+    let begins = packet.tcp_flags() & (state::SYN | state::ACK | state::RST | state::FIN) == state::SYN;
+    let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
+    let lease = Leased::of(index, now).ok_or(Reason::NoLease)?;
+    let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
+    may_serve(Destination::vrrp_of(target.flags()))?;
+    let (server, source) = (target.address::<V6>(), packet.source());
+    let stranger = server[0] != source[0] || server[1] != source[1] || ports as u16 == 0;
+    if !begins || stranger || lease.word.state() != State::Listen as u8 {
+        return Err(Reason::WrongServer);
+    }
+    // SAFETY: a map value.
+    let (client, announced) = unsafe {
+        (
+            words::<V6>(&raw const (*lease.record).client),
+            core::ptr::read_volatile(&raw const (*lease.record).ports),
+        )
+    };
+    if !lease.is_unchanged() {
+        return Err(Reason::NoLease);
+    }
+    let client_ports = announced & 0xffff | ports << 16;
+    let own = flow::place::<V6>(client, target.vip::<V6>(), client_ports, TCP);
+    if let Some(other) = connection::find_rarely(&own, now) {
+        if !state::syn_starts_anew(other.value.state(), Direction::Input) {
+            return Err(Reason::ReplyConflict);
+        }
+        forget(&other, now);
+    }
+    let until = deadline(&target, State::SynSent, now);
+    let word = Value::flow(Kind::FullNat, target.index, own.first, State::SynSent, until);
+    let entry = Value::full_nat(index, own.first, State::SynSent, until);
+    // An entry whose lease has another owner still is none.
+    if let Inserted::Full =
+        connection::insert::<V6>(&own, entry, now, nat::address(client), client_ports, false)
+    {
+        return Err(Reason::TableFull);
+    }
+    if lb_lease_begins(index, lease.word.0, word.0, own.identity, client_ports) == 0 {
+        // Another CPU has seen the SYN too; or the command was taken back.
+        if let Some(hit) = connection::find_rarely(&own, now) {
+            hit.replace(Value::EMPTY);
+        }
+        return Err(Reason::NoLease);
+    }
+    count::event(Reason::FlowExpected);
+    fullnat::to_client::<V6, true>(packet, pool, now)
+}
+
+/// An announced lease becomes a flow's; 0 when it is no longer the one whose word is `old`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_lease_begins(index: u32, old: u64, new: u64, identity: u64, ports: u32) -> u64 {
+    let Some(line) = LEASES.get_ptr_mut(index) else { return 0 };
+    if !atomic::exchange(fullnat::word_of(line), old, Value::BUSY.0) {
+        return 0;
+    }
+    // SAFETY: the line is ours (BUSY); readers look at the word again after reading the rest.
+    unsafe {
+        atomic::store(&raw mut (*line).owner, identity);
+        core::ptr::write_volatile(&raw mut (*line).ports, ports);
+    }
+    atomic::store(fullnat::word_of(line), new);
+    load::lb_recount(old, new);
+    1
 }

@@ -3,7 +3,8 @@
 //! on (`expected`). A tail: of a service whose record asks for it, and there only what goes to or comes from its port.
 //!
 //! What is expected is an entry of the connection table in state LISTEN whose unknown port is 0, which no flow has:
-//! from the client to a port of the VIP (passive), or the reply of a real server to a port of the client (active).
+//! from the client to a port of the VIP (passive), or the reply of a real server to a port of the client (active, NAT).
+//! Active under FULLNAT it is a lease in that state (`active`).
 
 use crate::{
     connection::{self, Inserted},
@@ -13,7 +14,7 @@ use crate::{
     host, load,
     maps::DIALOG,
     packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque, store16, words},
-    tail,
+    shifted, tail,
 };
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_xdp_load_bytes, bpf_xdp_store_bytes};
 use lb_common::{
@@ -25,6 +26,7 @@ use lb_common::{
     ftp::{Dialog, FIRST_DATA_PORT, Line, Reader, SEGMENT, Speaker, rewrite_passive},
     header::{IPV4, IPV6},
     lease::lease_index,
+    maps::programs,
     state::State,
     verdict::Reason,
 };
@@ -68,6 +70,9 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         let client = words::<V6>(unsafe { &raw const (*lease.record).client });
         may_serve(Destination::vrrp_of(target.flags()))?;
         of_server(&packet, &target, client, now)?;
+        if shifted::is_extended(lease.word) {
+            return Err(shifted::call_read(&frame, pool + 1));
+        }
         let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
         return fullnat::to_client::<V6, true>(&packet, pool, now);
     }
@@ -84,10 +89,18 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     may_serve(Destination::vrrp_of(target.flags()))?;
     if kind == Kind::NatReply as u8 {
         of_server(&packet, &target, packet.destination(), now)?;
+        if shifted::is_extended(hit.value) {
+            return Err(shifted::call_read(&frame, 0));
+        }
         let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
         return nat::to_client(&packet, hit, target, now);
     }
-    of_client(&packet, &target, now)?;
+    if of_client(&packet, &target, now)? {
+        return Err(tail::call(&frame, programs::FTP_ACTIVE));
+    }
+    if shifted::is_extended(hit.value) {
+        return Err(shifted::call_read(&frame, 0));
+    }
     let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
     forward::to_server(&packet, hit, &place, target, now)
 }
@@ -96,12 +109,15 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
 #[inline(always)]
 fn listen<const V6: bool>(packet: &Packet<V6>, speaker: Speaker) -> Option<&'static mut Dialog> {
     let header = (load8(packet.transport, 12) >> 4) as u32 * 4;
-    let before = (packet.l4 - packet.l3) as u32 + header;
-    let len = packet.ip_len().wrapping_sub(before);
-    if header < 20 || packet.ip_len() <= before {
+    let len = payload_len(packet);
+    if header < 20 || len == 0 {
         return None;
     }
     let dialog = dialog()?;
+    for word in 0..SEGMENT / 8 {
+        // SAFETY: inside the field, which a word's address divides. Volatile, or it would become a call.
+        unsafe { core::ptr::write_volatile((&raw mut dialog.came).cast::<u64>().add(word), 0) };
+    }
     dialog.reader = Reader::new(speaker);
     let len = if len > SEGMENT as u32 { SEGMENT as u32 } else { len };
     // One to SEGMENT: that a number is not 0 does not tell Linux 6.1 that it is 1 at least.
@@ -114,6 +130,7 @@ fn listen<const V6: bool>(packet: &Packet<V6>, speaker: Speaker) -> Option<&'sta
     if read != 0 {
         return None;
     }
+    dialog.len = len as u32;
     lb_ftp_read(len as u32);
     let reader = &dialog.reader;
     if reader.is_cut() {
@@ -124,9 +141,16 @@ fn listen<const V6: bool>(packet: &Packet<V6>, speaker: Speaker) -> Option<&'sta
     if reader.is_whole() { Some(dialog) } else { None }
 }
 
+/// Bytes behind the TCP header.
+#[inline(always)]
+fn payload_len<const V6: bool>(packet: &Packet<V6>) -> u32 {
+    let header = (load8(packet.transport, 12) >> 4) as u32 * 4;
+    packet.ip_len().saturating_sub((packet.l4 - packet.l3) as u32 + header)
+}
+
 /// This CPU's dialog.
 #[inline(always)]
-fn dialog() -> Option<&'static mut Dialog> {
+pub fn dialog() -> Option<&'static mut Dialog> {
     // SAFETY: a per-CPU value; XDP programs do not interrupt each other on a CPU.
     DIALOG.get_ptr_mut(0).map(|p| unsafe { &mut *p })
 }
@@ -265,15 +289,16 @@ fn expect<const V6: bool>(target: &Target, client: Words, port: u16, now: u16) -
 
 /// When an announcement is over: as long as a connection may take to be set up.
 #[inline(always)]
-fn deadline(target: &Target, now: u16) -> u16 {
+pub fn deadline(target: &Target, now: u16) -> u16 {
     let timeout = flow::timeout_of(target.service(), State::SynReceived as u8);
     now.wrapping_add(timeout).wrapping_add(slack(timeout, false))
 }
 
-/// A command of the client's: an active data connection is expected.
+/// A command of the client's: an active data connection is expected. True when the command is to be rewritten first, by
+/// the tail that does that (FULLNAT).
 #[inline(always)]
-fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> Result<(), Reason> {
-    let Some(dialog) = listen(packet, Speaker::Client) else { return Ok(()) };
+fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> Result<bool, Reason> {
+    let Some(dialog) = listen(packet, Speaker::Client) else { return Ok(false) };
     let reader = &dialog.reader;
     let client = packet.source();
     let family = if V6 { 6 } else { 4 };
@@ -285,9 +310,12 @@ fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> 
         return Err(Reason::FtpRefused);
     }
     if let Forwarding::FullNat = target.forwarding() {
-        // The server cannot reach the client, and says so: the address is not that of who asks.
-        count::event(Reason::FtpActive);
-        return Ok(());
+        // Its sum is taken over all of it.
+        let whole = dialog.len == payload_len(packet);
+        if !whole {
+            count::event(Reason::FtpCut);
+        }
+        return Ok(whole);
     }
     // The reply entry of this channel says how the client is reached.
     let own = turned(nat::server_ports(packet.ports(), target));
@@ -308,5 +336,5 @@ fn of_client<const V6: bool>(packet: &Packet<V6>, target: &Target, now: u16) -> 
         }
     }
     count::event(Reason::FtpAnnounced);
-    Ok(())
+    Ok(false)
 }

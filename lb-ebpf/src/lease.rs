@@ -26,11 +26,27 @@ pub fn take<const V6: bool>(service: u32, place: &Place, word: Value, now: u16) 
     if index == 0 { None } else { Some(index as u32 - 1) }
 }
 
-/// [`take`], as a global function: its loop is verified once. The index plus one, or 0.
+/// As [`take`], of one local address.
+#[inline(always)]
+pub fn take_at<const V6: bool>(
+    service: u32,
+    place: &Place,
+    word: Value,
+    now: u16,
+    address: u32,
+) -> Option<u32> {
+    let only = (address + 1) << 8 | if V6 { 6 } else { 4 };
+    let index = lb_take_lease(service, place.identity, word.0, now as u32, only);
+    if index == 0 { None } else { Some(index as u32 - 1) }
+}
+
+/// [`take`], as a global function: its loop is verified once. `family` has the only local address plus one above its low
+/// byte; 0 is any. The index plus one, or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, family: u32) -> u64 {
     let now = now as u16;
+    let (only, family) = (family >> 8, family & 0xff);
     let Some(client) = crate::tail::scratch() else { return 0 };
     let Some(service) = crate::flow::service(service) else { return 0 };
     // SAFETY: a map value.
@@ -58,7 +74,7 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
             }
         } else {
             probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
-            address = first + (probe >> 24) % len;
+            address = if only == 0 { first + (probe >> 24) % len } else { only - 1 };
         }
         let Some(pool) = POOL.get_ptr(address & 0xff) else { continue };
         // SAFETY: a map value.

@@ -7,6 +7,7 @@
 #![allow(internal_features)]
 
 mod abort;
+mod active;
 mod answer;
 mod arp;
 mod atomic;
@@ -171,6 +172,14 @@ pub fn lb_fragment(ctx: XdpContext) -> u32 {
 pub fn lb_ftp(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, ftp::handle(frame))
+}
+
+/// Commands for active data connections under FULLNAT.
+#[xdp]
+#[inline(always)]
+pub fn lb_ftp_active(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, active::handle(frame))
 }
 
 /// SYNs that no service takes.

@@ -162,7 +162,89 @@ fn a_reply_keeps_its_length_with_another_address() {
     }
 }
 
+/// A segment with an active command, made to name another address and port; and its new length, beyond [`SEGMENT`] when
+/// it does not fit.
+fn renamed(text: &str, address: IpAddr, port: u16) -> (String, u32) {
+    let reader = Reader::read(Speaker::Client, text.as_bytes());
+    assert!(reader.is_whole(), "{text:?}");
+    let mut came = [0; SEGMENT];
+    came[..text.len()].copy_from_slice(text.as_bytes());
+    let mut draft = Draft::of([0; SEGMENT], 0);
+    for at in 0..text.len() as u32 {
+        rewrite_active(&reader, &came, &mut draft, at, address.into(), port);
+    }
+    let written = (draft.at as usize).min(SEGMENT);
+    (String::from_utf8_lossy(&draft.bytes[..written]).into_owned(), draft.at)
+}
+
+#[test]
+fn a_command_is_made_to_name_another_address_in_its_own_form() {
+    for (text, address, port, expected) in [
+        ("PORT 198,51,100,7,195,80\r\n", "10.0.0.200", 1024, "PORT 10,0,0,200,4,0\r\n"),
+        ("PORT 1,2,3,4,5,6\r\n", "203.100.113.100", 65_535, "PORT 203,100,113,100,255,255\r\n"),
+        ("port  1,2,3,4,5,6 \n", "9.8.7.6", 2560, "port  9,8,7,6,10,0 \n"),
+        (
+            "NOOP\r\nPORT 1,2,3,4,5,6\r\nNOOP\r\n",
+            "9.8.7.60",
+            4242,
+            "NOOP\r\nPORT 9,8,7,60,16,146\r\nNOOP\r\n",
+        ),
+        ("EPRT |1|198.51.100.7|50000|\r\n", "10.0.0.200", 1024, "EPRT |1|10.0.0.200|1024|\r\n"),
+        ("EPRT !2!2001:db8::7!40000!\r\n", "fd00::b:200", 6000, "EPRT !2!fd00:0:0:0:0:0:b:200!6000!\r\n"),
+        (
+            "EPRT |2|::1|1|\r\n",
+            "1234:567:89:a:bcde:f0:0:1",
+            10_000,
+            "EPRT |2|1234:567:89:a:bcde:f0:0:1|10000|\r\n",
+        ),
+    ] {
+        let (renamed, len) = renamed(text, address.parse().unwrap(), port);
+        assert_eq!((renamed.as_str(), len as usize), (expected, expected.len()), "{text:?}");
+    }
+}
+
+#[test]
+fn a_segment_that_becomes_too_long_says_so() {
+    let text = format!("PORT 1,2,3,4,5,6\r\n{}", "x".repeat(SEGMENT - 18));
+    let (_, len) = renamed(&text, IpAddr::from([203, 100, 113, 100]), 65_535);
+    assert_eq!(len as usize, SEGMENT + 12);
+}
+
 proptest! {
+    #[test]
+    fn a_renamed_command_says_the_new_address_and_all_else_stays(
+        v6: bool,
+        old: bool,
+        from: [u16; 8],
+        to: [u16; 8],
+        ports in (1u16.., 1u16..),
+        after in "[A-Z]{0,9}",
+    ) {
+        let of = |groups: [u16; 8]| -> IpAddr {
+            let v4 = Ipv4Addr::from(u32::from(groups[0]) << 16 | u32::from(groups[1]));
+            if v6 { Ipv6Addr::from(groups).into() } else { v4.into() }
+        };
+        let (client, local) = (of(from), of(to));
+        prop_assume!(!v6 || !client.to_string().contains('.'));
+        let write = |address: IpAddr, port: u16| match address {
+            IpAddr::V4(v4) if old => {
+                let [a, b, c, d] = v4.octets();
+                format!("{a},{b},{c},{d},{},{}", port >> 8, port & 255)
+            }
+            IpAddr::V4(v4) => format!("{v4}|{port}"),
+            IpAddr::V6(v6) => format!("{}|{port}", v6.segments().map(|group| format!("{group:x}")).join(":")),
+        };
+        let around = |argument: String| match (v6, old) {
+            (false, true) => format!("PORT {argument}\r\n{after}"),
+            (false, false) => format!("EPRT |1|{argument}|\r\n{after}"),
+            (true, _) => format!("EPRT |2|{argument}|\r\n{after}"),
+        };
+        let text = around(if v6 { format!("{client}|{}", ports.0) } else { write(client, ports.0) });
+        let (new, len) = renamed(&text, local, ports.1);
+        prop_assert_eq!(len as usize, new.len());
+        prop_assert_eq!(new, around(write(local, ports.1)));
+    }
+
     #[test]
     fn any_bytes_are_read_without_a_fault(server: bool, payload in proptest::collection::vec(any::<u8>(), 0..300)) {
         let speaker = if server { Speaker::Server } else { Speaker::Client };

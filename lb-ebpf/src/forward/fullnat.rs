@@ -19,7 +19,7 @@ use lb_common::{
     destination::{Destination, flags},
     lease::{Lease, PoolAddress, lease_index},
     maps::programs,
-    state::Direction,
+    state::{Direction, State},
     verdict::Reason,
 };
 
@@ -174,7 +174,9 @@ pub fn to_client<const V6: bool, const SHIFTED: bool>(
     let own = if packet.sctp { flags::SCTP } else { (packet.udp as u32) * flags::UDP };
     let same = target.flags() & (flags::UDP | flags::SCTP) == own;
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
-        return Err(Reason::WrongServer);
+        // A port that was announced to the server (FTP), whose own nobody knows yet.
+        let announced = lease.word.state() == State::Listen as u8 && !packet.udp && !packet.sctp;
+        return Err(if announced { tail::call_with(packet, programs::EXPECTED) } else { Reason::WrongServer });
     }
     fits_mtu(packet, mtu, &target)?;
     if target.flags() & flags::REPLY_ATTENTION != 0 && !packet.udp {
