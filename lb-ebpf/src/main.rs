@@ -15,6 +15,7 @@ mod choose;
 mod connection;
 mod cookie;
 mod count;
+mod echo;
 mod egress;
 mod expected;
 mod extension;
