@@ -12,11 +12,7 @@ use crate::{
     count,
     extension::{Claimed, Held},
     flow,
-    forward::{
-        self, Target,
-        fullnat::Leased,
-        nat,
-    },
+    forward::{self, Target, fullnat::Leased, nat},
     ftp::{TCP, deadline, dialog, packet_at},
     lease, load,
     maps::POOL,
@@ -73,7 +69,7 @@ fn asked<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     // Words that each branch makes anew: what one of them knows of its record is nothing for the other.
     let (lease, shift, duties) = if extended {
         let Some(held) = Held::of(place.identity, now) else {
-            return Err(shifted::call_read(&frame, 0));
+            return Err(shifted::call_read(&frame, 0, 0));
         };
         let shifts = held.shifts(place.identity).ok_or(Reason::FtpEarly)?;
         let last = last_of(&held, shifts.duties);
@@ -115,7 +111,7 @@ fn asked<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         extend(&place, &hit, &control, new, note, now)?;
     }
     replace(&packet, dialog, len, by)?;
-    Err(shifted::call_read(&frame, 0))
+    Err(shifted::call_read(&frame, 0, by))
 }
 
 /// The last command, if there was one.
@@ -207,7 +203,8 @@ fn remember(held: &Held, old: Shift, new: Shift, duties: u64, note: Announced) -
             return Err(Reason::FtpEarly);
         }
         atomic::store(&raw mut (*record).note, note.word());
-        if duties & duty::FTP == 0 && !atomic::exchange(&raw mut (*record).duties, duties, duties | duty::FTP) {
+        if duties & duty::FTP == 0 && !atomic::exchange(&raw mut (*record).duties, duties, duties | duty::FTP)
+        {
             return Err(Reason::FtpEarly);
         }
     }

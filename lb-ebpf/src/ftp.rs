@@ -71,7 +71,7 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         may_serve(Destination::vrrp_of(target.flags()))?;
         of_server(&packet, &target, client, now)?;
         if shifted::is_extended(lease.word) {
-            return Err(shifted::call_read(&frame, pool + 1));
+            return Err(shifted::call_read(&frame, pool + 1, 0));
         }
         let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
         return fullnat::to_client::<V6, true>(&packet, pool, now);
@@ -90,7 +90,7 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     if kind == Kind::NatReply as u8 {
         of_server(&packet, &target, packet.destination(), now)?;
         if shifted::is_extended(hit.value) {
-            return Err(shifted::call_read(&frame, 0));
+            return Err(shifted::call_read(&frame, 0, 0));
         }
         let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
         return nat::to_client(&packet, hit, target, now);
@@ -99,7 +99,7 @@ fn heard<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
         return Err(tail::call(&frame, programs::FTP_ACTIVE));
     }
     if shifted::is_extended(hit.value) {
-        return Err(shifted::call_read(&frame, 0));
+        return Err(shifted::call_read(&frame, 0, 0));
     }
     let packet = packet_at::<V6>(Frame::new(frame.ctx), l3, l4).ok_or(Reason::Internal)?;
     forward::to_server(&packet, hit, &place, target, now)
@@ -124,9 +124,8 @@ fn listen<const V6: bool>(packet: &Packet<V6>, speaker: Speaker) -> Option<&'sta
     let len = (opaque(len as u64 - 1) & (SEGMENT as u64 - 1)) + 1;
     let offset = packet.l4 as u32 + header;
     // SAFETY: `came` has SEGMENT bytes, and `len` is no more; the kernel checks the frame's (Linux 5.18).
-    let read = unsafe {
-        bpf_xdp_load_bytes(packet.frame.ctx, offset, (&raw mut dialog.came).cast(), len as u32)
-    };
+    let read =
+        unsafe { bpf_xdp_load_bytes(packet.frame.ctx, offset, (&raw mut dialog.came).cast(), len as u32) };
     if read != 0 {
         return None;
     }

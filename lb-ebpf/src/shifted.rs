@@ -52,11 +52,12 @@ pub fn call_attended<const V6: bool>(packet: &Packet<V6>) -> Reason {
     call(packet, ATTENDED)
 }
 
-/// As [`call`], from where the packet of a control channel was read, whose headers the scratch record knows still.
+/// As [`call`], from where the packet of a control channel was read, whose headers the scratch record knows still. `longer`:
+/// by how many bytes it became so, -128 to 127; counted is what came.
 #[inline(always)]
-pub fn call_read(frame: &Frame, pool: u32) -> Reason {
+pub fn call_read(frame: &Frame, pool: u32, longer: i32) -> Reason {
     if let Some(scratch) = tail::scratch() {
-        scratch.cell = pool | ATTENDED | READ;
+        scratch.cell = pool | (longer as u8 as u32) << 16 | ATTENDED | READ;
     }
     tail::call(frame, programs::SHIFTED)
 }
@@ -78,7 +79,8 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, cell: u32) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let transport = frame.at_dynamic(l4, 20).ok_or(Reason::BadTransport)?;
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
+    let bytes = frame.len().wrapping_sub((cell >> 16) as i8 as u32);
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes };
     let len = ip_len::<V6>(ip);
     let header = packet.tcp_header() as u32;
     if len > frame.len() - l3 as u32 || header < 20 || len < (l4 - l3) as u32 + header {
@@ -143,12 +145,7 @@ fn to_leased<const V6: bool>(
 
 /// What the straight line asks before it forwards ([`crate::ingress::known`]).
 #[inline(always)]
-fn attend<const V6: bool>(
-    packet: &Packet<V6>,
-    hit: &Hit,
-    target: &Target,
-    cell: u32,
-) -> Result<(), Reason> {
+fn attend<const V6: bool>(packet: &Packet<V6>, hit: &Hit, target: &Target, cell: u32) -> Result<(), Reason> {
     if cell & ATTENDED == 0 && target.wants_attention() {
         if flow::leaves(hit, target.flags(), packet.protocol()) {
             return Err(tail::call_new(packet));

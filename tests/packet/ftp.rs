@@ -16,6 +16,47 @@ const CLIENT_PORT: u16 = 40_000;
 const DATA: u16 = 50_000;
 const METHODS: [Method; 2] = [Method::Nat, Method::FullNat];
 
+/// The addresses of the pool.
+fn locals(v6: bool) -> [IpAddr; 2] {
+    let next = |last: u8| last ^ 1;
+    let other = match local(v6) {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            [a, b, c, next(d)].into()
+        }
+        IpAddr::V6(address) => {
+            let mut octets = address.octets();
+            octets[15] = next(octets[15]);
+            octets.into()
+        }
+    };
+    [local(v6), other]
+}
+
+/// Sequence number and acknowledgement.
+type Numbers = (u32, u32);
+
+fn numbered(packet: Packet, numbers: Numbers) -> Packet {
+    packet.with(|p| {
+        if let Transport::Tcp { sequence, acknowledged, .. } = &mut p.transport {
+            (*sequence, *acknowledged) = numbers;
+        }
+    })
+}
+
+/// Where a command says that the client is, in the plainest way.
+fn named(command: &str) -> (IpAddr, u16) {
+    let command = command.trim_end();
+    if let Some(numbers) = command.to_uppercase().strip_prefix("PORT ") {
+        let n: Vec<u8> = numbers.split(',').map(|n| n.parse().expect("a number")).collect();
+        assert_eq!(n.len(), 6, "{command}");
+        return ([n[0], n[1], n[2], n[3]].into(), u16::from_be_bytes([n[4], n[5]]));
+    }
+    let parts: Vec<&str> = command.split('|').collect();
+    assert_eq!(parts.len(), 5, "{command}");
+    (parts[2].parse().expect("an address"), parts[3].parse().expect("a port"))
+}
+
 /// A service with an established control channel to one of its two servers.
 struct Ftp {
     world: World,
@@ -34,7 +75,7 @@ impl Ftp {
         let mut world = World::new();
         let mut spec = world.spec("ftp", vip(v6), crate::frame::TCP, &[Ports::One(CONTROL)]);
         if method == Method::FullNat {
-            spec.pool = Some(world.pool(local(v6), (1, 1)));
+            spec.pool = Some(world.pool_of(&locals(v6), (1, 1)));
         }
         spec.rules.ftp = true;
         change(&mut spec);
@@ -442,13 +483,235 @@ fn a_bounce_is_refused() {
     }
 }
 
+/// FULLNAT: what a command becomes, and what comes of it.
+impl Ftp {
+    fn fullnat() -> impl Iterator<Item = Ftp> {
+        [false, true].into_iter().map(|v6| Ftp::new(Method::FullNat, v6))
+    }
+
+    /// The client says something with these numbers; what the server reads, whose numbers must be those.
+    fn passes(&mut self, text: &str, numbers: Numbers, becomes: Numbers) -> (String, Vec<Reason>) {
+        let packet = self.to_vip(CLIENT_PORT, CONTROL, ACK).with(|p| p.payload = text.into());
+        let packet = numbered(packet, numbers);
+        let seen = self.world.send(&packet.bytes());
+        let name = format!("{} {text:?}", self.name());
+        assert_eq!(seen.counted, Counted::In(self.destinations[0]), "{name}");
+        let read = seen.frame[packet.l4() + 20..].to_vec();
+        let from = self.seen_by_server(CLIENT_PORT, CONTROL);
+        let out = numbered(packet, becomes).with(|p| {
+            (p.to, p.from) = (mac_of(self.real(0)), DIRECTOR);
+            p.ttl -= 1;
+            (p.source, p.destination) = (from.0, self.real(0));
+            p.set_ports((from.1, CONTROL));
+            p.payload = read.clone();
+        });
+        same_frame(&name, &seen.frame, &out.bytes());
+        (String::from_utf8(read).expect("text"), seen.events)
+    }
+
+    /// The server says something with these numbers; what the client reads, whose numbers must be those.
+    fn answers(&mut self, text: &str, numbers: Numbers, becomes: Numbers) -> (String, Vec<Reason>) {
+        let packet = self.server_says(0, CONTROL, CLIENT_PORT, ACK).with(|p| p.payload = text.into());
+        let packet = numbered(packet, numbers);
+        let seen = self.world.send(&packet.bytes());
+        let name = format!("{} {text:?}", self.name());
+        assert_eq!(seen.counted, Counted::Out(self.destinations[0]), "{name}");
+        let read = payload(&seen.frame, text.len());
+        let out = numbered(packet, becomes).with(|p| {
+            (p.to, p.from) = (GATEWAY, DIRECTOR);
+            p.ttl -= 1;
+            (p.source, p.destination) = (vip(self.v6), self.peer());
+            p.set_ports((CONTROL, CLIENT_PORT));
+            p.payload = read.clone();
+        });
+        same_frame(&name, &seen.frame, &out.bytes());
+        (String::from_utf8(read).expect("text"), seen.events)
+    }
+
+    /// A first command, at sequence number 1000: where the server is told to go.
+    fn asks(&mut self, command: &str) -> (IpAddr, u16) {
+        let (read, events) = self.passes(command, (1000, 1), (1000, 1));
+        assert_eq!(events, [Reason::FtpAnnounced], "{} {command:?}", self.name());
+        named(&read)
+    }
+
+    /// A segment of server `n` from a port of its own to where it was told to go.
+    fn comes(&self, n: usize, from: u16, to: (IpAddr, u16), flags: u8) -> Packet {
+        Packet::tcp((self.real(n), from), to, flags).with(|p| p.from = mac_of(self.real(n)))
+    }
+}
+
 #[test]
-fn fullnat_leaves_active_connections_to_the_server_to_refuse() {
+fn an_active_command_under_fullnat_names_a_local_port_where_the_server_is_taken_to_the_client() {
     for v6 in [false, true] {
-        let mut ftp = Ftp::new(Method::FullNat, v6);
-        for command in ftp.active(DATA) {
-            assert_eq!(ftp.said(&command), [Reason::FtpActive], "{command:?}");
+        for n in 0..2 {
+            let mut ftp = Ftp::new(Method::FullNat, v6);
+            let command = &ftp.active(DATA)[n];
+            let name = format!("{} {command:?}", ftp.name());
+            let to = ftp.asks(command);
+            let control = ftp.seen_by_server(CLIENT_PORT, CONTROL);
+            assert_eq!(to.0, control.0, "{name}: whom the server talks to");
+            assert!(to.1 != control.1 && to.1 >= 1024, "{name}: {to:?}");
+            // Port 20 is the custom, and nobody must.
+            let from = [20, 33_000][n];
+            let syn = ftp.comes(0, from, to, SYN);
+            let out = syn.clone().with(|p| {
+                (p.to, p.from) = (GATEWAY, DIRECTOR);
+                p.ttl -= 1;
+                (p.source, p.destination) = (vip(v6), ftp.peer());
+                p.set_ports((from, DATA));
+            });
+            for events in [&[Reason::FlowExpected][..], &[]] {
+                let seen = ftp.world.send(&syn.bytes());
+                assert_eq!(seen.counted, Counted::Out(ftp.destinations[0]), "{name}");
+                assert_eq!(seen.events, events, "{name}");
+                same_frame(&name, &seen.frame, &out.bytes());
+            }
+            for flags in [SYN | ACK, SYN | ACK, ACK] {
+                let answer = ftp.to_vip(DATA, from, flags);
+                let seen = ftp.world.send(&answer.bytes());
+                assert_eq!(seen.counted, Counted::In(ftp.destinations[0]), "{name}");
+                assert_eq!(seen.events, [], "{name}");
+                let out = answer.with(|p| {
+                    (p.to, p.from) = (mac_of(ftp.real(0)), DIRECTOR);
+                    p.ttl -= 1;
+                    (p.source, p.destination) = (to.0, ftp.real(0));
+                    p.set_ports((to.1, from));
+                });
+                same_frame(&name, &seen.frame, &out.bytes());
+            }
+            assert_eq!(ftp.state_of(DATA, from), Some(State::Established.into_flow()), "{name}");
+            // What it carries is not read.
+            let data =
+                ftp.comes(0, from, to, ACK).with(|p| p.payload = b"227 x (10,0,0,11,195,80)\r\n".into());
+            let seen = ftp.world.send(&data.bytes());
+            assert_eq!(
+                (seen.counted, &seen.events[..]),
+                (Counted::Out(ftp.destinations[0]), &[][..]),
+                "{name}"
+            );
         }
+    }
+}
+
+#[test]
+fn what_follows_a_command_that_became_longer_or_shorter_is_shifted_both_ways() {
+    for mut ftp in Ftp::fullnat() {
+        let name = ftp.name();
+        // Numbers run over.
+        let (mut client, mut server, mut by) = (0xffff_ffd0_u32, 7000_u32, 0_u32);
+        for round in 0..6_u16 {
+            let command = &ftp.active(DATA + round)[usize::from(round) % 2];
+            let (before, after) = ((client, server), (client.wrapping_add(by), server));
+            let (read, events) = ftp.passes(command, before, after);
+            assert_eq!(events, [Reason::FtpAnnounced], "{name}, {round}");
+            let to = named(&read);
+            assert_eq!(
+                (read.len() < command.len(), read.len() > command.len()),
+                (!ftp.v6, ftp.v6),
+                "{read:?}"
+            );
+            // Sent again it says the same.
+            assert_eq!(ftp.passes(command, before, after), (read.clone(), vec![]), "{name}, {round}");
+            // The next one waits until the server has it.
+            let early = ftp.active(DATA + 100)[0].clone();
+            let early = ftp.to_vip(CLIENT_PORT, CONTROL, ACK).with(|p| p.payload = early.into());
+            let early = numbered(early, (client.wrapping_add(command.len() as u32), server));
+            ftp.world.ends(&name, &early, Reason::FtpEarly);
+            client = client.wrapping_add(command.len() as u32);
+            by = by.wrapping_add(read.len() as u32).wrapping_sub(command.len() as u32);
+            let reply = "200 PORT command successful. Consider using PASV.\r\n";
+            let (heard, events) = ftp.answers(reply, (server, client.wrapping_add(by)), (server, client));
+            assert_eq!((heard.as_str(), &events[..]), (reply, &[][..]), "{name}, {round}");
+            server = server.wrapping_add(reply.len() as u32);
+            // Between them: the server comes, and the client goes on.
+            let syn = ftp.comes(0, 20, to, SYN);
+            assert_eq!(
+                ftp.world.send(&syn.bytes()).counted,
+                Counted::Out(ftp.destinations[0]),
+                "{name}, {round}"
+            );
+            let text = "RETR file\r\n";
+            let (read, events) = ftp.passes(text, (client, server), (client.wrapping_add(by), server));
+            assert_eq!((read.as_str(), &events[..]), (text, &[][..]), "{name}, {round}");
+            client = client.wrapping_add(text.len() as u32);
+            // A passive connection among them.
+            let text = ftp.passive(0, DATA + round);
+            let (heard, events) = ftp.answers(&text, (server, client.wrapping_add(by)), (server, client));
+            assert_eq!(heard, ftp.passive_at_vip(DATA + round), "{name}, {round}");
+            assert_eq!(events, [Reason::FtpAnnounced], "{name}, {round}");
+            server = server.wrapping_add(text.len() as u32);
+        }
+    }
+}
+
+#[test]
+fn nobody_but_the_server_of_the_channel_reaches_the_client_by_its_local_port() {
+    for mut ftp in Ftp::fullnat() {
+        let to = ftp.asks(&ftp.active(DATA)[0].clone());
+        let udp = Packet::udp((ftp.real(0), 20), to).with(|p| p.from = mac_of(server(ftp.v6, 11)));
+        for (case, packet, reason) in [
+            ("another server", ftp.comes(1, 20, to, SYN), Reason::WrongServer),
+            ("another port", ftp.comes(0, 20, (to.0, to.1 ^ 1), SYN), Reason::NoLease),
+            ("no SYN", ftp.comes(0, 20, to, ACK), Reason::WrongServer),
+            ("a SYN-ACK", ftp.comes(0, 20, to, SYN | ACK), Reason::WrongServer),
+            ("another protocol", udp, Reason::WrongServer),
+        ] {
+            ftp.world.ends(case, &packet, reason);
+        }
+        let syn = ftp.comes(0, 20, to, SYN);
+        assert_eq!(ftp.world.send(&syn.bytes()).counted, Counted::Out(ftp.destinations[0]));
+        ftp.world.ends("from another port", &ftp.comes(0, 21_000, to, SYN), Reason::WrongServer);
+    }
+    for mut ftp in Ftp::fullnat() {
+        let to = ftp.asks(&ftp.active(DATA)[1].clone());
+        ftp.world.expire_all();
+        ftp.world.ends("too late", &ftp.comes(0, 20, to, SYN), Reason::NoLease);
+    }
+}
+
+#[test]
+fn a_further_command_takes_the_last_one_back() {
+    for mut ftp in Ftp::fullnat() {
+        let [first, second] = [DATA, DATA + 1].map(|port| ftp.active(port)[1].clone());
+        let to = ftp.asks(&first);
+        let len = |text: &str| text.len() as u32;
+        let (read, _) = ftp.passes(&first, (1000, 1), (1000, 1));
+        ftp.answers("200 Yes.\r\n", (1, 1000 + len(&read)), (1, 1000 + len(&first)));
+        let (read, events) = ftp.passes(&second, (1000 + len(&first), 11), (1000 + len(&read), 11));
+        assert_eq!(events, [Reason::FtpAnnounced]);
+        let now = named(&read);
+        // The one that was given back may be taken again.
+        if to != now {
+            ftp.world.ends("the first", &ftp.comes(0, 20, to, SYN), Reason::NoLease);
+        }
+        let syn = ftp.comes(0, 20, now, SYN);
+        assert_eq!(ftp.world.send(&syn.bytes()).counted, Counted::Out(ftp.destinations[0]));
+    }
+}
+
+#[test]
+fn an_active_command_that_cannot_be_rewritten_goes_on_or_ends_by_its_length() {
+    let mut ftp = Ftp::new(Method::FullNat, true);
+    let command = ftp.active(DATA)[1].clone();
+    // More than is read goes on as it is.
+    let long = format!("{command}{}\r\n", "x".repeat(300));
+    assert_eq!(ftp.said(&long), [Reason::FtpCut]);
+    // What would become longer than is written.
+    let full = format!("{command}{}\r\n", "x".repeat(254 - command.len()));
+    let packet = ftp.to_vip(CLIENT_PORT, CONTROL, ACK).with(|p| p.payload = full.into());
+    ftp.world.ends("full", &packet, Reason::FtpNoRoom);
+}
+
+#[test]
+fn active_connections_under_fullnat_are_counted_at_their_server() {
+    for v6 in [false, true] {
+        let mut ftp = Ftp::with(Method::FullNat, v6, |spec| spec.pick = Pick::Lc);
+        let to = ftp.asks(&ftp.active(DATA)[1].clone());
+        assert_eq!(ftp.world.counts(ftp.destinations[0]), (1, 1), "announced");
+        let syn = ftp.comes(0, 20, to, SYN);
+        assert_eq!(ftp.world.send(&syn.bytes()).counted, Counted::Out(ftp.destinations[0]));
+        assert_eq!(ftp.world.counts(ftp.destinations[0]), (2, 0), "begun");
     }
 }
 

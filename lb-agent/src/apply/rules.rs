@@ -8,8 +8,7 @@ use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
 use crate::model::{
-    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies,
-    WhenNoServer,
+    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies, WhenNoServer,
 };
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 

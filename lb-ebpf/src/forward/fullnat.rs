@@ -176,7 +176,11 @@ pub fn to_client<const V6: bool, const SHIFTED: bool>(
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
         // A port that was announced to the server (FTP), whose own nobody knows yet.
         let announced = lease.word.state() == State::Listen as u8 && !packet.udp && !packet.sctp;
-        return Err(if announced { tail::call_with(packet, programs::EXPECTED) } else { Reason::WrongServer });
+        return Err(if announced {
+            tail::call_with(packet, programs::EXPECTED)
+        } else {
+            Reason::WrongServer
+        });
     }
     fits_mtu(packet, mtu, &target)?;
     if target.flags() & flags::REPLY_ATTENTION != 0 && !packet.udp {
