@@ -43,6 +43,7 @@ mod proxy;
 mod quic;
 mod quote;
 mod related;
+mod renumber;
 mod reset;
 mod schedule;
 mod sctp;

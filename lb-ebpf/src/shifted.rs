@@ -197,7 +197,12 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, cell: u32, now: u
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
     let (server, source) = (target.address::<V6>(), packet.source());
-    let stranger = server[0] != source[0] || server[1] != source[1];
+    // SAFETY: a map value.
+    let client_ports = unsafe { core::ptr::read_volatile(&raw const (*lease.record).ports) };
+    // Of a stranger nothing is believed: what it acknowledges least of all.
+    let stranger = server[0] != source[0]
+        || server[1] != source[1]
+        || packet.ports() & 0xffff != nat::server_ports(client_ports, &target) >> 16;
     if !is_extended(lease.word) || stranger || target.flags() & flags::RESET != 0 {
         return fullnat::to_client::<V6, true>(packet, pool, now);
     }

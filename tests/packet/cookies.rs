@@ -526,9 +526,10 @@ fn cookies_begin_above_the_rate_and_directors_of_one_key_take_each_others() {
         // A SYN-ACK is no client's beginning.
         let strange = one.packet_from(client(v6, 7), 2000, SYN | ACK);
         one.world.ends("SYN and ACK", &strange, Reason::UnknownFlowDropped);
+        // Both before the cookie: it is good for a minute, and a data plane is loaded in that time on a slow machine.
         let mut always = flow(method, v6, Cookies::Always);
-        let answer = offered(&mut always, LINUX);
         let mut other = crate::cookies::flow(method, v6, Cookies::Always);
+        let answer = offered(&mut always, LINUX);
         begun(&mut other, LINUX, &answer);
     }
 }

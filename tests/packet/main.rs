@@ -23,6 +23,7 @@ mod random;
 mod real_path;
 mod real_server;
 mod related;
+mod renumbered;
 mod rules;
 mod scheduling;
 mod sctp;
