@@ -163,10 +163,12 @@ pub mod programs {
     pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
     /// SYN cookies.
     pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
+    /// Packets, rewritten already, that the client's address is put into as a TCP option.
+    pub const TOA: (&str, u32) = ("lb_toa", 17);
     /// All tails.
-    pub const TAILS: [(&str, u32); 18] = [
+    pub const TAILS: [(&str, u32); 19] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, FTP_ACTIVE, EXPECTED, SCTP,
-        SCTP_NEW, ABORT, TUNNEL, SHIFTED, COOKIE,
+        SCTP_NEW, ABORT, TUNNEL, SHIFTED, COOKIE, TOA,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

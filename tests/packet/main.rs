@@ -29,6 +29,7 @@ mod scheduling;
 mod sctp;
 mod self_probe;
 mod size;
+mod toa;
 mod translation;
 mod tunnels;
 mod unknown;

@@ -106,6 +106,7 @@ impl Applier {
             udp_inactive: rules.ipvs,
             ftp: rules.application == Some(Application::Ftp),
             proxy: rules.proxy_protocol,
+            toa: rules.toa,
             cookies: match rules.syn_cookies {
                 Some(SynCookies::Auto) => tables::Cookies::Above,
                 Some(SynCookies::Always) => tables::Cookies::Always,

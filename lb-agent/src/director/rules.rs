@@ -32,6 +32,7 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         ipvs: scheduling.ipvs_compatible,
         application: service.application,
         proxy_protocol: scheduling.proxy_protocol,
+        toa: scheduling.toa && service.speaks(Protocol::Tcp),
         syn_cookies: Some(scheduling.syn_cookies)
             .filter(|when| *when != SynCookies::Off && may_send_cookies(service)),
         hash_prefix: (hashes && !prefix.is_whole()).then_some((prefix.v4, prefix.v6)),
