@@ -59,8 +59,10 @@ pub mod flags {
     pub const GRE: u32 = 1 << 25;
     /// TUN: something of the outer header varies by flow: the key of GRE, else the source address.
     pub const SPREAD: u32 = 1 << 26;
-    /// TUN by anything but plain IPIP: a tail wraps the packet.
-    pub const WRAPPED: u32 = GUE | GRE | SPREAD;
+    /// TUN: the packet at hand goes to the kernel in its tunnel. In no record: the program sets it in its copy.
+    pub const BY_KERNEL: u32 = 1 << 27;
+    /// TUN by anything but plain IPIP straight to the wire: a tail wraps the packet.
+    pub const WRAPPED: u32 = GUE | GRE | SPREAD | BY_KERNEL;
 }
 
 /// A (virtual service, real server) binding.

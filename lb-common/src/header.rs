@@ -31,6 +31,7 @@ pub mod protocol {
 pub mod icmp {
     pub const UNREACHABLE: u8 = 3;
     pub const SOURCE_QUENCH: u8 = 4;
+    pub const ECHO_REPLY: u8 = 0;
     pub const ECHO_REQUEST: u8 = 8;
     pub const TIME_EXCEEDED: u8 = 11;
     pub const PARAMETER_PROBLEM: u8 = 12;
@@ -45,6 +46,7 @@ pub mod icmpv6 {
     pub const TIME_EXCEEDED: u8 = 3;
     pub const PARAMETER_PROBLEM: u8 = 4;
     pub const ECHO_REQUEST: u8 = 128;
+    pub const ECHO_REPLY: u8 = 129;
 }
 
 /// Length of the header of an ICMP error: behind it is the quote.

@@ -138,11 +138,15 @@ reasons! {
     91 FragmentFollowed "fragment_followed" Event "a later fragment followed its first one";
     82 IcmpToServer "icmp_to_server" Event "an ICMP error about a flow went to its real server";
     83 IcmpToClient "icmp_to_client" Event "an ICMP error about a flow went to its client";
+    96 EchoAnswered "echo_answered" Answer "an ICMP echo request to a VIP, answered from here by policy";
+    97 EchoLimited "echo_limited" Drop "an ICMP echo request to a VIP, and the answer's rate is used up";
+    98 EchoDropped "echo_dropped" Drop "an ICMP echo request to a VIP, dropped by policy";
+    99 TunnelFragmented "tunnel_fragmented" Event "a packet without DF that does not fit its tunnel went in it to the kernel, which fragments";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 }
 
 /// Size of the `reasons` map.
-pub const REASONS: u32 = 96;
+pub const REASONS: u32 = 128;
 
 /// Frames and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@
 use crate::{
     answer, connection, count, flow,
     forward::{
-        Target, dr,
+        Target, by_kernel, dr,
         fullnat::{self, Leased},
         may_serve, nat, tun,
     },
@@ -26,7 +26,7 @@ use lb_common::{
     header::{IPV4, IPV6, protocol},
     lease::lease_index,
     maps::programs,
-    scratch::FIRST_FRAGMENT,
+    scratch::{FIRST_FRAGMENT, policy},
     verdict::Reason,
 };
 
@@ -169,7 +169,7 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
         let need = if udp { 8 } else { 20 };
         // A header in pieces is how filters were once deceived (RFC 1858).
         if carried < need as u32 {
-            return Err(Reason::FragmentTiny);
+            return Err(by_policy(policy::TINY_PASS, Reason::FragmentTiny));
         }
         let transport = frame.at_dynamic(l4, need).ok_or(Reason::Fragment)?;
         let packet = Packet::<V6> {
@@ -206,7 +206,7 @@ fn follow<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason> {
     if now.wrapping_sub(first.since) > HOLDS * config!(hz) as u64 {
         return Err(unknown::<V6>(&piece, served));
     }
-    if piece.offset < first.end as u32 {
+    if piece.offset < first.end as u32 && config!(policies) & policy::OVERLAP_FORWARD == 0 {
         return Err(Reason::FragmentOverlap);
     }
     let transport = frame.at_dynamic(l4, 0).ok_or(Reason::Fragment)?;
@@ -224,7 +224,7 @@ fn unknown<const V6: bool>(piece: &Piece, served: bool) -> Reason {
     let transport = piece.protocol == protocol::TCP || piece.protocol == protocol::UDP;
     // Extension headers behind the fragment header hide what the packet is.
     if served && (transport || (V6 && is_extension(piece.protocol))) {
-        Reason::FragmentUnknown
+        by_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown)
     } else {
         Reason::Fragment
     }
@@ -237,6 +237,12 @@ fn is_extension(number: u8) -> bool {
         || number == protocol::DESTINATION_OPTIONS
         || number == protocol::AH
         || number == protocol::FRAGMENT
+}
+
+/// The kernel's where the policy says so, else `reason`.
+#[inline(always)]
+fn by_policy(passes: u32, reason: Reason) -> Reason {
+    if config!(policies) & passes != 0 { Reason::Fragment } else { reason }
 }
 
 /// Where a packet goes of which only IP's header can be rewritten.
@@ -287,10 +293,10 @@ fn by_flow<const V6: bool>(packet: &Packet<V6>, ports: u32) -> Result<u32, Reaso
         {
             return Err(Reason::Fragment);
         }
-        None => return Err(Reason::FragmentUnknown),
+        None => return Err(by_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown)),
     };
     let target = Target::of(index).ok_or(Reason::Internal)?;
-    fits(packet, target.mtu(), &target)?;
+    let target = target.with(fits(packet, target.mtu(), &target)?);
     let mut way = Way {
         source: packet.source(),
         destination: target.address::<V6>(),
@@ -351,17 +357,18 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, ports: u32) -> Re
 
 /// Size and hops. Nobody is told of a later fragment's hops (RFC 792: only of fragment zero's).
 #[inline(always)]
-fn fits<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) -> Result<(), Reason> {
+fn fits<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) -> Result<u64, Reason> {
+    let mut more = 0;
     if packet.ip_len() > mtu {
-        if packet.may_fragment() {
-            return Err(Reason::TooBig);
+        if !packet.may_fragment() {
+            return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
         }
-        return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
+        more = by_kernel::<V6>(target)?;
     }
     if packet.ttl() <= 1 {
         return Err(Reason::IcmpTtlExpired);
     }
-    Ok(())
+    Ok(more)
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod choose;
 mod connection;
 mod cookie;
 mod count;
+mod echo;
 mod egress;
 mod extension;
 mod flow;

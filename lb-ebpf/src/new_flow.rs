@@ -439,7 +439,7 @@ fn nobody<const V6: bool>(packet: &Packet<V6>, service: *mut Service) -> Reason 
 /// One-packet scheduling: the packet goes, and nothing is remembered.
 #[inline(always)]
 fn one_packet<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
-    forward::fits(packet, target)?;
+    let target = &target.with(forward::fits(packet, target)?);
     count::event(Reason::OnePacket);
     match target.forwarding() {
         Forwarding::Tun => tun::send(packet, target),
@@ -572,7 +572,7 @@ fn direct<const V6: bool>(
     event: u32,
     now: u16,
 ) -> Result<u32, Reason> {
-    forward::fits(packet, target)?;
+    let more = forward::fits(packet, target)?;
     // SAFETY: a map value.
     let (pick, features) = unsafe {
         (
@@ -603,7 +603,7 @@ fn direct<const V6: bool>(
         }
     }
     if let Forwarding::Tun = target.forwarding() {
-        tun::send(packet, &target)
+        tun::send(packet, &target.with(more))
     } else {
         dr::send(packet, &target)
     }

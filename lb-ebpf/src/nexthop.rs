@@ -62,6 +62,17 @@ pub fn send<const V6: bool>(frame: Frame, l3: usize, hop: Hop) -> Result<u32, Re
     }
 }
 
+/// As [`send`], to the kernel: `hop` is how the frame came ([`here`]).
+#[inline(always)]
+pub fn pass<const V6: bool>(frame: Frame, l3: usize, hop: Hop) -> Result<u32, Reason> {
+    let l3_and_family = l3 as u32 | if V6 { V6_BIT } else { 0 };
+    match retag(frame.ctx, l3_and_family, hop.destination, hop.source) {
+        0 => Ok(xdp_action::XDP_PASS),
+        NO_ROOM => Err(Reason::NoRoomInFrame),
+        _ => Err(Reason::Internal),
+    }
+}
+
 const V6_BIT: u32 = 1 << 16;
 const NO_ROOM: u32 = 1;
 const LOST: u32 = 2;
@@ -117,6 +128,18 @@ pub fn output(frame: Frame, ifindex: u32) -> Result<u32, Reason> {
         return Ok(xdp_action::XDP_TX);
     }
     OUTPUTS.redirect(ifindex, 0).map_err(|_| Reason::NoNextHop)
+}
+
+/// The frame's own addresses and tags, to be written again before another header.
+#[inline(always)]
+pub fn here(frame: &Frame, l3: usize) -> Option<Hop> {
+    let Hop { destination, source, ifindex } = back(frame, l3)?;
+    const MAC: u64 = 0xffff_ffff_ffff;
+    Some(Hop {
+        destination: source & MAC | destination & !MAC,
+        source: destination & MAC | source & !MAC,
+        ifindex,
+    })
 }
 
 /// How the sender of this frame is reached: its addresses, turned round, with its tags.

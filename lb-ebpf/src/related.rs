@@ -5,7 +5,7 @@
 use crate::{
     choose::{lb_is_usable, lb_slot},
     connection::{self, Hit},
-    count,
+    count, echo,
     flow::{self, turned},
     forward::{
         Target, dr,
@@ -87,7 +87,7 @@ fn error<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Reas
     let header = frame.at_dynamic(l4, ICMP).ok_or(Reason::Icmp)?;
     let say = Say { kind: load8(header, 0), code: load8(header, 1) };
     if !say.is_error::<V6>() {
-        return Err(Reason::Icmp);
+        return echo::arrived::<V6>(&frame, l3, l4);
     }
     let len = ip_len::<V6>(ip);
     if len > frame.len() - l3 as u32 {

@@ -24,6 +24,8 @@ use lb_common::{
 
 /// For callers that count nothing but the packet.
 pub const NO_EVENT: u32 = 0;
+/// In [`lb_common::scratch::Scratch::after`]: the packet goes to the kernel.
+const BY_KERNEL: u32 = 1 << 31;
 
 /// Hands a packet that fits and may live on to the tail. Returns only when that could not be called.
 #[inline(always)]
@@ -33,7 +35,7 @@ pub fn call<const V6: bool>(packet: &Packet<V6>, target: &Target, ports: u32, ev
     scratch.family = if V6 { 6 } else { 4 };
     scratch.target = target.index;
     scratch.ports = ports;
-    scratch.after = event;
+    scratch.after = event | if target.flags() & flags::BY_KERNEL != 0 { BY_KERNEL } else { 0 };
     tail::call(&packet.frame, programs::TUNNEL)
 }
 
@@ -42,12 +44,13 @@ pub fn call<const V6: bool>(packet: &Packet<V6>, target: &Target, ports: u32, ev
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let l3 = scratch.l3 as usize & 0x1f;
-    let (index, event) = (scratch.target, scratch.after);
+    let (index, event) = (scratch.target, scratch.after & !BY_KERNEL);
+    let by_kernel = scratch.after & BY_KERNEL != 0;
     let bytes = frame.len();
     let sent = if scratch.family == 6 {
-        wrap::<true>(frame, l3, index, scratch.ports)
+        wrap::<true>(frame, l3, (index, false), scratch.ports)
     } else {
-        wrap::<false>(frame, l3, index, scratch.ports)
+        wrap::<false>(frame, l3, (index, by_kernel), scratch.ports)
     };
     // A probe is no packet of the service's.
     if event == Reason::ProbeSent as u32 {
@@ -56,6 +59,9 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     }
     let action = sent?;
     count::forwarded(index, bytes, false);
+    if by_kernel {
+        count::event(Reason::TunnelFragmented);
+    }
     if event != NO_EVENT {
         count::event_number(event);
     }
@@ -63,19 +69,31 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 }
 
 #[inline(always)]
-fn wrap<const V6: bool>(frame: Frame, l3: usize, index: u32, ports: u32) -> Result<u32, Reason> {
+fn wrap<const V6: bool>(
+    frame: Frame,
+    l3: usize,
+    (index, by_kernel): (u32, bool),
+    ports: u32,
+) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let bytes = frame.len();
     let packet = Packet::<V6> { frame, l3, l4: l3, ip, transport: ip, udp: false, sctp: false, bytes };
     let target = Target::of(index).ok_or(Reason::Internal)?;
-    let (hop, record) = target.hop()?;
+    let (mut hop, record) = target.hop()?;
+    if by_kernel {
+        // A destination that another CPU chose meanwhile may lie behind IPv6.
+        if target.flags() & flags::REAL_V6 != 0 {
+            return Err(Reason::TooBig);
+        }
+        hop = nexthop::here(&frame, l3).ok_or(Reason::Internal)?;
+    }
     packet.decrement_ttl();
     let entropy = entropy(packet.source(), packet.destination(), ports);
     let inner = Inner::of(&packet);
     if target.flags() & flags::REAL_V6 != 0 {
         around_v6(frame, l3, &target, inner, (hop, record), entropy)
     } else {
-        around_v4(frame, l3, &target, inner, (hop, record), entropy)
+        around_v4(frame, l3, &target, inner, (hop, record), entropy, by_kernel)
     }
 }
 
@@ -97,16 +115,20 @@ fn around_v4(
     mut inner: Inner,
     (hop, record): (Hop, *const NextHop),
     entropy: u32,
+    by_kernel: bool,
 ) -> Result<u32, Reason> {
     // SAFETY: projection inside a map value.
     let mut source = unsafe { core::ptr::read_volatile(&raw const (*record).source_v4) };
-    if target.flags() & (flags::GUE | flags::GRE) == 0 {
+    if target.flags() & (flags::GUE | flags::GRE | flags::SPREAD) == flags::SPREAD {
         source = config!(sources_v4) | entropy.to_be() & config!(varies_v4);
     }
     let frame = make_room(frame, l3, IPV4, target.flags(), ethertype::IPV4)?;
     let ip = frame.at(ETHERNET, IPV4 + gue::LENGTH).ok_or(Reason::Internal)?;
     between(ip, IPV4, target, &mut inner, entropy);
     tun::outer_v4(ip, &inner, source, target.address::<false>()[0] as u32);
+    if by_kernel {
+        return nexthop::pass::<false>(frame, ETHERNET, hop);
+    }
     nexthop::send::<false>(frame, ETHERNET, hop)
 }
 
@@ -121,7 +143,7 @@ fn around_v6(
 ) -> Result<u32, Reason> {
     // SAFETY: projection inside a map value.
     let mut source = words::<true>(unsafe { &raw const (*record).source_v6 });
-    if target.flags() & (flags::GUE | flags::GRE) == 0 {
+    if target.flags() & (flags::GUE | flags::GRE | flags::SPREAD) == flags::SPREAD {
         let prefix = maps::read_words(&raw const config_ref().sources_v6);
         let varies = maps::read_words(&raw const config_ref().varies_v6);
         let own = (entropy as u64) << 32 | entropy as u64;

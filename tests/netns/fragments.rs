@@ -1,12 +1,13 @@
 //! Datagrams larger than the path, both ways, through real stacks: each arrives whole, at one server.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lb_tests::{Agent, Namespace, Topology};
+use lb_tests::{Agent, Namespace, Topology, wait};
 
 use crate::site::{self, Service, TRANSLATED_UDP, documents, family, tunnels_everywhere, until_all_in, vips};
 
@@ -127,4 +128,89 @@ fn a_datagram_of_4_kb_arrives_whole_at_one_server_and_its_answer_comes_back() {
     let reasons = counters["reasons"].as_array().expect("reasons");
     let followed = reasons.iter().find(|reason| reason["name"] == "fragment_followed").expect("a reason");
     assert!(followed["packets"].as_u64() > Some(0), "no fragment passed, so this proved nothing");
+}
+
+/// What the kernel puts together of packets of one protocol, for as long as one wants.
+fn reassembled(namespace: &Namespace, protocol: i32) -> socket2::Socket {
+    namespace.run(|| {
+        let socket = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::RAW,
+            Some(socket2::Protocol::from(protocol)),
+        )
+        .expect("a raw socket");
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+        socket
+    })
+}
+
+/// The director's kernel cuts what is outside; the server's puts it together before anybody unpacks it. Kernel tunnels are
+/// not everywhere, so a raw socket stands for one.
+#[test]
+fn what_does_not_fit_its_tunnel_is_cut_by_the_kernel_and_arrives_whole() {
+    const IPIP: i32 = 4;
+    let topology = Topology::builder().servers(1).build();
+    let (director, server) = (&topology.director().namespace, &topology.servers[0]);
+    let [vip, _] = vips(&topology);
+    let service = Service::udp("tun", vip, DNS, "tun").servers([server]);
+    let manifest = site::director_with(&["eth0"], "  packets: {tooBigForTunnel: fragment}\n");
+    for setting in ["forwarding", "accept_local"] {
+        director.output("sysctl", &["-w", &format!("net.ipv4.conf.eth0.{setting}=0")]);
+    }
+    let agent = Agent::start(director, &manifest);
+    agent.apply(&documents([&service]));
+    until_all_in(&agent);
+    let status = || site::get(&agent, &["status"])["problems"].to_string();
+    wait::until("the agent names what is missing", Duration::from_secs(30), || {
+        let said = status();
+        said.contains("net/ipv4/conf/eth0/forwarding=1 net/ipv4/conf/eth0/accept_local=1")
+    });
+    for setting in ["forwarding", "accept_local"] {
+        director.output("sysctl", &["-w", &format!("net.ipv4.conf.eth0.{setting}=1")]);
+    }
+    wait::until("the agent is content", Duration::from_secs(30), || !status().contains("accept_local"));
+
+    let mut socket = reassembled(&server.namespace, IPIP);
+    let client = topology.client();
+    let sender = client.namespace.run(|| {
+        let sender = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        sender.connect(service.socket()).expect("connect");
+        sender
+    });
+    let (from, to) = match (IpAddr::from(client.v4()), vip) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (from.octets(), to.octets()),
+        _ => panic!("of IPv4"),
+    };
+    let mut whole = Vec::new();
+    for seed in 0..30 {
+        let mut pieces: Vec<(usize, Vec<u8>)> = Vec::new();
+        // As a resolver's datagram: it may be cut on its way.
+        let _ = sender.send(&pattern(seed));
+        let mut buffer = vec![0; 65_535];
+        // Both headers are twenty bytes long.
+        while let Ok(length) = socket.read(&mut buffer) {
+            let inner = &buffer[20..length];
+            assert_eq!(
+                (&inner[12..16], &inner[16..20]),
+                (&from[..], &to[..]),
+                "the client's packet is inside"
+            );
+            assert_eq!(usize::from(u16::from_be_bytes([inner[2], inner[3]])), inner.len(), "and whole");
+            let offset = usize::from(u16::from_be_bytes([inner[6], inner[7]]) & 0x1fff) * 8;
+            pieces.push((offset, inner[20..].to_vec()));
+            if pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() >= SIZE + 8 {
+                break;
+            }
+        }
+        pieces.sort();
+        whole = pieces.into_iter().flat_map(|(_, bytes)| bytes).collect();
+        if whole.get(8..) == Some(&pattern(seed)[..]) {
+            break;
+        }
+    }
+    assert_eq!(whole.len(), SIZE + 8, "the datagram arrived in the tunnel, whole\n{}", agent.log());
+    let counters = site::get(&agent, &["counters"]);
+    let reasons = counters["reasons"].as_array().expect("reasons");
+    let cut = reasons.iter().find(|reason| reason["name"] == "tunnel_fragmented").expect("a reason");
+    assert!(cut["packets"].as_u64() > Some(0), "nothing went by the kernel, so this proved nothing");
 }

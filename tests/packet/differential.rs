@@ -30,6 +30,8 @@ const PACKETS: u64 = 2_000_000;
 /// Packets between two changes of the tables, and between two jumps of time; in the mean.
 const CHANGE: usize = 60;
 const JUMP: usize = 80;
+/// Packets from one look at the counts to the next.
+const LOOK_AT_COUNTS: u64 = 40;
 /// An entry's deadline wraps after 2^16 ticks: no more of them in a batch than leave every entry's on its side of now.
 const JUMPS_IN_A_BATCH: u32 = 25_000;
 
@@ -197,6 +199,12 @@ impl Tally {
             Reason::NdBackup,
             Reason::NdExpired,
             Reason::ServerTold,
+            Reason::AccessDenied,
+            Reason::NewFlowsLimited,
+            Reason::PacketsLimited,
+            Reason::FlowSticky,
+            Reason::OnePacket,
+            Reason::ReplyConflict,
         ];
         let missing: Vec<_> = wanted.iter().filter(|reason| !seen(reason)).map(|r| r.name()).collect();
         ensure!(missing.is_empty(), "no packet met {missing:?}");
@@ -304,14 +312,15 @@ fn run(
     each: bool,
 ) -> Result<Model> {
     let mut model = scene.begin()?;
-    let mut traffic = Traffic::new(seed);
+    let mut traffic = Traffic::new(seed, &model.config);
+    let favourites = traffic.favourites(&model.config);
     let mut watch = Watch::new(scene)?;
     let mut jumped = 0;
     let mut refused_before = refused(counters)?;
     for n in 0..packets {
         if traffic.random().one_in(CHANGE) {
             tally.changes += 1;
-            scene.change(traffic.random(), &mut model);
+            scene.change(traffic.random(), &favourites, &mut model);
         }
         if traffic.random().one_in(JUMP) {
             let ticks = traffic.random().of(&[1u16, 2, 5, 20, 20, 70, 130, 260, 500, 2000]);
@@ -329,6 +338,7 @@ fn run(
                 let now = watch.now(scene)?;
                 sweep(scene, now);
                 model.sweep(now);
+                scene.write_counts(&model);
             }
         }
         let frame = traffic.next(&model.config);
@@ -340,6 +350,11 @@ fn run(
         let mut said = String::new();
         let result = one_packet((scene, counters), &mut model, &mut watch, &frame, refused_before, &mut said);
         let fate = result.with_context(|| format!("packet {n} of the batch: {}\n{said}", hex(&frame)))?;
+        if each || n % LOOK_AT_COUNTS == 0 {
+            compare_counts(scene, &model).with_context(|| {
+                format!("packet {n} of the batch or one before: {}\n{fate:?}", hex(&frame))
+            })?;
+        }
         refused_before += (fate == Fate::Drop(Reason::NoLocalPort)) as u64;
         traffic.became(&model.config, &fate);
         let mut of_packet = Tally::default();
@@ -453,7 +468,7 @@ fn one_packet(
 ) -> Result<Fate> {
     let now = watch.now(scene)?;
     let outcome = scene.plane.test_run(frame)?;
-    let eyes = Eyes { scene, counters, refused };
+    let eyes = Eyes { scene, counters, refused, sent: &outcome.frame };
     if watch.is_sure() {
         return match model.packet(frame, now, &eyes) {
             Ok(fate) => match same(scene, model, frame, &outcome, &fate, said) {
@@ -495,6 +510,17 @@ struct Eyes<'a> {
     counters: &'a Counters,
     /// How many packets were refused for want of a local port, before this one.
     refused: u64,
+    /// The frame that came out.
+    sent: &'a [u8],
+}
+
+impl Eyes<'_> {
+    /// A second that it may be by the clock; else none that was.
+    fn sane(&self, second: u64) -> u64 {
+        let clock = self.scene.plane.clock();
+        let is = clock.jiffies().map_or(0, |jiffies| jiffies / clock.hz() as u64);
+        if is.wrapping_sub(second) <= 1 { second } else { 0 }
+    }
 }
 
 impl Oracle for Eyes<'_> {
@@ -504,6 +530,23 @@ impl Oracle for Eyes<'_> {
         of_flow
             .find(|value| !value.is_empty() && !value.is_expired(now) && value.kind() == Kind::FullNat)
             .map(Value::lease)
+    }
+
+    fn lease_word(&self, lease: u32) -> Value {
+        Value(self.scene.views.leases.word(lease, 8).load(Relaxed))
+    }
+
+    fn sent(&self) -> &[u8] {
+        self.sent
+    }
+
+    fn second_of_limit(&self, service: usize) -> u64 {
+        let mut all = self.scene.remembered();
+        all.find(|(of, ..)| *of == service).map_or(0, |(_, limit, _)| self.sane(limit >> 32))
+    }
+
+    fn second_of_rate(&self, destination: u32) -> u64 {
+        self.scene.rate(destination).map_or(0, |word| self.sane(word >> 32))
     }
 
     fn had_no_local_port(&self) -> bool {
@@ -588,6 +631,16 @@ fn compare(scene: &Scene, model: &Model, frame: &[u8], outcome: &Outcome, fate: 
         ensure!(cursor == wanted, "the cursor of {} is {cursor}, not {wanted}", scene.name_of(service));
     }
     Ok(())
+}
+
+/// What few packets change and takes time to look at: flows by real server, flows by second, lblc's servers.
+fn compare_counts(scene: &Scene, model: &Model) -> Result<()> {
+    for (service, limit, cached) in scene.remembered() {
+        let (second, counted) = model.limits.get(&service).copied().unwrap_or_default();
+        let same = (limit >> 32, limit as u32, cached) == (second, counted, model.cached[service]);
+        ensure!(same, "{}: {limit:#x} new flows, lblc's is {cached}", scene.name_of(service));
+    }
+    scene.wrong_count(model).map_or(Ok(()), |wrong| Err(anyhow!(wrong)))
 }
 
 fn cold_words(model: &Model) -> &[u64] {

@@ -85,8 +85,18 @@ impl Flow {
 
     /// Of any protocol; the packets it makes itself are TCP's or UDP's.
     pub fn of(method: Method, v6: bool, protocol: u8, change: impl FnOnce(&mut ServiceSpec)) -> Self {
+        Self::placed(World::new(), method, v6, protocol, change)
+    }
+
+    /// As [`Flow::of`], by this data plane.
+    pub fn placed(
+        mut world: World,
+        method: Method,
+        v6: bool,
+        protocol: u8,
+        change: impl FnOnce(&mut ServiceSpec),
+    ) -> Self {
         let udp = protocol == UDP;
-        let mut world = World::new();
         let mut spec = world.spec("web", vip(v6), protocol, &[Ports::One(VIP_PORT)]);
         if method == Method::FullNat {
             spec.pool = Some(world.pool(local(v6), (1, 1)));

@@ -16,6 +16,7 @@ mod hammer;
 mod local_ports;
 mod parsing;
 mod passive;
+mod policies;
 mod proxy;
 mod random;
 mod real_path;

@@ -122,6 +122,7 @@ pub struct World {
     pub tunnel: Tunnel,
     counters: Counters,
     sizes: Sizes,
+    policies: u32,
     /// Counters when the case began: the data plane may have served another before.
     start: Snapshot,
     before: Snapshot,
@@ -164,24 +165,36 @@ pub fn packets() -> Packets {
 
 impl World {
     pub fn new() -> Self {
-        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match idle {
-            Some(plane) => {
+        Self::with_policies(0)
+    }
+
+    /// With these policies for rare packets.
+    pub fn with_policies(policies: u32) -> Self {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle.iter().position(|(of, _)| *of == policies).map(|at| idle.swap_remove(at));
+        drop(idle);
+        match found {
+            Some((_, plane)) => {
                 empty(&plane);
-                Self::around(plane, sizes())
+                Self::around(plane, sizes(), policies)
             }
-            None => Self::of(sizes()),
+            None => Self::load(sizes(), policies),
         }
     }
 
     /// With tables of these sizes.
     pub fn of(sizes: Sizes) -> Self {
-        let plane =
-            Dataplane::open_for_test_as(OBJECT, &sizes, packets()).expect("load the data plane (needs root)");
-        Self::around(Arc::new(plane), sizes)
+        Self::load(sizes, 0)
     }
 
-    fn around(plane: Arc<Dataplane>, sizes: Sizes) -> Self {
+    fn load(sizes: Sizes, policies: u32) -> Self {
+        let packets = Packets { policies, ..packets() };
+        let plane =
+            Dataplane::open_for_test_as(OBJECT, &sizes, packets).expect("load the data plane (needs root)");
+        Self::around(Arc::new(plane), sizes, policies)
+    }
+
+    fn around(plane: Arc<Dataplane>, sizes: Sizes, policies: u32) -> Self {
         let tables = plane.tables().expect("tables");
         let counters = plane.counters().expect("counters");
         let hz = plane.clock().hz();
@@ -192,6 +205,7 @@ impl World {
             tunnel: Tunnel::default(),
             counters,
             sizes,
+            policies,
             start: Snapshot::default(),
             before: Snapshot::default(),
             sent: 0,
@@ -389,6 +403,9 @@ impl World {
             }
             Counted::Reason(reason) => {
                 assert_eq!(outcome.action, Action::Tx, "{reason:?}: an answer goes back")
+            }
+            Counted::In(_) if events.contains(&Reason::TunnelFragmented) => {
+                assert_eq!(outcome.action, Action::Pass, "the kernel is to fragment it");
             }
             Counted::In(_) | Counted::Out(_) => {
                 assert!(matches!(outcome.action, Action::Tx | Action::Redirect), "{:?}", outcome.action);
@@ -622,14 +639,14 @@ impl Drop for World {
         self.check_the_sum();
         self.tell_cases();
         if self.sizes == sizes() {
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self.plane.clone());
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push((self.policies, self.plane.clone()));
         }
     }
 }
 
-/// Data planes of the usual sizes whose case is over: loading one takes a third of a second, mostly the
-/// verifier's, emptying one a hundredth. One that saw a case fail is not used again.
-static IDLE: Mutex<Vec<Arc<Dataplane>>> = Mutex::new(Vec::new());
+/// Data planes of the usual sizes whose case is over, by their policies: loading one takes a third of a second,
+/// mostly the verifier's, emptying one a hundredth. One that saw a case fail is not used again.
+static IDLE: Mutex<Vec<(u32, Arc<Dataplane>)>> = Mutex::new(Vec::new());
 
 /// Makes a data plane's tables as if just loaded; only its counters go on.
 fn empty(plane: &Dataplane) {

@@ -220,6 +220,72 @@ const BUGS: &[Bug] = &[
         "if kind != nd::NEIGHBOUR_SOLICITATION {",
         "if kind != nd::NEIGHBOUR_SOLICITATION && kind != nd::NEIGHBOUR_ADVERTISEMENT {",
     ),
+    (
+        "who is on no list of who may come comes",
+        "lb-ebpf/src/choose.rs",
+        "if access == ACL_DENY || (access != ACL_ALLOW && others) {",
+        "if access == ACL_DENY || (access > ACL_DENY && others) {",
+    ),
+    (
+        "the last new flow of a second is refused",
+        "lb-ebpf/src/limits.rs",
+        "(atomic::fetch_add(word, 1) as u32) < limit",
+        "(atomic::fetch_add(word, 1) as u32) + 1 < limit",
+    ),
+    (
+        "a template that is used again gets more time",
+        "lb-ebpf/src/persistence.rs",
+        "State::Established as u8, hit.value.deadline())",
+        "State::Established as u8, hit.value.deadline() + 1)",
+    ),
+    (
+        "a template leads to a server of weight 0",
+        "lb-ebpf/src/persistence.rs",
+        "if weight == 0 && features & features::STICKY_QUIESCED == 0 {",
+        "if weight > 9 && features & features::STICKY_QUIESCED == 0 {",
+    ),
+    (
+        "sed forgets the flow that it places",
+        "lb-ebpf/src/walk.rs",
+        "SED => (active + 1, weight),",
+        "SED => (active, weight),",
+    ),
+    (
+        "a full server is relieved too early",
+        "lb-common/src/load.rs",
+        "total * 4 < upper as u64 * 3",
+        "total * 4 <= upper as u64 * 3",
+    ),
+    (
+        "what is over and makes room is still counted",
+        "lb-ebpf/src/connection.rs",
+        "if !victim.is_empty() && matches!(victim.kind(), Kind::Flow) {",
+        "if !victim.is_expired(now) && !victim.is_empty() && matches!(victim.kind(), Kind::Flow) {",
+    ),
+    (
+        "a RST moves a flow to another server",
+        "lb-ebpf/src/new_flow.rs",
+        "// A RST opens nothing: it ends the flow where it is.\n            !packet.resets()",
+        "// A RST opens nothing: it ends the flow where it is.\n            true",
+    ),
+    (
+        "later fragments go another path of a tunnel",
+        "lb-ebpf/src/fragment.rs",
+        "tun::encapsulate(packet, &target, ports, event)",
+        "tun::encapsulate(packet, &target, 0, event)",
+    ),
+    (
+        "a client is told no room for GUE and GRE",
+        "lb-ebpf/src/tunnel_mtu.rs",
+        "tunnel_overhead(V6) as u32 - between as u32;",
+        "tunnel_overhead(V6) as u32;",
+    ),
+    (
+        "GUE comes from any port",
+        "lb-ebpf/src/tunnel.rs",
+        "let port = gue::FIRST_SOURCE_PORT | entropy as u16",
+        "let port = gue::FIRST_SOURCE_PORT / 2 | entropy as u16",
+    ),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

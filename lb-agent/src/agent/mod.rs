@@ -7,6 +7,7 @@ mod deny;
 mod drain;
 mod events;
 mod flood;
+mod forwarding;
 mod health;
 mod health_views;
 pub(crate) mod host;
@@ -120,6 +121,7 @@ enum Trouble {
     Stored,
     Tables,
     Interfaces,
+    Forwarding,
     Health,
     RealPath,
     Host,
@@ -437,6 +439,7 @@ impl Agent {
         if self.judge(Instant::now()) {
             self.enforce().await;
         }
+        self.check_forwarding();
         if let Err(error) = self.applier.maintain().await {
             self.trouble(Trouble::Host, vec![format!("{error:#}")]);
         }

@@ -298,7 +298,7 @@ fn open(options: &RunOptions, director: &model::Director, links: &[net::Link]) -
 /// What the program is loaded with.
 fn packets(director: &model::Director) -> Packets {
     let model::TunnelSources { v4, v6 } = director.tunnel_sources;
-    Packets { policies: 0, sources_v4: v4, sources_v6: v6 }
+    Packets { policies: director.packets.bits(), sources_v4: v4, sources_v6: v6 }
 }
 
 /// The Director's interfaces as they are now; the sentence of an error names one that is missing.

@@ -106,9 +106,14 @@ impl Dataplane {
         Self::load(object, sizes, (1_000_000, Packets::default()), None, None)
     }
 
-    /// As [`Dataplane::open_for_test`] with these secrets: flows share buckets in the same way in every run.
-    pub fn open_for_test_with(object: &[u8], sizes: &Sizes, secrets: Secrets) -> Result<Self, Error> {
-        Self::load(object, sizes, (1_000_000, Packets::default()), None, Some(secrets))
+    /// As [`Dataplane::open_for_test_as`] with these secrets: flows share buckets in the same way in every run.
+    pub fn open_for_test_with(
+        object: &[u8],
+        sizes: &Sizes,
+        packets: Packets,
+        secrets: Secrets,
+    ) -> Result<Self, Error> {
+        Self::load(object, sizes, (1_000_000, packets), None, Some(secrets))
     }
 
     /// As [`Dataplane::open_for_test`] with these policies.

@@ -21,6 +21,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
     let capacity = spec.get("capacity").and_then(|field| capacity(&field, faults));
     let shutdown = spec.get("shutdown").and_then(|field| shutdown(&field, faults));
     let real_path = spec.get("realPath").and_then(|field| super::real_path::decode(&field, faults));
+    let packets = spec.get("packets").and_then(|field| super::packets::decode(&field, faults));
     let tunnel_sources = spec.get("tunnelSources").map(|field| super::tunnel::sources(&field, faults));
     let flood = spec.get("flood").and_then(|field| super::flood::decode(&field, faults));
     let events = spec.get("events").and_then(|field| super::events::decode(&field, faults));
@@ -34,6 +35,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Director {
         capacity: capacity.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         real_path: real_path.unwrap_or_default(),
+        packets: packets.unwrap_or_default(),
         tunnel_sources: tunnel_sources.unwrap_or_default(),
         flood: flood.unwrap_or_default(),
         hooks,
@@ -123,6 +125,7 @@ pub fn encode(director: &Director) -> Raw {
             ])),
         ),
         ("realPath", Some(super::real_path::encode(&director.real_path))),
+        ("packets", Some(super::packets::encode(&director.packets))),
         ("tunnelSources", super::tunnel::encode_sources(&director.tunnel_sources)),
         ("flood", Some(super::flood::encode(&director.flood))),
         ("events", super::events::encode(&director.hooks, &director.webhooks)),

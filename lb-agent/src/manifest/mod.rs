@@ -16,6 +16,7 @@ mod flood;
 mod health;
 mod marks;
 mod objects;
+mod packets;
 mod pool;
 pub mod prefix_list;
 mod raw;

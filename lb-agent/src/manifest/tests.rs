@@ -625,6 +625,21 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn packets_()(
+        echo in select(vec![Echo::Answer, Echo::Pass, Echo::Drop]),
+        fragment in any::<bool>(),
+        (late, tiny, forward_overlapping) in any::<(bool, bool, bool)>(),
+    ) -> PacketPolicy {
+        let leave = |passes| if passes { LeaveTo::Pass } else { LeaveTo::Drop };
+        PacketPolicy {
+            echo,
+            too_big_for_tunnel: if fragment { TooBigForTunnel::Fragment } else { TooBigForTunnel::Drop },
+            fragments: Fragments { out_of_order: leave(late), tiny: leave(tiny), forward_overlapping },
+        }
+    }
+}
+
+prop_compose! {
     fn tunnels_()(kind in select(vec![TunnelType::Ipip, TunnelType::Gue, TunnelType::Gre]), port in 1..=u16::MAX, spread in any::<bool>())
         -> Encapsulation {
         let gue = kind == TunnelType::Gue;
@@ -723,6 +738,7 @@ prop_compose! {
         real_servers in REAL_SERVERS_MAX,
         release in any::<bool>(),
         wait in (0u64..=600_000).prop_map(Duration::from_millis),
+        packets in packets_(),
         metrics in prop::option::of((any::<std::net::IpAddr>(), 1u16..)),
         sources in select(vec![
             TunnelSources::default(),
@@ -739,6 +755,7 @@ prop_compose! {
             shutdown: Shutdown { traffic: if release { OnShutdown::Release } else { OnShutdown::Keep }, wait },
             real_path: Default::default(),
             tunnel_sources: sources,
+            packets,
             flood,
             hooks: Vec::new(),
             webhooks: Vec::new(),

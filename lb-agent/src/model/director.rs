@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Flood, Hook, Name, RealPathNetworks, TunnelSources, Webhook};
+use super::{Flood, Hook, Name, PacketPolicy, RealPathNetworks, TunnelSources, Webhook};
 
 /// This node. There is one per agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub struct Director {
     pub shutdown: Shutdown,
     pub real_path: RealPathNetworks,
     pub tunnel_sources: TunnelSources,
+    pub packets: PacketPolicy,
     pub flood: Flood,
     /// Programs that are run for events, in this order.
     pub hooks: Vec<Hook>,

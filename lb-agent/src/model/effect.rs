@@ -35,13 +35,14 @@ pub fn field_effect(kind: Kind, path: &str) -> Effect {
 
 /// The director's fields that decide what is attached, how large the tables are, where probes begin and what the
 /// program is loaded with.
-const RESTART: [&str; 6] = [
+const RESTART: [&str; 7] = [
     "metadata.name",
     "spec.interfaces",
     "spec.connections",
     "spec.capacity",
     "spec.realPath",
     "spec.tunnelSources",
+    "spec.packets",
 ];
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod endpoint;
 mod events;
 mod flood;
 pub mod health;
+mod packets;
 mod pool;
 mod real_path;
 mod scheduling;
@@ -26,6 +27,7 @@ pub use effect::{Effect, field_effect};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use events::{Hook, Selection, Url, Webhook};
 pub use flood::{Flood, SynCookiesAbove};
+pub use packets::{Echo, Fragments, LeaveTo, PacketPolicy, TooBigForTunnel};
 pub use pool::{LocalAddressPool, POOL_ADDRESSES_MAX, Share};
 pub use real_path::{PROBER_LINK, RealPathNetworks};
 pub use scheduling::{

@@ -11,13 +11,14 @@ use crate::{
     connection::{Hit, Place},
     flow::Step,
     limits, load,
-    maps::{DESTINATIONS, NEXT_HOPS, VRRP},
+    maps::{DESTINATIONS, NEXT_HOPS, VRRP, config},
     nexthop::Hop,
     packet::{Packet, Words, words},
 };
 use lb_common::{
     destination::{Destination, Forwarding, flags},
     maps::{VRRP_FOREVER, VRRP_MASTER},
+    scratch::policy,
     state::Direction,
     verdict::Reason,
 };
@@ -37,6 +38,12 @@ impl Target {
         // SAFETY: a map value.
         let word = crate::atomic::load(unsafe { &raw const (*record).word });
         Some(Self { index, record, word })
+    }
+
+    /// With what [`fits`] found of the packet at hand.
+    #[inline(always)]
+    pub fn with(self, more: u64) -> Self {
+        Self { word: self.word | more, ..self }
     }
 
     #[inline(always)]
@@ -163,7 +170,7 @@ pub fn to_server<const V6: bool>(
             dr::send(packet, &target)
         }
         Forwarding::Tun => {
-            fits(packet, &target)?;
+            let target = target.with(fits(packet, &target)?);
             touch(packet, hit, &target, now);
             tun::send(packet, &target)
         }
@@ -187,23 +194,36 @@ pub fn touch<const V6: bool>(packet: &Packet<V6>, hit: Hit, target: &Target, now
     }
 }
 
-/// Size and TTL: both end in an answer to the sender, or in a drop with its reason.
+/// Size and TTL: both end in an answer to the sender, or in a drop with its reason; or else, by policy, in what a
+/// destination's word has more for this packet ([`Target::with`]; 0 is the rule).
 #[inline(always)]
-pub fn fits<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<(), Reason> {
+pub fn fits<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u64, Reason> {
     fits_mtu(packet, target.mtu(), target)
 }
 
 /// As [`fits`], with the MTU of the packet's own way.
 #[inline(always)]
-pub fn fits_mtu<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) -> Result<(), Reason> {
+pub fn fits_mtu<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) -> Result<u64, Reason> {
+    let mut more = 0;
     if packet.ip_len() > mtu {
-        if packet.may_fragment() {
-            return Err(Reason::TooBig);
+        if !packet.may_fragment() {
+            return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
         }
-        return Err(answer::too_big(packet, mtu, target.vip::<V6>()));
+        more = by_kernel::<V6>(target)?;
     }
     if packet.ttl() <= 1 {
         return Err(answer::time_exceeded(packet, target.vip::<V6>()));
     }
-    Ok(())
+    Ok(more)
+}
+
+/// What becomes of a packet that is too big and may be fragmented: nothing, or it goes to the kernel in its tunnel, which
+/// fragments what is outside. Over IPv6 it would not: a router never does (RFC 8200, section 5).
+#[inline(always)]
+pub fn by_kernel<const V6: bool>(target: &Target) -> Result<u64, Reason> {
+    let tunnel = target.flags() & (flags::FORWARDING | flags::REAL_V6) == Forwarding::Tun as u32;
+    if V6 || !tunnel || config!(policies) & policy::TUNNEL_FRAGMENT == 0 {
+        return Err(Reason::TooBig);
+    }
+    Ok((flags::BY_KERNEL as u64) << 32)
 }

@@ -11,7 +11,7 @@ use lb_common::{
     connection::{HOP_ON_LINK, Kind, Value},
     destination::{Destination, Forwarding, flags},
     hash,
-    service::{NoServer, OnUnknownFlow, Pick},
+    service::{NoServer, OnUnknownFlow, Pick, features},
     state::{RST, SYN, State},
     verdict::Reason,
 };
@@ -26,9 +26,13 @@ enum TakenUp {
     Anew(Reason, Option<u32>),
 }
 
-/// A server chosen from a service's slots.
-struct Choice {
-    at: usize,
+/// A choice of a server.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// A place in the service's slots.
+    Slot(usize),
+    /// A destination, by the service's rules.
+    Server(u32),
 }
 
 impl Model {
@@ -75,7 +79,7 @@ impl Model {
         self.place_flow(packet, &place, service, (event, before), oracle)
     }
 
-    fn record(&self, service: usize) -> lb_common::service::Service {
+    pub(crate) fn record(&self, service: usize) -> lb_common::service::Service {
         self.config.services[service].as_ref().map(|s| s.record).unwrap_or_default()
     }
 
@@ -139,6 +143,11 @@ impl Model {
                 *packet = Edit::new(packet).transport(12, &[offset, RST, 0, 0]).done();
                 self.event(Reason::ServerTold);
             }
+        } else if stands & flags::MOVES != 0 {
+            // A RST opens nothing: it ends the flow where it is.
+            if udp || packet.flags() & RST == 0 {
+                return Ok(self.give_back(slot, lease, Reason::FlowMoved));
+            }
         } else if stands & flags::REMOVED != 0 {
             if syn || self.can_move(value, udp) {
                 return Ok(self.give_back(slot, lease, Reason::FlowMoved));
@@ -161,50 +170,64 @@ impl Model {
         self.set(slot, Value::EMPTY);
         if let Some(index) = lease {
             self.touched.push(index);
-            self.leases.remove(&index);
+            self.set_lease(index, None);
         }
         TakenUp::Anew(why, lease)
     }
 
-    /// The slot of a new flow. A turn of the cursor is used up whatever becomes of the flow.
-    fn choose(&mut self, packet: &Packet, service: usize) -> Option<Choice> {
-        let config = self.config.services[service].as_ref()?;
+    /// The server of a new flow. A turn of the cursor is used up whatever becomes of the flow.
+    fn choose(&mut self, packet: &Packet, service: usize, oracle: &dyn Oracle) -> Ends<Option<Choice>> {
+        if self.has_rules(service) {
+            let chosen = self.choose_by_rules(packet, service, None, oracle)?;
+            return Ok(chosen.map(Choice::Server));
+        }
+        let Some(config) = self.config.services[service].as_ref() else { return Ok(None) };
         let len = config.slots.len();
         if len == 0 {
-            return None;
+            return Ok(None);
         }
-        let pick = config.record.pick;
-        let at = if pick == Pick::Cursor as u8 {
+        if config.record.pick == Pick::Cursor as u8 {
             let cursor = &mut self.cursors[service];
             let at = *cursor % len as u64;
             *cursor += 1;
-            at as usize
-        } else {
-            self.hash_slot(service, &packet.ip.source, packet.ports().0)?
-        };
-        Some(Choice { at })
+            return Ok(Some(Choice::Slot(at as usize)));
+        }
+        Ok(self.hash_slot(service, &packet.ip.source, packet.ports().0).map(Choice::Slot))
     }
 
     /// The slot of a client at a service that chooses by hash.
-    fn hash_slot(&self, service: usize, client: &[u8; 16], port: u16) -> Option<usize> {
+    pub(crate) fn hash_slot(&self, service: usize, client: &[u8; 16], port: u16) -> Option<usize> {
         let config = self.config.services[service].as_ref()?;
         let pick = config.record.pick;
-        if pick == Pick::Cursor as u8 || config.slots.is_empty() {
+        if config.slots.is_empty() || !self.is_hash(service) {
             return None;
         }
+        if pick == Pick::HashDestination as u8 {
+            return Some(0);
+        }
         let port = if pick == Pick::HashAddressPort as u8 { port.to_be() } else { 0 };
-        let client = lb_common::address::Address::from_v6(*client).halves();
+        let mut client = *client;
+        if config.record.features & features::HASH_PREFIX != 0 {
+            // Which family it is says the service's VIP.
+            let v6 = self.config.is_v6(service);
+            let bits = if v6 { config.record.hash_v6 } else { config.record.hash_v4 };
+            client = crate::rules::cut(&client, v6, bits);
+        }
+        let client = lb_common::address::Address::from_v6(client).halves();
         Some(hash::slot_of_hash(hash::slot_hash(client, port), config.slots.len() as u32) as usize)
     }
 
-    /// The destination of a flow that nobody remembers, where the slots alone name it.
-    pub(crate) fn by_hash(&self, service: usize, client: &[u8; 16], port: u16) -> Option<u32> {
-        let at = self.hash_slot(service, client, port)?;
-        self.destination_at(service, &Choice { at })
+    /// Whether the slots give the same answer to every packet of a flow.
+    fn is_hash(&self, service: usize) -> bool {
+        let pick = self.record(service).pick;
+        [Pick::HashAddress, Pick::HashAddressPort, Pick::HashDestination].iter().any(|of| *of as u8 == pick)
     }
 
-    fn destination_at(&self, service: usize, choice: &Choice) -> Option<u32> {
-        self.config.services[service].as_ref()?.slots.get(choice.at)?.checked_sub(1)
+    fn destination_at(&self, service: usize, choice: Choice) -> Option<u32> {
+        match choice {
+            Choice::Slot(at) => self.config.services[service].as_ref()?.slots.get(at)?.checked_sub(1),
+            Choice::Server(destination) => Some(destination),
+        }
     }
 
     /// There is no server: what the client is told.
@@ -228,13 +251,20 @@ impl Model {
         (event, before): (Reason, Option<u32>),
         oracle: &dyn Oracle,
     ) -> Ends<Fate> {
-        let Some(choice) = self.choose(&packet, service) else { return Ok(self.nobody(&packet, service)) };
-        let Some(destination) = self.destination_at(service, &choice) else {
+        let choice = self.choose(&packet, service, oracle)?;
+        let Some((choice, destination)) = choice.and_then(|c| Some((c, self.destination_at(service, c)?)))
+        else {
             return Ok(self.nobody(&packet, service));
         };
+        if self.record(service).features & features::ONE_PACKET != 0 {
+            // Nothing is remembered.
+            self.fits(&packet, destination)?;
+            self.event(Reason::OnePacket);
+            return self.send_to_server(&packet, destination, None);
+        }
         match self.method(destination) {
             Forwarding::Dr | Forwarding::Tun => self.direct(packet, place, service, destination, event),
-            Forwarding::Nat => self.translated(packet, place, service, choice, event),
+            Forwarding::Nat => self.translated(packet, place, service, (choice, event), oracle),
             Forwarding::FullNat => {
                 self.leased(packet, place, (service, destination), (event, before), oracle)
             }
@@ -284,7 +314,7 @@ impl Model {
         let tuple = (&packet.ip.source, Self::ports_word(&packet));
         if self.insert(place, value, packet.ip.v6, tuple) {
             self.event(event);
-        } else if self.record(service).pick == Pick::Cursor as u8 {
+        } else if !self.is_hash(service) || self.is_persistent(service) {
             return drops(Reason::TableFull);
         } else {
             self.event(Reason::Stateless);
@@ -298,12 +328,12 @@ impl Model {
         packet: Packet,
         place: &Place,
         service: usize,
-        mut choice: Choice,
-        event: Reason,
+        (mut choice, event): (Choice, Reason),
+        oracle: &dyn Oracle,
     ) -> Ends<Fate> {
         let mut found = None;
-        for _ in 0..NAT_TRIES {
-            let Some(destination) = self.destination_at(service, &choice) else {
+        for tried in 1..=NAT_TRIES {
+            let Some(destination) = self.destination_at(service, choice) else {
                 return Ok(self.nobody(&packet, service));
             };
             let target = self.config.destinations[destination as usize];
@@ -318,7 +348,16 @@ impl Model {
             });
             if taken {
                 let len = self.config.services[service].as_ref().map_or(1, |s| s.slots.len());
-                choice.at = (choice.at + 1) % len;
+                choice = match choice {
+                    Choice::Slot(at) => Choice::Slot((at + 1) % len),
+                    Choice::Server(_) if tried == NAT_TRIES => break,
+                    Choice::Server(taken) => {
+                        match self.choose_by_rules(&packet, service, Some(taken), oracle)? {
+                            Some(other) => Choice::Server(other),
+                            None => return Ok(self.nobody(&packet, service)),
+                        }
+                    }
+                };
                 continue;
             }
             // The same flow's reply, from before, or one that gives way.
@@ -388,7 +427,13 @@ impl Model {
             return drops(Reason::NoLocalPort);
         }
         if !has_room {
-            // The lease was given back at once; which one it was cannot be told, nor matters.
+            // A lease was taken, and given back at once. Had its time been over, it is empty now.
+            let over = |lease: &u32| self.is_free(*lease) && oracle.lease_word(*lease).is_empty();
+            let taken: Vec<u32> = self.leases.keys().copied().filter(over).collect();
+            taken.into_iter().for_each(|lease| self.set_lease(lease, None));
+            let word = Value::flow(Kind::FullNat, destination, place.first, state, deadline);
+            self.recount(Value::EMPTY, word);
+            self.recount(word, Value::EMPTY);
             return drops(Reason::TableFull);
         }
         // A flow that begins anew gets the port that it had.
@@ -412,7 +457,8 @@ impl Model {
             hop: route.filter(|hop| *hop != 0),
             link: Link::back(&packet.frame, packet.ip.l3),
         };
-        self.leases.insert(index, lease);
+        self.set_lease(index, None);
+        self.set_lease(index, Some(lease));
         self.touched.push(index);
         let value = Value::full_nat(index, place.first, state, deadline);
         let tuple = (&packet.ip.source, Self::ports_word(&packet));

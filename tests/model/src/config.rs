@@ -5,6 +5,7 @@ use lb_common::{
     destination::{Destination, NextHop},
     hash::Secrets,
     lease::PoolAddress,
+    load::Load,
     scratch,
     service::Service,
 };
@@ -33,6 +34,8 @@ pub struct ServiceConfig {
     pub record: Service,
     /// Destinations plus one by slot; 0 is none.
     pub slots: Vec<u32>,
+    /// Destinations of its list of servers by their place; None is a hole.
+    pub servers: Vec<Option<u32>>,
 }
 
 /// Everything that packets only read.
@@ -47,6 +50,14 @@ pub struct Config {
     pub destinations: Vec<Destination>,
     pub next_hops: Vec<NextHop>,
     pub pool: Vec<PoolAddress>,
+    /// Weights and thresholds of real servers; what stands there of their flows is not looked at.
+    pub loads: Vec<Load>,
+    /// Packets a second by destination, where there is a limit.
+    pub rates: HashMap<u32, u32>,
+    /// Access lists: (list, prefix, is IPv6, bits, allows).
+    pub access: Vec<(u16, Address, bool, u8, bool)>,
+    /// Destinations by service and QUIC server id.
+    pub quic: HashMap<(usize, Vec<u8>), u32>,
     /// Prefixes of clients (address, bits) with the index of their next hop; longest first.
     pub client_routes: Vec<(Address, bool, u8, u32)>,
     /// By VRRP instance.
@@ -70,6 +81,10 @@ impl Config {
             destinations: Vec::new(),
             next_hops: Vec::new(),
             pool: Vec::new(),
+            loads: Vec::new(),
+            rates: HashMap::new(),
+            access: Vec::new(),
+            quic: HashMap::new(),
             client_routes: Vec::new(),
             roles: HashMap::new(),
             own: HashMap::new(),
@@ -157,6 +172,19 @@ impl Config {
         }
         let first = holding.next()?;
         Some(std::iter::once(first).chain(holding).min_by_key(width)?.5)
+    }
+
+    /// Whether a service's VIP is an IPv6 address.
+    pub(crate) fn is_v6(&self, service: usize) -> bool {
+        self.ports.iter().any(|row| row.5 == service && row.1)
+    }
+
+    /// What an access list says of a source: the longest prefix that holds it decides. None: nothing.
+    pub(crate) fn access_of(&self, list: u16, source: &[u8; 16], v6: bool) -> Option<bool> {
+        let holds = |row: &&(u16, Address, bool, u8, bool)| {
+            row.0 == list && row.2 == v6 && crate::rules::cut(source, v6, row.3) == row.1.v6()
+        };
+        self.access.iter().filter(holds).max_by_key(|row| row.3).map(|row| row.4)
     }
 
     /// The next hop towards a client; None: its segment is attached.

@@ -118,6 +118,7 @@ impl Model {
         if self.method(destination) == Forwarding::FullNat && lease.is_none() {
             return drops(Reason::FragmentUnknown);
         }
+        self.flow_ports = Some(first.ports);
         self.send_to_server(packet, destination, lease)
     }
 

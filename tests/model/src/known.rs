@@ -2,7 +2,7 @@
 
 use crate::{
     Counted, Ends, Fate, Lease, Model, Oracle, Own, answer, drops,
-    rewrite::{Edit, Link, behind_ethernet, tunnelled},
+    rewrite::{Edit, Link, behind_ethernet},
     states::{self, Direction},
     table::Place,
     wire::Packet,
@@ -63,8 +63,11 @@ impl Model {
         };
         let flags = self.flags(destination);
         let leaves = flags & flags::REMOVED != 0 && self.can_move(value, packet.transport.udp);
-        if flags & flags::RESET != 0 || leaves {
+        if flags & (flags::RESET | flags::MOVES) != 0 || leaves {
             return self.begins(packet, own, oracle);
+        }
+        if !self.packet_fits(destination, oracle) {
+            return drops(Reason::PacketsLimited);
         }
         self.send_on(packet, slot, destination)
     }
@@ -96,8 +99,9 @@ impl Model {
                 }
                 Forwarding::FullNat => {
                     self.touched.push(value.lease());
-                    if let Some(lease) = self.leases.get_mut(&value.lease()) {
+                    if let Some(mut lease) = self.leases.get(&value.lease()).copied() {
                         lease.word = lease.word.with(new.state(), new.deadline());
+                        self.set_lease(value.lease(), Some(lease));
                     }
                 }
                 Forwarding::Dr | Forwarding::Tun => {}
@@ -150,7 +154,11 @@ impl Model {
         let server = (target.address.v6(), Self::server_port(&target, vip_port));
         let ip = match self.method(destination) {
             Forwarding::Dr => behind_ethernet(&edit.done()).to_vec(),
-            Forwarding::Tun => tunnelled(&edit.done(), &target, &hop),
+            Forwarding::Tun => match self.tunnelled(&edit.done(), (destination, &target, &hop)) {
+                Some(wrapped) => wrapped,
+                // A frame that nothing became of: the comparison will say so.
+                None => return drops(Reason::Internal),
+            },
             Forwarding::Nat => behind_ethernet(
                 &edit.source(&packet.ip.source, client_port).destination(&server.0, server.1).done(),
             )
@@ -254,9 +262,7 @@ impl Model {
         let service = self.service_record(target.service);
         if let Some(new) = states::next(lease.word, what, (&service, target.timeout), self.now) {
             self.touched.push(index);
-            if let Some(lease) = self.leases.get_mut(&index) {
-                lease.word = new;
-            }
+            self.set_lease(index, Some(Lease { word: new, ..lease }));
             let (client, vip) = ((&lease.client, lease.ports.0), (&target.vip.v6(), lease.ports.1));
             let flow = self.place(packet.ip.v6, udp, client, vip);
             self.step_twin(&flow, new, |twin| twin.kind() == Kind::FullNat && twin.lease() == index);

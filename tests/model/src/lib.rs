@@ -6,22 +6,27 @@
 //! Pure: a frame and the time go in, what must have happened comes out. Where the data plane may choose freely (which
 //! local port a FULLNAT flow leases), an [`Oracle`] says what it chose, and the model says whether it might.
 //!
-//! A rule has one place: `wire` reads frames, `known` is for packets of flows, `begin` for those of none, `table`
-//! places entries, `states` steps them, `rewrite` and `answer` make frames. [`Unmodelled`] lists what is left out.
+//! A rule has one place: `wire` reads frames, `known` is for packets of flows, `begin` for those of none, `rules` chooses
+//! servers where slots alone do not, `load` counts flows, `table` places entries, `states` steps them, `rewrite`, `tunnel`
+//! and `answer` make frames. [`Unmodelled`] lists what is left out.
 
 mod answer;
 mod begin;
 mod config;
 mod fragment;
 mod known;
+mod load;
 mod related;
 mod rewrite;
+mod rules;
 mod states;
 mod table;
 pub mod traffic;
+mod tunnel;
 mod wire;
 
 pub use config::{Config, Own, Role, ServiceConfig};
+pub use load::Load;
 pub use rewrite::Link;
 pub use states::{Direction, step};
 pub use table::{Lease, Table};
@@ -92,6 +97,14 @@ pub trait Oracle {
     fn lease_of(&self, identity: u64, now: u16) -> Option<u32>;
     /// Whether the frame was refused because no local port was found: asked only when there may or may not have been one.
     fn had_no_local_port(&self) -> bool;
+    /// The frame that the data plane made.
+    fn sent(&self) -> &[u8];
+    /// The word of a lease; asked when a lease was taken and given back.
+    fn lease_word(&self, lease: u32) -> Value;
+    /// The second in which a service's new flows were counted last, by the clock of the data plane.
+    fn second_of_limit(&self, service: usize) -> u64;
+    /// The same of a destination's packets.
+    fn second_of_rate(&self, destination: u32) -> u64;
 }
 
 /// A way out of the rules: the end of a frame.
@@ -126,14 +139,28 @@ pub struct Model {
     pieces: fragment::Firsts,
     /// What routers said of tunnels, by (IPv6, real server).
     pub paths: HashMap<(bool, [u8; 16]), u32>,
+    /// What is the flow's own in a tunnel's header, by destination, addresses and ports.
+    entropy: HashMap<tunnel::Flow, u32>,
     /// Flows placed by each service: the cursor of rr and wrr.
     pub cursors: Vec<u64>,
+    /// What real servers have to do, by the index of their record.
+    pub loads: Vec<Load>,
+    /// New flows by second, by the service that leads.
+    pub limits: HashMap<usize, (u64, u32)>,
+    /// Packets by second and destination.
+    pub rates: HashMap<u32, (u64, u32)>,
+    /// The server, plus one, that lblc used last, by service.
+    pub cached: Vec<u64>,
     /// Events of the last packet.
     pub events: Vec<Reason>,
     /// Leases that the last packet may have written.
     pub touched: Vec<u32>,
     /// Ticks.
     now: u16,
+    /// The frame that the data plane made of the last packet.
+    sent: Vec<u8>,
+    /// The flow's ports, where the last packet has none itself.
+    flow_ports: Option<(u16, u16)>,
 }
 
 impl Model {
@@ -142,14 +169,21 @@ impl Model {
         Self {
             table: Table::new(&config),
             cursors: vec![0; config.services.len()],
+            cached: vec![0; config.services.len()],
+            loads: vec![Load::default(); config.loads.len()],
+            limits: HashMap::new(),
+            rates: HashMap::new(),
             config,
             leases: HashMap::new(),
             neighbours: HashMap::new(),
             pieces: fragment::Firsts::default(),
             paths: HashMap::new(),
+            entropy: HashMap::new(),
             events: Vec::new(),
             touched: Vec::new(),
             now: 0,
+            sent: Vec::new(),
+            flow_ports: None,
         }
     }
 
@@ -177,6 +211,8 @@ impl Model {
         self.now = now;
         self.events.clear();
         self.touched.clear();
+        self.sent = oracle.sent().to_vec();
+        self.flow_ports = None;
         if let Some(what) = self.leaves_out(frame) {
             return Err(what);
         }
@@ -197,12 +233,15 @@ impl Model {
 
     /// The sweeper walks: what is over is empty.
     pub fn sweep(&mut self, now: u16) {
-        for entry in &mut self.table.entries {
-            if !entry.value.is_empty() && entry.value.is_expired(now) {
-                entry.value = Value::EMPTY;
+        for slot in 0..self.table.entries.len() {
+            let value = self.value(slot);
+            if !value.is_empty() && value.is_expired(now) {
+                self.set(slot, Value::EMPTY);
             }
         }
-        self.leases.retain(|_, lease| !lease.word.is_empty() && !lease.word.is_expired(now));
+        let over: Vec<u32> =
+            self.leases.iter().filter(|(_, lease)| lease.word.is_expired(now)).map(|(at, _)| *at).collect();
+        over.into_iter().for_each(|lease| self.set_lease(lease, None));
     }
 
     /// All first fragments came too long ago.

@@ -215,8 +215,10 @@ impl Model {
         }
         let mtu = said.max(LEAST[v6 as usize]);
         self.paths.insert((v6, tunnel.destination), mtu as u32);
-        let told =
-            self.tell_of_tunnel(message, tunnel.inner, tunnel.inner_v6, mtu - if v6 { 40 } else { 20 });
+        let told = tunnel.inner.and_then(|(at, inner_v6, between)| {
+            let outer = if v6 { 40 } else { 20 } + between;
+            self.tell_of_tunnel(message, at, inner_v6, mtu - outer)
+        });
         Some(told.unwrap_or(Fate::Pass(Reason::TunnelMtu)))
     }
 

@@ -1,8 +1,8 @@
-//! Making the frame that goes on: addresses, ports, TTL, tunnel, Ethernet. Checksums are updated word by word with
+//! Making the frame that goes on: addresses, ports, TTL, Ethernet. Checksums are updated word by word with
 //! equation 3 of RFC 1624, over everything that a checksum covers and that could have changed.
 
-use crate::wire::{Packet, Part, sum};
-use lb_common::destination::{Destination, NextHop, flags};
+use crate::wire::{Packet, Part};
+use lb_common::destination::NextHop;
 
 /// How a frame reaches a neighbour: MACs and VLAN tags, 0 for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -153,33 +153,4 @@ impl Edit {
 /// From the IP header to the frame's end.
 pub fn behind_ethernet(packet: &Packet) -> &[u8] {
     &packet.frame[packet.ip.l3..]
-}
-
-/// The packet inside another (RFC 2003, RFC 2473, RFC 4213): TTL after it went down, type of service with its ECN bits,
-/// DF and flow label are those of the packet inside; IPv6 inside says DF.
-pub fn tunnelled(packet: &Packet, target: &Destination, hop: &NextHop) -> Vec<u8> {
-    let inner = behind_ethernet(packet);
-    let class = if packet.ip.v6 { inner[0] << 4 | inner[1] >> 4 } else { inner[1] };
-    let (ttl, protocol) = (packet.hops_left(), if packet.ip.v6 { 41 } else { 4 });
-    let mut outer = Vec::new();
-    if Destination::flags_of(target.word) & flags::REAL_V6 != 0 {
-        let label = if packet.ip.v6 { [inner[1] & 15, inner[2], inner[3]] } else { [0; 3] };
-        outer.extend([0x60 | class >> 4, class << 4 | label[0], label[1], label[2]]);
-        outer.extend((packet.ip.length as u16).to_be_bytes());
-        outer.extend([protocol, ttl]);
-        outer.extend(hop.source_v6.v6());
-        outer.extend(target.address.v6());
-    } else {
-        outer.extend([0x45, class]);
-        outer.extend((packet.ip.length as u16 + 20).to_be_bytes());
-        outer.extend(if packet.ip.v6 { [0, 0] } else { [inner[4], inner[5]] });
-        outer.extend([if packet.ip.v6 { 0x40 } else { inner[6] & 0x40 }, 0]);
-        outer.extend([ttl, protocol, 0, 0]);
-        outer.extend(hop.source_v4.to_ne_bytes());
-        outer.extend(target.address.v4());
-        let checksum = !sum(&outer);
-        outer[10..12].copy_from_slice(&checksum.to_be_bytes());
-    }
-    outer.extend(inner);
-    outer
 }

@@ -3,7 +3,7 @@
 use crate::{Config, Model};
 use lb_common::{
     address::Address,
-    connection::{ColdTuple, Entry, Value, WAYS},
+    connection::{ColdTuple, Entry, Kind, Value, WAYS},
     hash,
     state::State,
     verdict::Reason,
@@ -111,7 +111,7 @@ impl Model {
         source: (&[u8; 16], u16),
         destination: (&[u8; 16], u16),
     ) -> Place {
-        let (secrets, sizes) = (&self.config.secrets, &self.config.sizes);
+        let secrets = &self.config.secrets;
         let (from, to) = (Address::from_v6(*source.0), Address::from_v6(*destination.0));
         let ports = hash::ports_word(source.1, destination.1);
         let identity = if v6 {
@@ -120,6 +120,12 @@ impl Model {
             let tuple = hash::tuple_v4(from.words()[0], ports);
             secrets.identity_v4(secrets.key_v4(to.words()[0]), tuple, udp)
         };
+        self.place_of(identity, v6)
+    }
+
+    /// Where an identity lies.
+    pub(crate) fn place_of(&self, identity: u64, v6: bool) -> Place {
+        let (secrets, sizes) = (&self.config.secrets, &self.config.sizes);
         let first = secrets.first(identity);
         let shift = if v6 { sizes.bucket_shift_v6 } else { sizes.bucket_shift };
         let buckets = [first, secrets.second(identity)].map(|product| (product >> shift) as usize);
@@ -135,7 +141,26 @@ impl Model {
     }
 
     pub(crate) fn set(&mut self, slot: usize, value: Value) {
-        self.table.entries[slot].value = value;
+        let old = std::mem::replace(&mut self.table.entries[slot].value, value);
+        self.recount_entry(old, value);
+    }
+
+    /// Of the entries only those of flows count; FULLNAT counts by its leases.
+    fn recount_entry(&mut self, old: Value, new: Value) {
+        let is_flow = |word: Value| !word.is_empty() && word.kind() == Kind::Flow;
+        let counted = |word: Value| if is_flow(word) { word } else { Value::EMPTY };
+        self.recount(counted(old), counted(new));
+    }
+
+    /// Writes a lease, or gives it back.
+    pub(crate) fn set_lease(&mut self, index: u32, lease: Option<Lease>) {
+        let word = |lease: Option<&Lease>| lease.map_or(Value::EMPTY, |lease| lease.word);
+        let (old, new) = (word(self.leases.get(&index)), word(lease.as_ref()));
+        match lease {
+            Some(lease) => self.leases.insert(index, lease),
+            None => self.leases.remove(&index),
+        };
+        self.recount(old, new);
     }
 
     /// The slot that a new entry takes: one of the first bucket, whose last free one is left to flows whose second
@@ -159,7 +184,10 @@ impl Model {
     /// Puts an entry in. False: no room.
     pub(crate) fn insert(&mut self, place: &Place, value: Value, v6: bool, tuple: (&[u8; 16], u32)) -> bool {
         let Some(slot) = self.room(place) else { return false };
-        self.evicts(self.value(slot));
+        let victim = self.value(slot);
+        self.evicts(victim);
+        self.recount_entry(victim, Value::EMPTY);
+        self.recount_entry(Value::EMPTY, value);
         self.table.entries[slot] = Slot { identity: place.identity, value };
         if v6 {
             self.table.cold[slot] =

@@ -216,6 +216,8 @@ const CONVERSATIONS: usize = 96;
 #[derive(Clone)]
 pub struct Traffic {
     random: Random,
+    /// Rows of [`Config::ports`] that most of the traffic is for: a few, that much may happen there.
+    favourites: Vec<usize>,
     conversations: Vec<Conversation>,
     /// The conversation of the frame before, and whether a reply of it is asked for.
     last: Option<usize>,
@@ -229,13 +231,19 @@ pub struct Traffic {
 const SENT: usize = 48;
 const KEPT: usize = 220;
 
+/// How many services most of the traffic is for.
+const FAVOURITES: usize = 12;
+
 /// How many fragments wait.
 const PIECES: usize = 24;
 
 impl Traffic {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, config: &Config) -> Self {
+        let mut random = Random(seed);
+        let favourites = (0..FAVOURITES).map(|_| random.below(config.ports.len())).collect();
         Self {
-            random: Random(seed),
+            random,
+            favourites,
             conversations: Vec::new(),
             last: None,
             pieces: Vec::new(),
@@ -246,6 +254,11 @@ impl Traffic {
     /// The dice, for what else is by chance.
     pub fn random(&mut self) -> &mut Random {
         &mut self.random
+    }
+
+    /// The services that most of the traffic is for.
+    pub fn favourites(&self, config: &Config) -> Vec<usize> {
+        self.favourites.iter().map(|row| config.ports[*row].5).collect()
     }
 
     /// The next frame.
@@ -497,7 +510,11 @@ impl Traffic {
     }
 
     fn beginner(&mut self, config: &Config) -> Tuple {
-        let (vip, v6, udp, first, last, _) = config.ports[self.random.below(config.ports.len())];
+        let row = match self.random.one_in(8) {
+            true => self.random.below(config.ports.len()),
+            false => self.favourites[self.random.below(self.favourites.len())],
+        };
+        let (vip, v6, udp, first, last, _) = config.ports[row];
         let (source, port) = self.client(v6);
         let to = if self.random.one_in(64) {
             self.random.number() as u16

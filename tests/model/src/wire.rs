@@ -89,6 +89,14 @@ fn word(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
+/// Where the header behind Ethernet's and VLAN tags begins.
+pub fn behind_tags(frame: &[u8]) -> Option<usize> {
+    match read(frame) {
+        Frame::Ip(ip) => Some(ip.l3),
+        _ => None,
+    }
+}
+
 pub fn read(frame: &[u8]) -> Frame {
     let mut l3 = 14;
     if frame.len() < l3 {
@@ -333,22 +341,23 @@ fn addresses(frame: &[u8], v6: bool, l3: usize) -> Option<([u8; 16], [u8; 16])> 
     Some((source, destination))
 }
 
-/// A tunnel packet that is quoted: IPIP, or GUE of which no more than UDP's header is quoted.
+/// A tunnel packet that is quoted.
 pub struct Tunnel {
     pub source: [u8; 16],
     pub destination: [u8; 16],
     /// Of the whole, by its own word.
     pub length: usize,
-    /// Offset in the frame of the packet inside.
-    pub inner: usize,
-    pub inner_v6: bool,
+    /// The packet inside, where it is quoted and the header before it is one of ours: its offset in the frame, whether
+    /// it is IPv6, and the bytes between it and the outer IP header.
+    pub inner: Option<(usize, bool, usize)>,
 }
 
+/// IPIP, GRE, or UDP that may be GUE as far as it is quoted.
 pub fn quoted_tunnel(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Tunnel> {
     let frame = &frame[..end];
     let (source, destination) = addresses(frame, v6, l3)?;
     let (first, number) = (frame[l3], frame[l3 + if v6 { 6 } else { 9 }]);
-    if first >> 4 != if v6 { 6 } else { 4 } || !v6 && first & 15 < 5 || ![4, 41, 17].contains(&number) {
+    if first >> 4 != if v6 { 6 } else { 4 } || !v6 && first & 15 < 5 {
         return None;
     }
     let (length, header) = if v6 {
@@ -356,15 +365,35 @@ pub fn quoted_tunnel(frame: &[u8], v6: bool, l3: usize, end: usize) -> Option<Tu
     } else {
         (word(frame, l3 + 2) as usize, (first & 15) as usize * 4)
     };
-    let mut inner = l3 + header;
-    if number == 17 {
-        // Our source ports are 49152 and above; what GUE carries is not in this model.
-        if frame.len() < inner + 8 || word(frame, inner) < 0xc000 || frame.len() >= inner + 12 {
-            return None;
+    let at = l3 + header;
+    let inner = match number {
+        4 | 41 => Some((at, number == 41, 0)),
+        // Our source ports are 49152 and above.
+        17 => {
+            if word(frame.get(at..at + 8)?, 0) < 0xc000 {
+                return None;
+            }
+            match frame.get(at + 8..at + 12) {
+                Some([0, family @ (4 | 41), 0, 0]) => Some((at + 12, *family == 41, 12)),
+                Some(_) => return None,
+                None => None,
+            }
         }
-        inner = frame.len();
-    }
-    Some(Tunnel { source, destination, length, inner, inner_v6: number == 41 })
+        47 => frame.get(at..at + 12).and_then(|gre| {
+            let between = match word(gre, 0) {
+                0 => 4,
+                0x2000 => 8,
+                _ => return None,
+            };
+            match word(gre, 2) {
+                0x0800 => Some((at + between, false, between)),
+                0x86dd => Some((at + between, true, between)),
+                _ => None,
+            }
+        }),
+        _ => return None,
+    };
+    Some(Tunnel { source, destination, length, inner })
 }
 
 /// A packet that is quoted so far that its sender knows it, and that may not be fragmented.
@@ -417,8 +446,14 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
     let (l3, l4, end) = (packet.ip.l3, transport.l4, packet.ip.l3 + packet.ip.length);
     let segment = &frame[l4..end];
     if transport.udp && word(segment, 6) == 0 {
-        // None; over IPv6 there must be one (RFC 8200, section 8.1).
-        return !packet.ip.v6;
+        // None; over IPv6 only tunnels may do without (RFC 8200, section 8.1; RFC 6935): GUE's is asked about inside.
+        let inside = |kind: [u8; 2]| checksums_hold(&[&[0; 12], &kind[..], &segment[12..]].concat());
+        return !packet.ip.v6
+            || match segment.get(8..12) {
+                Some([0, 4, 0, 0]) => inside([0x08, 0x00]),
+                Some([0, 41, 0, 0]) => inside([0x86, 0xdd]),
+                _ => false,
+            };
     }
     let (pseudo, number) = if packet.ip.v6 {
         (&frame[l3 + 8..l3 + 40], if transport.udp { 17u8 } else { 6 })

@@ -1,29 +1,34 @@
 //! The world of the differential test: every forwarding method in both families over a table that is too small, real
 //! servers that several services share, pools with few ports; and what an agent does to it meanwhile.
 
-use crate::world::map;
+#[path = "rows.rs"]
+mod rows;
+
+use crate::world::{map, packets};
 use anyhow::{Context as _, Result};
 use aya::maps::HashMap;
 use lb_agent::dataplane::{
     Dataplane, Mapped, Ports, Sizes, Tables, Views,
     tables::{
-        ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as AddressRole, Rules, ServiceSpec,
-        Standing,
+        Access, ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as AddressRole, Rules,
+        ServiceSpec, Standing,
     },
 };
 use lb_common::{
     address::Address,
-    destination::{Destination, Forwarding as Method, NextHop, flags, tunnel_overhead},
+    destination::{Destination, Forwarding as Method, NextHop, encapsulation, flags, tunnel_overhead},
     filter::AddressKey,
     fragment,
     hash::Secrets,
+    load::{Load, Rate},
     maps::{ClientNeighbour, VRRP_FOREVER, VRRP_MASTER, own, pinned},
     scratch,
-    service::{NoServer, OnUnknownFlow, Pick, Service},
+    service::{NoServer, OnUnknownFlow, Pick, ServerEntry, Service},
     state::{DEFAULT_TIMEOUTS, State},
 };
 use lb_model::{Config, Model, Own, Role, ServiceConfig, traffic::Random};
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, sync::atomic::Ordering::Relaxed};
+use rows::{Row, access_lists, rows};
+use std::{collections::BTreeSet, mem::offset_of, net::IpAddr, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 const VIPS: [[&str; 2]; 2] = [["203.0.113.10", "203.0.113.11"], ["2001:db8:ff::10", "2001:db8:ff::11"]];
 /// Of each family: the second follows a VRRP instance.
@@ -35,6 +40,16 @@ const SERVERS: u8 = 3;
 /// Slots of a service: servers by their place, as wrr would lay them out.
 const SLOTS: [usize; 6] = [0, 1, 0, 2, 0, 1];
 
+/// A service and where its records lie.
+struct Placed {
+    index: u32,
+    /// Its first slot.
+    slots: u32,
+    /// The first entry of its list of servers, if it has one.
+    list: Option<u32>,
+    destinations: Vec<u32>,
+}
+
 pub struct Scene {
     pub plane: Dataplane,
     pub views: Arc<Views>,
@@ -42,8 +57,9 @@ pub struct Scene {
     /// The records as they were made: what a change is undone to.
     destinations: Vec<Destination>,
     next_hops: Vec<NextHop>,
-    /// (service, first slot, destinations of its servers).
-    services: Vec<(u32, u32, Vec<u32>)>,
+    /// As they were made.
+    loads: Vec<Load>,
+    services: Vec<Placed>,
     instance: u8,
     config: Config,
 }
@@ -60,11 +76,11 @@ fn sizes() -> Sizes {
     Sizes {
         connections: 220,
         connections_v6: 110,
-        services: 64,
+        services: 192,
         port_ranges: 16,
-        destinations: 192,
+        destinations: 448,
         next_hops: 64,
-        slots: 1024,
+        slots: 4096,
         pool_addresses: 4,
         extensions: 1,
     }
@@ -88,7 +104,7 @@ impl Scene {
     }
 
     fn with(object: &[u8], secrets: Secrets) -> Result<Self> {
-        let plane = Dataplane::open_for_test_with(object, &sizes(), secrets)?;
+        let plane = Dataplane::open_for_test_with(object, &sizes(), packets(), secrets)?;
         let views = plane.views();
         let mut tables = plane.tables()?;
         let mut config = Config::new(views.secrets, views.config);
@@ -109,10 +125,20 @@ impl Scene {
             plane,
             destinations: Vec::new(),
             next_hops: Vec::new(),
+            loads: Vec::new(),
             services: Vec::new(),
             instance: 0,
             config,
         };
+        for (list, of) in access_lists() {
+            let parse = |(prefix, access): &(&str, Access)| Ok((prefix.parse()?, *access));
+            let prefixes: Vec<(ipnet::IpNet, Access)> = of.iter().map(parse).collect::<Result<_>>()?;
+            tables.set_access_list(list, &prefixes)?;
+            this.config.access.extend(prefixes.into_iter().map(|(net, access)| {
+                let of = net.network();
+                (list, Address::from(of), of.is_ipv6(), net.prefix_len(), access == Access::Allow)
+            }));
+        }
         for v6 in [false, true] {
             for udp in [false, true] {
                 this.add_services(&mut tables, v6, udp, pools[v6 as usize])?;
@@ -143,98 +169,122 @@ impl Scene {
         this.destinations =
             (0..this.views.destinations.len()).map(|i| this.views.destinations.get(i)).collect();
         this.next_hops = (0..this.views.next_hops.len()).map(|i| this.views.next_hops.get(i)).collect();
+        this.loads = (0..this.views.loads.len()).map(|i| this.views.loads.get(i)).collect();
+        this.config.loads.clone_from(&this.loads);
         this.config.pool = this.plane.pool()?;
         this.set_role(Role::Master);
         Ok(this)
     }
 
     fn add_services(&mut self, tables: &mut Tables, v6: bool, udp: bool, pool: (u16, u8)) -> Result<()> {
-        use OnUnknownFlow::{Adopt, Drop, Pass, Reset};
-        let (adopt, reset, drop, pass) = (Adopt, Reset, Drop, Pass);
-        let one = |port| (port, port);
-        // VIP, ports, method, its servers are of the other family, their port, policies, pick, MSS.
-        let rows = [
-            (0, one(80), Method::Dr, false, 0, adopt, Pick::HashAddress, 1400),
-            (0, one(81), Method::Nat, false, 0, reset, Pick::Cursor, 0),
-            (0, one(82), Method::FullNat, false, 0, drop, Pick::Cursor, 1360),
-            (0, one(83), Method::Tun, false, 0, pass, Pick::HashAddressPort, 1420),
-            (0, one(84), Method::Tun, true, 0, adopt, Pick::Cursor, 0),
-            (0, one(85), Method::Nat, false, 8080, adopt, Pick::HashAddress, 1400),
-            (0, one(86), Method::FullNat, false, 8087, adopt, Pick::HashAddress, 0),
-            // The same servers and port as above: replies meet.
-            (0, one(87), Method::Nat, false, 8080, reset, Pick::Cursor, 0),
-            (0, (8000, 8010), Method::Dr, false, 0, reset, Pick::Cursor, 0),
-            (1, one(80), Method::Dr, false, 0, reset, Pick::Cursor, 0),
-            (1, (7000, 7003), Method::Nat, false, 0, adopt, Pick::HashAddressPort, 1000),
-            (1, (0, 65535), Method::Tun, false, 0, reset, Pick::HashAddress, 0),
-        ];
-        for (number, row) in (0u8..).zip(rows) {
-            let (vip, (first, last), method, crosses, server_port, on_unknown_flow, pick, mss) = row;
-            let name =
-                format!("{vip}-{first}-{}-{}", if udp { "udp" } else { "tcp" }, if v6 { 6 } else { 4 });
+        let hz = self.views.config.hz;
+        let ticks = |seconds: u16| scratch::ticks(u64::from(seconds) * 1000, hz) as u16;
+        let named = |vip: usize, port: u16| {
+            format!("{vip}-{port}-{}-{}", if udp { "udp" } else { "tcp" }, if v6 { 6 } else { 4 })
+        };
+        for row in rows(udp, ticks) {
+            let (first, last) = row.ports;
+            let name = named(row.vip, first);
             let ports = match (first, last) {
                 (0, 65535) => Ports::Any,
                 (first, last) if first == last => Ports::One(first),
                 (first, last) => Ports::Range(first, last),
             };
-            let vip: IpAddr = VIPS[v6 as usize][vip].parse()?;
-            let ticks = |seconds: u16| scratch::ticks(u64::from(seconds) * 1000, self.views.config.hz) as u16;
+            let vip: IpAddr = VIPS[v6 as usize][row.vip].parse()?;
+            let leader = row.leader.map(|port| named(row.vip, port));
             let spec = ServiceSpec {
                 name: name.clone(),
                 vip,
                 protocol: if udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP } as u8,
                 ports: vec![ports],
-                pick,
-                on_unknown_flow,
-                mss,
+                pick: row.pick,
+                on_unknown_flow: row.on_unknown_flow,
+                mss: row.mss,
                 timeouts: DEFAULT_TIMEOUTS.map(ticks),
-                pool: (method == Method::FullNat).then_some(pool),
-                rules: Rules {
-                    no_server: [NoServer::Drop, NoServer::Reset, NoServer::Unreachable][number as usize % 3],
-                    ..Rules::default()
-                },
+                pool: (row.method == Method::FullNat).then_some(pool),
+                rules: Rules { leader, ..row.rules.clone() },
             };
             let index = tables.ensure_service(&spec)?;
-            let mut destinations = Vec::new();
-            for n in 0..SERVERS {
-                let server = match v6 != crosses {
-                    true => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, n as u16 + 1]),
-                    false => IpAddr::from([10, 0, 0, n + 1]),
-                };
-                let next_hop = hop(tables, &server.to_string(), false, [[0, 0], [0, 0], [9, 0]][n as usize])?;
-                let overhead = if method == Method::Tun { tunnel_overhead(server.is_ipv6()) } else { 0 };
-                let key = DestinationKey::new(&name, server, server_port, method);
-                let destination = tables.ensure_destination(
-                    &key,
-                    &DestinationSpec {
-                        next_hop,
-                        mtu: 1500 - overhead,
-                        timeout: spec.timeouts[if udp { State::Udp } else { State::Established } as usize],
-                        vip_port: if server_port == 0 { 0 } else { first },
-                        tunnel: Default::default(),
-                        standing: Standing::DEFAULT,
-                    },
-                )?;
-                destinations.push(destination);
-                if method == Method::Tun {
-                    tables.bind_address(&name, AddressRole::Tunnel, server)?;
-                    self.config.add_tunnel_server(Address::from(server), server.is_ipv6());
-                }
-                if method == Method::Nat {
-                    tables.bind_address(&name, AddressRole::NatSource, server)?;
-                    self.config.add_nat_server(Address::from(server), server.is_ipv6());
-                }
-            }
+            let destinations = self.add_servers(tables, &spec, (&row, v6))?;
             let slots: Vec<_> = SLOTS.iter().map(|n| Some(destinations[*n])).collect();
             tables.set_slots(&name, &slots)?;
+            if row.has_list() {
+                let list: Vec<_> = destinations.iter().copied().map(Some).collect();
+                tables.set_servers(&name, &list)?;
+            }
+            if let Some(quic) = row.rules.quic {
+                // What datagrams begin with is a row of one byte.
+                let id = |byte: u8| (vec![byte; quic.len.into()], destinations[(byte % SERVERS) as usize]);
+                let ids: Vec<_> = (0..192).map(id).collect();
+                tables.set_quic_ids(&name, &ids)?;
+                self.config.quic.extend(ids.into_iter().map(|(id, to)| ((index as usize, id), to)));
+            }
             tables.bind_ports(&name, &[ports])?;
             tables.bind_address(&name, AddressRole::Vip, vip)?;
             let of = (Address::from(vip), v6, udp, first, last, index as usize);
             self.config.ports.push(of);
-            let (at, _) = Service::slots_of(self.views.services.word(index, 0).load(Relaxed));
-            self.services.push((index, at, destinations));
+            let (slots, _) = Service::slots_of(self.views.services.word(index, 0).load(Relaxed));
+            let (list, len) = Service::slots_of(
+                self.views.services.word(index, offset_of!(Service, servers)).load(Relaxed),
+            );
+            self.services.push(Placed { index, slots, list: (len > 0).then_some(list), destinations });
         }
         Ok(())
+    }
+
+    /// The servers of a service: their destinations.
+    fn add_servers(
+        &mut self,
+        tables: &mut Tables,
+        of: &ServiceSpec,
+        (row, v6): (&Row, bool),
+    ) -> Result<Vec<u32>> {
+        let name = of.name.as_str();
+        let udp = i32::from(of.protocol) == libc::IPPROTO_UDP;
+        let mut destinations = Vec::new();
+        for n in 0..SERVERS {
+            let server = match v6 != row.crosses {
+                true => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, n as u16 + 1]),
+                false => IpAddr::from([10, 0, 0, n + 1]),
+            };
+            let next_hop = hop(tables, &server.to_string(), false, [[0, 0], [0, 0], [9, 0]][n as usize])?;
+            let overhead = match row.method {
+                Method::Tun => tunnel_overhead(server.is_ipv6()) + encapsulation(row.tunnel.flags),
+                _ => 0,
+            };
+            let key = DestinationKey::new(name, server, row.server_port, row.method);
+            let destination = tables.ensure_destination(
+                &key,
+                &DestinationSpec {
+                    next_hop,
+                    mtu: 1500 - overhead,
+                    timeout: of.timeouts[if udp { State::Udp } else { State::Established } as usize],
+                    vip_port: if row.server_port == 0 { 0 } else { row.ports.0 },
+                    tunnel: row.tunnel,
+                    standing: Standing {
+                        weight: row.weights[n as usize],
+                        upper: row.thresholds.0,
+                        lower: row.thresholds.1,
+                        packets_per_second: row.packets_per_second,
+                        ordinal: n.into(),
+                        ..Standing::DEFAULT
+                    },
+                },
+            )?;
+            destinations.push(destination);
+            if row.packets_per_second != 0 {
+                self.config.rates.insert(destination, row.packets_per_second);
+            }
+            if row.method == Method::Tun {
+                tables.bind_address(name, AddressRole::Tunnel, server)?;
+                self.config.add_tunnel_server(Address::from(server), server.is_ipv6());
+            }
+            if row.method == Method::Nat {
+                tables.bind_address(name, AddressRole::NatSource, server)?;
+                self.config.add_nat_server(Address::from(server), server.is_ipv6());
+            }
+        }
+        Ok(destinations)
     }
 
     /// Everything as at the beginning: an empty table, all servers in, master. A model that knows it.
@@ -259,14 +309,27 @@ impl Scene {
         for (index, record) in (0..).zip(&self.next_hops) {
             self.views.next_hops.update(index, record, 0);
         }
+        for (index, record) in (0..).zip(&self.loads) {
+            self.views.loads.update(index, record, 0);
+        }
+        let rates: aya::maps::Array<_, Rate> = map(&self.plane, pinned::RATES).try_into()?;
+        let mut rates = rates;
+        for (destination, limit) in &self.config.rates {
+            rates.set(*destination, Rate { limit: *limit, ..Rate::default() }, 0)?;
+        }
         for service in 0..self.services.len() {
+            let index = self.services[service].index;
+            for offset in [offset_of!(Service, limit), offset_of!(Service, cached)] {
+                self.views.services.word(index, offset).store(0, Relaxed);
+            }
             self.set_slots(service, &SLOTS);
+            self.set_list(service, |_| true);
         }
         self.set_role(Role::Master);
         let mut model = Model::new(self.config.clone());
         self.look(&mut model);
-        for (index, ..) in &self.services {
-            model.cursors[*index as usize] = self.views.services.word(*index, 8).load(Relaxed);
+        for of in &self.services {
+            model.cursors[of.index as usize] = self.views.services.word(of.index, 8).load(Relaxed);
         }
         Ok(model)
     }
@@ -341,10 +404,15 @@ impl Scene {
                 let record = self.views.services.get(index);
                 let (first, len) = Service::slots_of(record.slots);
                 let slots = (first..first + len).map(|at| self.views.slot(at).load(Relaxed)).collect();
-                (record.flags != 0).then_some(ServiceConfig { record, slots })
+                let (first, len) = Service::slots_of(record.servers);
+                let entry = |at| ServerEntry(self.views.server(at).load(Relaxed)).destination();
+                let servers = (first..first + len).map(entry).collect();
+                (record.flags != 0).then_some(ServiceConfig { record, slots, servers })
             })
             .collect();
+        config.loads = (0..self.views.loads.len()).map(|i| self.views.loads.get(i)).collect();
         model.cursors.resize(config.services.len(), 0);
+        model.cached.resize(config.services.len(), 0);
         config.roles.clone_from(&self.config.roles);
     }
 
@@ -360,17 +428,31 @@ impl Scene {
 
     /// Writes the slots of a service: its servers by their place.
     fn set_slots(&self, service: usize, servers: &[usize]) {
-        let (index, first, destinations) = &self.services[service];
-        for (at, server) in (*first..).zip(servers) {
-            self.views.slot(at).store(destinations[*server] + 1, Relaxed);
+        let of = &self.services[service];
+        for (at, server) in (of.slots..).zip(servers) {
+            self.views.slot(at).store(of.destinations[*server] + 1, Relaxed);
         }
-        let first = if servers.is_empty() { 0 } else { *first };
+        let first = if servers.is_empty() { 0 } else { of.slots };
         let word = Service::make_slots(first, servers.len() as u32, 0);
-        self.views.services.word(*index, 0).store(word, Relaxed);
+        self.views.services.word(of.index, 0).store(word, Relaxed);
+    }
+
+    /// Writes the list of servers of a service, if it has one: who is not in it leaves a hole.
+    fn set_list(&self, service: usize, is_in: impl Fn(usize) -> bool) {
+        let of = &self.services[service];
+        for (at, n) in of.list.into_iter().flat_map(|first| first..).zip(0..of.destinations.len()) {
+            let destination = of.destinations[n];
+            let load = self.views.destinations.get(destination).load;
+            let entry = if is_in(n) { ServerEntry::new(destination, load) } else { ServerEntry::HOLE };
+            self.views.server(at).store(entry.0, Relaxed);
+        }
     }
 
     /// Something that an agent does between two packets.
-    pub fn change(&mut self, random: &mut Random, model: &mut Model) {
+    pub fn change(&mut self, random: &mut Random, favourites: &[usize], model: &mut Model) {
+        let favourites: Vec<usize> = (0..self.services.len())
+            .filter(|n| favourites.contains(&(self.services[*n].index as usize)))
+            .collect();
         match random.below(16) {
             0 => {
                 let role = random.of(&[Role::Backup, Role::LeaseEnded]);
@@ -388,19 +470,19 @@ impl Scene {
                 self.views.next_hops.update(index, &hop, 0);
             }
             2 => {
-                let destination = self.any_destination(random);
+                let destination = self.any_destination(random, &favourites);
                 let mtu = random.of(&[1500, 1460, 1280, 600]);
                 self.write_word(destination, |word| word & !(0xffff << 16) | mtu << 16);
             }
             // Nobody is left, or all are back.
             3 => {
-                let service = random.below(self.services.len());
+                let service = random.of(&favourites);
                 let servers: &[usize] = if random.one_in(3) { &[] } else { &SLOTS };
                 self.set_slots_of_open(service, servers);
             }
             4..=7 => {
-                let (service, n) = (random.below(self.services.len()), random.below(SERVERS as usize));
-                let destination = self.services[service].2[n];
+                let (service, n) = (random.of(&favourites), random.below(SERVERS as usize));
+                let destination = self.services[service].destinations[n];
                 self.write_word(destination, |word| {
                     word & !((flags::CLOSED | flags::RESET_TELLS_SERVER) as u64) << 32
                 });
@@ -410,6 +492,7 @@ impl Scene {
                     flags::RESET,
                     flags::RESET | flags::RESET_TELLS_SERVER,
                     flags::RESET | flags::DRAINING,
+                    flags::MOVES,
                 ]);
                 let word = self.destinations[destination as usize].word;
                 let mtu = self.views.destinations.get(destination).word & 0xffff << 16;
@@ -417,10 +500,20 @@ impl Scene {
                 self.views.destinations.word(destination, 0).store(word, Relaxed);
                 self.set_slots_of_open(service, &SLOTS);
             }
+            // Another weight; slots name who has one.
+            8 | 9 => {
+                let listed: Vec<&Placed> = self.services.iter().filter(|of| of.list.is_some()).collect();
+                let favourite = &self.services[random.of(&favourites)];
+                let of =
+                    if favourite.list.is_some() { favourite } else { listed[random.below(listed.len())] };
+                let load = self.views.destinations.get(of.destinations[random.below(SERVERS as usize)]).load;
+                let weight = random.of(&[0, 1, 2, 3]);
+                self.views.loads.half(load, offset_of!(Load, weight)).store(weight, Relaxed);
+            }
             // A server is back.
             _ => {
-                let (service, n) = (random.below(self.services.len()), random.below(SERVERS as usize));
-                let destination = self.services[service].2[n];
+                let (service, n) = (random.of(&favourites), random.below(SERVERS as usize));
+                let destination = self.services[service].destinations[n];
                 let word = self.destinations[destination as usize].word;
                 self.views.destinations.word(destination, 0).store(word, Relaxed);
                 self.set_slots_of_open(service, &SLOTS);
@@ -432,16 +525,54 @@ impl Scene {
     /// No slot names a server that is closed.
     fn set_slots_of_open(&self, service: usize, servers: &[usize]) {
         let is_open = |n: &usize| {
-            let word = self.views.destinations.get(self.services[service].2[*n]).word;
+            let word = self.views.destinations.get(self.services[service].destinations[*n]).word;
             Destination::flags_of(word) & flags::CLOSED == 0
         };
+        self.set_list(service, |n| servers.contains(&n) && is_open(&n));
         let open: Vec<usize> = servers.iter().copied().filter(is_open).collect();
         self.set_slots(service, &open);
     }
 
-    fn any_destination(&self, random: &mut Random) -> u32 {
-        let service = random.below(self.services.len());
-        self.services[service].2[random.below(SERVERS as usize)]
+    /// As the sweeper writes counts after it has freed what was over.
+    pub fn write_counts(&self, model: &Model) {
+        for (index, load) in (0..).zip(&model.loads) {
+            let counts = u64::from(load.active) | u64::from(load.inactive) << 32;
+            self.views.counts(index).store(counts, Relaxed);
+            let overloaded = self.views.loads.half(index, offset_of!(Load, overloaded));
+            overloaded.store(load.overloaded.into(), Relaxed);
+        }
+    }
+
+    /// A count of flows that is another than the model's.
+    pub fn wrong_count(&self, model: &Model) -> Option<String> {
+        // Four words each: counts, weight and whether it is overloaded, two of no matter here.
+        let records = words(&self.views.loads).chunks(4);
+        let mut all = records.zip(&model.loads).enumerate();
+        all.find_map(|(index, (record, load))| {
+            let (active, inactive, overloaded) =
+                (record[0] as u32, (record[0] >> 32) as u32, record[1] >> 32 != 0);
+            let same = (active, inactive, overloaded) == (load.active, load.inactive, load.overloaded);
+            (!same).then(|| format!("load {index} is {active} {inactive} {overloaded} instead of {load:?}"))
+        })
+    }
+
+    /// What else services remember, by their index: new flows in a second, and lblc's server.
+    pub fn remembered(&self) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+        self.services.iter().map(|of| {
+            let word = |offset| self.views.services.word(of.index, offset).load(Relaxed);
+            (of.index as usize, word(offset_of!(Service, limit)), word(offset_of!(Service, cached)))
+        })
+    }
+
+    /// The word of a destination's packets per second.
+    pub fn rate(&self, destination: u32) -> Result<u64> {
+        let rates: aya::maps::Array<_, Rate> = map(&self.plane, pinned::RATES).try_into()?;
+        Ok(rates.get(&destination, 0)?.word)
+    }
+
+    fn any_destination(&self, random: &mut Random, services: &[usize]) -> u32 {
+        let service = random.of(services);
+        self.services[service].destinations[random.below(SERVERS as usize)]
     }
 
     fn write_word(&self, destination: u32, change: impl Fn(u64) -> u64) {
@@ -453,7 +584,7 @@ impl Scene {
     pub fn cursors(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         self.services
             .iter()
-            .map(|(index, ..)| (*index as usize, self.views.services.word(*index, 8).load(Relaxed)))
+            .map(|of| (of.index as usize, self.views.services.word(of.index, 8).load(Relaxed)))
     }
 
     /// A service's name, for what is said of it.

@@ -55,7 +55,7 @@ pub struct DestinationSpec {
 /// What a packet is put into by TUN. The default is plain IPIP.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Tunnel {
-    /// Of [`flags::WRAPPED`].
+    /// [`flags::GUE`] or [`flags::GRE`], and [`flags::SPREAD`].
     pub flags: u32,
     /// The port that GUE goes to, host order; 0 for others.
     pub port: u16,
@@ -385,7 +385,7 @@ impl Tables {
         flags |= spec.standing.flags() | self.rules_flags(service);
         let mut port = key.port;
         if key.forwarding == Forwarding::Tun as u8 {
-            flags |= spec.tunnel.flags & flags::WRAPPED;
+            flags |= spec.tunnel.flags & (flags::GUE | flags::GRE | flags::SPREAD);
             port = spec.tunnel.port;
         }
         let inner = (service, key.address, key.port, key.forwarding);
