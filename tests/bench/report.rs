@@ -160,8 +160,8 @@ impl Report {
                 )
             }
         });
-        let mut memory = Vec::new();
-        for scene in scenes.iter().filter(|scene| scene.plan.flows > 0) {
+        let mut memory: Vec<Memory> = Vec::new();
+        for scene in scenes.iter().filter(|scene| scene.plan.is_usual()) {
             let family = if scene.plan.v6 { "v6" } else { "v4" };
             memory.push(Memory {
                 flows: format!("{:?} {family}", scene.plan.forwarding).to_lowercase(),

@@ -301,7 +301,7 @@ fn against(against: Against, must: f64, aim: Option<f64>) -> Goal {
     Goal { against, must, aim }
 }
 
-/// What a row of known flows is held against. `docs/decisions/NUMBER-floors-of-a-lookup.md` says why hot ones have three.
+/// What a row of known flows is held against. `docs/decisions/0011-floors-of-a-lookup.md` says why hot ones have three.
 fn goals(name: &str, way: &str, forwarding: Forwarding, v6: bool, count: &str) -> Vec<Goal> {
     let lookup = || Against::Row("floor_lookup".into());
     match (v6, count) {

@@ -120,7 +120,7 @@ fn map_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 }
 
 /// What is to be built.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
     pub forwarding: Forwarding,
     pub v6: bool,
@@ -188,6 +188,12 @@ impl Plan {
         } else {
             0
         }
+    }
+
+    /// Whether it is one of the methods with flows and nothing more.
+    pub fn is_usual(&self) -> bool {
+        let usual = Self { flows: self.flows, ..Self::new(self.forwarding, self.v6) };
+        self.flows > 0 && *self == usual
     }
 
     fn sctp(&self) -> bool {
