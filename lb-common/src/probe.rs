@@ -22,10 +22,15 @@ pub const OPEN: u16 = 60;
 /// The same after the prober's SYN. One that is repeated later may leave from another port; and servers that do not
 /// answer must not take the ports of those that do.
 pub const OPENING: u16 = 4;
-/// The same after a packet with RST or FIN: others that need a port wait for less.
+/// The same after a packet with FIN, and after all that follow it, for the last ACK of a close is as any other:
+/// others that need a port wait for less.
 pub const CLOSING: u16 = 3;
-/// The same after a datagram: there is no end to be seen.
+/// The same after one with RST: what is still under way is lost.
+pub const ABORTED: u16 = 2;
+/// The same after the prober's datagram: there is no end to be seen.
 pub const DATAGRAM: u16 = 20;
+/// The same after a server's: the prober has what it asked for.
+pub const ANSWERED: u16 = 4;
 
 /// One (VIP, real server) that is probed.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -64,12 +69,16 @@ impl Target {
 }
 
 /// Who has a port, one `u64`: prober's port (16 bits, memory order) | deadline in ticks (16) | target (24) | UDP (1)
-/// | in use (1).
+/// | ending (1) | in use (1).
 pub mod port {
+    use super::{ABORTED, CLOSING, OPEN};
+
     /// In use.
     pub const USED: u64 = 1 << 63;
-    /// What is compared: all but the deadline.
-    pub const WHO: u64 = !(0xffff << 16);
+    /// A FIN or RST of it passed.
+    pub const ENDING: u64 = 1 << 57;
+    /// What is compared: all but the deadline and how far the connection is.
+    pub const WHO: u64 = !(0xffff << 16 | ENDING);
 
     /// The word of a connection without its deadline.
     #[inline(always)]
@@ -81,6 +90,14 @@ pub mod port {
     #[inline(always)]
     pub const fn until(word: u64, deadline: u16) -> u64 {
         word & WHO | (deadline as u64) << 16
+    }
+
+    /// After one more packet at `now`, which alone would keep the port for `lasts` ticks, one of the constants above.
+    #[inline(always)]
+    pub const fn renewed(word: u64, now: u16, lasts: u16) -> u64 {
+        let ending = lasts == CLOSING || lasts == ABORTED || (word & ENDING != 0 && lasts == OPEN);
+        let lasts = if ending && lasts == OPEN { CLOSING } else { lasts };
+        until(word, now.wrapping_add(lasts)) | if ending { ENDING } else { 0 }
     }
 
     /// The prober's port, memory order.
@@ -123,6 +140,36 @@ mod tests {
     #[test]
     fn ports_end_with_the_last_one() {
         assert_eq!(FIRST_PORT as u32 + PORTS, 65_536);
+    }
+
+    #[test]
+    fn a_connection_that_ends_keeps_its_port_no_longer_for_what_follows() {
+        let left = |word: u64, now: u16| ((word >> 16) as u16).wrapping_sub(now);
+        let mut word = port::word(7, 0xbeef, false);
+        // FIN of one side, its ACK, FIN of the other, its ACK; then the same port again.
+        for (lasts, expected) in [
+            (OPENING, OPENING),
+            (OPEN, OPEN),
+            (OPEN, OPEN),
+            (CLOSING, CLOSING),
+            (OPEN, CLOSING),
+            (CLOSING, CLOSING),
+            (OPEN, CLOSING),
+            (ABORTED, ABORTED),
+            (OPEN, CLOSING),
+            (OPENING, OPENING),
+            (OPEN, OPEN),
+        ] {
+            for now in [0, 0x7fff, 0xfffe] {
+                let next = port::renewed(word, now, lasts);
+                assert_eq!(left(next, now), expected, "{lasts} after {word:#x}");
+                assert_eq!(next & port::WHO, word & port::WHO);
+            }
+            word = port::renewed(word, 5, lasts);
+        }
+        let datagram = port::word(7, 0xbeef, true);
+        assert_eq!(left(port::renewed(datagram, 9, DATAGRAM), 9), DATAGRAM);
+        assert_eq!(left(port::renewed(port::renewed(datagram, 9, DATAGRAM), 9, ANSWERED), 9), ANSWERED);
     }
 
     #[test]

@@ -16,7 +16,10 @@ use lb_common::{
     filter::role,
     header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
     maps::programs,
-    probe::{self, CLOSING, DATAGRAM, FIRST_PORT, GROUPS, OPEN, OPENING, PORTS, TARGETS, TRIES, port},
+    probe::{
+        self, ABORTED, ANSWERED, CLOSING, DATAGRAM, FIRST_PORT, GROUPS, OPEN, OPENING, PORTS, TARGETS, TRIES,
+        port,
+    },
     state::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -90,7 +93,7 @@ fn towards_server<const V6: bool>(frame: Frame) -> Result<u32, Reason> {
     let ports = packet.ports();
     let who = port::word(index, ports as u16, packet.udp);
     let base = base_of(vip, (ports >> 16) as u16);
-    let external = lb_probe_port(who, connection::now() as u32, lasts(&packet) as u32, base) as u16;
+    let external = lb_probe_port(who, connection::now() as u32, lasts(&packet, DATAGRAM) as u32, base) as u16;
     if external == 0 {
         return Err(Reason::NoLocalPort);
     }
@@ -109,14 +112,16 @@ fn towards_server<const V6: bool>(frame: Frame) -> Result<u32, Reason> {
     }
 }
 
-/// For how many ticks the connection keeps its port after this packet.
+/// For how many ticks this packet alone would keep the connection's port; `datagram` if it is one.
 #[inline(always)]
-fn lasts<const V6: bool>(packet: &Packet<V6>) -> u16 {
+fn lasts<const V6: bool>(packet: &Packet<V6>, datagram: u16) -> u16 {
     if packet.udp {
-        return DATAGRAM;
+        return datagram;
     }
     let flags = packet.tcp_flags();
-    if flags & (FIN | RST) != 0 {
+    if flags & RST != 0 {
+        ABORTED
+    } else if flags & FIN != 0 {
         CLOSING
     } else if flags & (SYN | ACK) == SYN {
         OPENING
@@ -138,7 +143,6 @@ fn base_of(vip: Words, port: u16) -> u32 {
 #[inline(never)]
 extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32, base: u32) -> u64 {
     let now = now as u16;
-    let new = port::until(who, now.wrapping_add(lasts as u16));
     let start = ((keys().first(who & port::WHO) >> 32) * PORTS as u64) >> 32;
     for i in 0..TRIES as u64 {
         let at = nth(start, i);
@@ -146,7 +150,7 @@ extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32, base: u32) -> u64 {
         let word = atomic::load(line);
         if !port::is_free(word, now) && word & port::WHO == who & port::WHO {
             // Whoever loses this race has written the same connection's word.
-            atomic::exchange(line, word, new);
+            atomic::exchange(line, word, port::renewed(word, now, lasts as u16));
             return FIRST_PORT as u64 + at;
         }
     }
@@ -156,7 +160,7 @@ extern "C" fn lb_probe_port(who: u64, now: u32, lasts: u32, base: u32) -> u64 {
         let at = nth(start, i);
         let Some(line) = PROBE_PORTS.get_ptr_mut(base + at as u32) else { return 0 };
         let word = atomic::load(line);
-        if port::is_free(word, now) && atomic::exchange(line, word, new) {
+        if port::is_free(word, now) && atomic::exchange(line, word, port::renewed(who, now, lasts as u16)) {
             return FIRST_PORT as u64 + at;
         }
     }
@@ -229,7 +233,7 @@ fn towards_prober<const V6: bool>(frame: Frame, l3: usize) -> Result<u32, Reason
     if valid & probe::VALID == 0 || (valid & probe::V6 != 0) != V6 || vip != from || local != to {
         return Err(others::<V6>(&frame, l3, to));
     }
-    atomic::exchange(line, word, port::until(word, now.wrapping_add(lasts(&packet))));
+    atomic::exchange(line, word, port::renewed(word, now, lasts(&packet, ANSWERED)));
     let delta = unsum::<V6>(to, unsum::<V6>(from, 0));
     let delta = sum::<V6>(probe, sum::<V6>(prober, delta));
     packet.set_source(probe);

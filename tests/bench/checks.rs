@@ -96,6 +96,8 @@ impl Site {
              route add local 10.64.0.0/17 dev lo\nroute add local 203.0.113.0/24 dev lo",
         );
         servers.output("sysctl", &["-q", "-w", "net.core.somaxconn=16384"]);
+        // All real servers are one host: what one has in TIME-WAIT would meet a probe of another from the same port.
+        servers.output("sysctl", &["-q", "-w", "net.ipv4.tcp_max_tw_buckets=0"]);
         servers.output("ethtool", &["-K", "eth0", "tx", "off"]);
         // Queues before the rings of the wire: a burst of probes is to wait, not to be lost.
         for end in [&director, &servers] {

@@ -9,7 +9,7 @@ use crate::{
 use lb_agent::dataplane::{Action, Probed, ProberPair, RealPath, tables::Role};
 use lb_common::{
     maps::{VRRP_FOREVER, VRRP_MASTER, own},
-    probe::{CLOSING, FIRST_PORT, GROUPS, OPEN, OPENING, PORTS, port},
+    probe::{ABORTED, CLOSING, FIRST_PORT, GROUPS, OPEN, OPENING, PORTS, port},
     verdict::Reason,
 };
 use std::net::IpAddr;
@@ -247,6 +247,14 @@ fn a_port_is_free_again_when_its_connection_is_over() {
         assert!((expected - 2..=expected + 20).contains(&left), "{left} after {flags:#x}, not {expected}");
     };
     // A server that does not answer must not hold a port for long: the others need some, too.
+    lasts(&mut probe, &ports, SYN, OPENING);
+    lasts(&mut probe, &ports, ACK, OPEN);
+    lasts(&mut probe, &ports, FIN | ACK, CLOSING);
+    // Nor the ACKs of a close.
+    probe.arrives("the server's last ACK", &probe.reply(port, ACK), PORT);
+    assert!(left(ports.get(&at, 0).unwrap()) <= CLOSING as i16 + 20);
+    lasts(&mut probe, &ports, ACK, CLOSING);
+    lasts(&mut probe, &ports, RST, ABORTED);
     lasts(&mut probe, &ports, SYN, OPENING);
     lasts(&mut probe, &ports, ACK, OPEN);
     lasts(&mut probe, &ports, FIN | ACK, CLOSING);

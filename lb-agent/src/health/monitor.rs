@@ -5,10 +5,11 @@
 mod connects;
 mod engine;
 pub mod lane;
+pub mod ports;
 mod schedule;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +24,7 @@ use crate::model::health::Target;
 use super::{Assignment, CheckId, Pace, Report};
 use engine::{Command, Engine};
 use lane::{LANES, Lane};
+use ports::Crowd;
 
 /// The threads that probe. Dropping it ends them.
 pub struct Monitor {
@@ -40,6 +42,8 @@ pub struct Load {
     pub lanes: [LaneLoad; LANES],
     /// Probes begun since the start.
     pub probes: u64,
+    /// The VIP that has too few ports for its checks on the real path, if one has.
+    pub crowd: Option<Crowd>,
 }
 
 /// How the checks of one kind fare.
@@ -60,18 +64,26 @@ impl Load {
         self.lanes.iter().map(|lane| lane.checks).sum()
     }
 
-    /// Of the kind that fares worst.
+    /// Of the kind, or the VIP, that fares worst.
     pub fn stretch(&self) -> f64 {
-        self.lanes.iter().map(|lane| lane.stretch).fold(1.0, f64::max)
+        let crowd = self.crowd.map(|crowd| crowd.stretch);
+        self.lanes.iter().map(|lane| lane.stretch).chain(crowd).fold(1.0, f64::max)
     }
 
-    /// A sentence for each kind of which there is more than can be done.
+    /// A sentence for each kind of which there is more than can be done, and for the VIP that has too few ports.
     pub fn late(&self) -> impl Iterator<Item = String> {
         let late = Lane::ALL.into_iter().zip(&self.lanes).filter(|(_, load)| load.stretch > LATE);
-        late.map(|(lane, LaneLoad { checks, stretch, .. })| {
+        let late = late.map(|(lane, LaneLoad { checks, stretch, .. })| {
             let words = lane.words();
             format!("{checks} {words} are more than can be made in time: their intervals are {stretch:.1} times as long")
-        })
+        });
+        late.chain(self.crowd.map(|Crowd { group, checks, stretch }| {
+            let vip = SocketAddr::new(group.vip, group.port);
+            format!(
+                "{checks} checks of {vip} on the real path are more than there are ports for: their intervals are \
+                 {stretch:.1} times as long"
+            )
+        }))
     }
 }
 
@@ -95,7 +107,7 @@ impl Monitor {
         let waker =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("make an eventfd")?;
         let nothing = LaneLoad { checks: 0, running: 0, stretch: 1.0 };
-        let load = Load { lanes: [nothing; LANES], probes: 0 };
+        let load = Load { lanes: [nothing; LANES], probes: 0, crowd: None };
         let shared = Arc::new(Shared {
             commands: Mutex::default(),
             load: Mutex::new(load),

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::connects::{Connects, Ended};
 use super::lane::{Lane, Rooms, is_behind};
+use super::ports::Crowds;
 use super::schedule::{Schedule, Ticket};
 use super::{LaneLoad, Load, Shared, Ways};
 use crate::health::probe::connect::silent;
@@ -47,6 +48,8 @@ pub struct Engine {
     ways: Ways,
     /// Probes that may be under way at a time.
     rooms: Rooms,
+    /// VIPs that have too few ports for their checks on the real path.
+    crowds: Crowds,
     probes: u64,
     connected: Arc<str>,
 }
@@ -54,6 +57,8 @@ pub struct Engine {
 struct Checked {
     assignment: Assignment,
     pace: Pace,
+    /// By how much its intervals are longer for want of ports.
+    stretch: f64,
     /// None until the first run, and for plain connects, which need no preparation.
     prober: Option<Arc<Prober>>,
 }
@@ -82,6 +87,7 @@ impl Engine {
             checks: Vec::new(),
             ways: Ways::new(),
             rooms: Rooms::of(descriptors),
+            crowds: Crowds::default(),
             probes: 0,
             connected: CONNECTED.into(),
         })
@@ -158,20 +164,29 @@ impl Engine {
 
     fn set(&mut self, assignments: Vec<Assignment>, now: Instant) {
         let mut before = std::mem::take(&mut self.tickets);
+        self.crowds = Crowds::of(&assignments);
         for assignment in assignments {
             let MapEntry::Vacant(place) = self.tickets.entry(assignment.id) else { continue };
+            let stretch = self.crowds.stretch(&assignment.target, &assignment.check);
             if let Some(ticket) = before.remove(&assignment.id) {
                 place.insert(ticket);
+                if let Some(checked) = self.checks.get_mut(ticket.slot as usize).and_then(Option::as_mut)
+                    && checked.stretch != stretch
+                {
+                    checked.stretch = stretch;
+                    self.schedule.set_interval(now, ticket, checked.interval());
+                }
                 continue;
             }
-            let (check, lane) = (&assignment.check, Lane::of(&assignment.check));
-            let ticket = self.schedule.insert(now, lane, check.timing.fast_interval);
+            let checked = Checked { assignment, pace: Pace::Fast, stretch, prober: None };
+            let lane = Lane::of(&checked.assignment.check);
+            let ticket = self.schedule.insert(now, lane, checked.interval());
             place.insert(ticket);
             let slot = ticket.slot as usize;
             if self.checks.len() <= slot {
                 self.checks.resize_with(slot + 1, || None);
             }
-            self.checks[slot] = Some(Checked { assignment, pace: Pace::Fast, prober: None });
+            self.checks[slot] = Some(checked);
         }
         for ticket in before.into_values() {
             self.schedule.remove(ticket);
@@ -286,7 +301,7 @@ impl Engine {
             running: self.schedule.running(lane),
             stretch: self.schedule.stretch(lane),
         };
-        let load = Load { lanes: Lane::ALL.map(of), probes: self.probes };
+        let load = Load { lanes: Lane::ALL.map(of), probes: self.probes, crowd: self.crowds.worst() };
         *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
@@ -310,10 +325,11 @@ impl Engine {
 impl Checked {
     fn interval(&self) -> Duration {
         let timing = &self.assignment.check.timing;
-        match self.pace {
+        let asked = match self.pace {
             Pace::Normal => timing.interval,
             Pace::Fast => timing.fast_interval,
-        }
+        };
+        asked.mul_f64(self.stretch)
     }
 }
 

@@ -213,7 +213,7 @@ fn a_thousand_targets_are_all_probed_and_none_twice_at_a_time() {
 #[test]
 fn what_cannot_be_made_in_time_is_told_by_kind() {
     let well = LaneLoad { checks: 500, running: 0, stretch: 1.04 };
-    let mut load = Load { lanes: [well; LANES], probes: 0 };
+    let mut load = Load { lanes: [well; LANES], probes: 0, crowd: None };
     assert_eq!(load.late().count(), 0);
     load.lanes[Lane::Tls as usize] = LaneLoad { checks: 10_000, running: 16, stretch: 3.25 };
     let said: Vec<String> = load.late().collect();
@@ -221,4 +221,9 @@ fn what_cannot_be_made_in_time_is_told_by_kind() {
         "10000 checks with TLS are more than can be made in time: their intervals are 3.2 times as long";
     assert_eq!(said, [sentence]);
     assert_eq!((load.checks(), load.stretch()), (11_500, 3.25));
+    let group = ports::Group { vip: "2001:db8::1".parse().unwrap(), port: 53, udp: true };
+    load.crowd = Some(ports::Crowd { group, checks: 1600, stretch: 4.0 });
+    let sentence = "1600 checks of [2001:db8::1]:53 on the real path are more than there are ports for: their \
+                    intervals are 4.0 times as long";
+    assert_eq!((load.late().last().as_deref(), load.stretch()), (Some(sentence), 4.0));
 }
