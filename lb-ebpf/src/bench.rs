@@ -177,7 +177,7 @@ fn write_free(frame: &Frame, feed: *mut Feed, address: u32, ports: u32, acknowle
         }
     }
     let place = |at: u16, len: usize| frame.at_dynamic(at as usize & 0x7f, len);
-    let (Some(to), Some(to_ports)) = (place(feed.at_address, 4), place(feed.at_ports, 12)) else {
+    let (Some(to), Some(to_ports)) = (place(feed.at_address, 4), place(feed.at_ports, 4)) else {
         return false;
     };
     if feed.at_address != 0 {
@@ -192,7 +192,8 @@ fn write_free(frame: &Frame, feed: *mut Feed, address: u32, ports: u32, acknowle
         sum += ports as u64;
     }
     if feed.kind & kind::COOKIE != 0 {
-        store32(to_ports, 8, acknowledged);
+        let Some(to) = place(feed.at_ports + 8, 4) else { return false };
+        store32(to, 0, acknowledged);
     }
     if feed.at_sum_ip != 0 {
         let Some(to) = place(feed.at_sum_ip, 2) else { return false };
