@@ -205,6 +205,11 @@ impl Tally {
             Reason::FlowSticky,
             Reason::OnePacket,
             Reason::ReplyConflict,
+            Reason::HeaderSent,
+            Reason::ExtensionLost,
+            Reason::NoExtension,
+            Reason::FastOpenRefused,
+            Reason::NoRoomForHeader,
         ];
         let missing: Vec<_> = wanted.iter().filter(|reason| !seen(reason)).map(|r| r.name()).collect();
         ensure!(missing.is_empty(), "no packet met {missing:?}");
@@ -327,7 +332,7 @@ fn run(
             if jumped + u32::from(ticks) < JUMPS_IN_A_BATCH {
                 jumped += u32::from(ticks);
                 tally.jumps += 1;
-                jump(scene, ticks);
+                jump(scene, ticks)?;
                 model.pass_time(ticks);
             }
             if traffic.random().one_in(4) {
@@ -368,6 +373,7 @@ fn run(
     }
     // What a packet does not say it touches must be untouched: leases that nobody has. Which one was taken and given
     // back, where the table was full, is not known; it was free before and is free after.
+    scene.same_extensions(&model)?;
     let now = watch.now(scene)?;
     let live = |word: Value| if word.is_empty() || word.is_expired(now) { Value::EMPTY } else { word };
     for lease in scene.ports() {
@@ -379,7 +385,7 @@ fn run(
 }
 
 /// Time jumps: every deadline is so much nearer. The program cannot tell that from time going by.
-fn jump(scene: &Scene, ticks: u16) {
+fn jump(scene: &Scene, ticks: u16) -> Result<()> {
     let nearer = |word: &AtomicU64| {
         let value = Value(word.load(Relaxed));
         if !value.is_empty() {
@@ -390,6 +396,7 @@ fn jump(scene: &Scene, ticks: u16) {
         (0..WAYS as u32).for_each(|way| nearer(scene.views.value(bucket, way)));
     }
     scene.ports().into_iter().for_each(|lease| nearer(scene.views.leases.word(lease, 8)));
+    scene.rewrite_extensions(|word| word.with_deadline(word.deadline().wrapping_sub(ticks)))
 }
 
 /// As the agent's sweeper: what is over is freed.
@@ -625,6 +632,9 @@ fn compare(scene: &Scene, model: &Model, frame: &[u8], outcome: &Outcome, fate: 
             && lb_common::hash::ports_of_word(record.ports) == lease.ports
             && record.hop == lease.hop.unwrap_or(0);
         ensure!(same, "lease {index:#x} is {record:?} instead of {lease:?}");
+    }
+    if model.shifted {
+        scene.same_extensions(model)?;
     }
     for (service, cursor) in scene.cursors() {
         let wanted = model.cursors[service];

@@ -286,6 +286,30 @@ const BUGS: &[Bug] = &[
         "let port = gue::FIRST_SOURCE_PORT | entropy as u16",
         "let port = gue::FIRST_SOURCE_PORT / 2 | entropy as u16",
     ),
+    (
+        "a datagram passes through the lease of a shifted flow",
+        "lb-ebpf/src/forward/fullnat.rs",
+        "if !SHIFTED && !packet.udp && !packet.sctp && shifted::is_extended(lease.word) {",
+        "if !SHIFTED && shifted::is_extended(lease.word) {",
+    ),
+    (
+        "a PROXY header rides on the client's second segment too",
+        "lb-ebpf/src/proxy.rs",
+        "&& sequence == shifts.client_first.wrapping_add(1)",
+        "&& sequence.wrapping_sub(shifts.client_first) < 3",
+    ),
+    (
+        "an edge of a selective acknowledgement loses a bit",
+        "lb-ebpf/src/options.rs",
+        "shift.back(base, u32::from_be(load32(option, 0))).to_be()",
+        "shift.back(base, u32::from_be(load32(option, 0))).to_be() & 0xfeffffff",
+    ),
+    (
+        "an acknowledgement inside the header is taken for all of it",
+        "lb-common/src/extension.rs",
+        "if is_after(all, number) { self }",
+        "if is_after(all, number.wrapping_add(20)) { self }",
+    ),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

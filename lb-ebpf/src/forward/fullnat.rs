@@ -147,7 +147,8 @@ pub fn to_client<const V6: bool, const SHIFTED: bool>(
     let ports = packet.ports();
     let index = lease_index(pool, u16::from_be((ports >> 16) as u16));
     let Some(lease) = Leased::of(index, now) else { return Err(Reason::NoLease) };
-    if !SHIFTED && shifted::is_extended(lease.word) {
+    // A datagram to the port of such a flow is none of it.
+    if !SHIFTED && !packet.udp && !packet.sctp && shifted::is_extended(lease.word) {
         return Err(shifted::call(packet, pool + 1));
     }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;

@@ -53,6 +53,10 @@ impl Model {
         }
         let mut packet = packet;
         if syn {
+            let before_data = packet.transport.l4 - packet.ip.l3 + (packet.segment()[12] >> 4) as usize * 4;
+            if self.record(service).features & features::PROXY != 0 && packet.ip.length > before_data {
+                return drops(Reason::FastOpenRefused);
+            }
             packet = self.clamp(packet, service);
         }
         let place = self.client_place(&packet);
@@ -371,16 +375,17 @@ impl Model {
         self.fits(&packet, destination)?;
         let (state, deadline) = self.beginning(&packet, service, event, Direction::Input);
         let hop = self.hop_to_client(&packet);
+        let extension = self.extend(&packet, place, service, (state, deadline))?;
         let (client_port, vip_port) = packet.ports();
         let v6 = packet.ip.v6;
         let server = (&target.address.v6(), Self::server_port(&target, vip_port));
-        let word = Value::nat_reply(destination, hop, reply.first, state, deadline);
+        let word = Value::nat_reply(destination, hop, reply.first, state, deadline).with_flags(extension);
         // Established until the flow has its place, which is not to be taken from its own reply.
         let held = word.with(State::Established as u8, deadline);
         if !self.insert(&reply, held, v6, (server.0, hash::ports_word(server.1, client_port))) {
             return drops(Reason::TableFull);
         }
-        let flow = Value::flow(Kind::Flow, destination, place.first, state, deadline);
+        let flow = Value::flow(Kind::Flow, destination, place.first, state, deadline).with_flags(extension);
         let placed = self.insert(place, flow, v6, (&packet.ip.source, Self::ports_word(&packet)));
         if let Some(slot) = self.find(&reply) {
             self.set(slot, if placed { word } else { Value::EMPTY });
@@ -415,6 +420,7 @@ impl Model {
     ) -> Ends<Fate> {
         self.fits(&packet, destination)?;
         let (state, deadline) = self.beginning(&packet, service, event, Direction::Input);
+        let extension = self.extend(&packet, place, service, (state, deadline))?;
         let (all, free) = self.ports_of(service, packet.ip.v6);
         let has_room = self.room(place).is_some();
         let chosen = oracle.lease_of(place.identity, self.now);
@@ -451,7 +457,7 @@ impl Model {
         let route = self.config.client_route(&packet.ip.source, packet.ip.v6);
         let lease = Lease {
             owner: place.identity,
-            word: Value::flow(Kind::FullNat, destination, place.first, state, deadline),
+            word: Value::flow(Kind::FullNat, destination, place.first, state, deadline).with_flags(extension),
             client: packet.ip.source,
             ports: packet.ports(),
             hop: route.filter(|hop| *hop != 0),
@@ -460,7 +466,7 @@ impl Model {
         self.set_lease(index, None);
         self.set_lease(index, Some(lease));
         self.touched.push(index);
-        let value = Value::full_nat(index, place.first, state, deadline);
+        let value = Value::full_nat(index, place.first, state, deadline).with_flags(extension);
         let tuple = (&packet.ip.source, Self::ports_word(&packet));
         if !self.insert(place, value, packet.ip.v6, tuple) {
             return drops(Reason::TableFull);

@@ -3,6 +3,7 @@
 use crate::{
     Counted, Ends, Fate, Lease, Model, Oracle, Own, answer, drops,
     rewrite::{Edit, Link, behind_ethernet},
+    shifted::is_extended,
     states::{self, Direction},
     table::Place,
     wire::Packet,
@@ -48,11 +49,18 @@ impl Model {
         let place = self.client_place(&packet);
         let Some(slot) = self.find(&place) else { return self.begins(packet, own, oracle) };
         let value = self.value(slot);
+        let extended = is_extended(value) && !packet.transport.udp;
         if value.kind() == Kind::NatReply {
+            if extended {
+                self.is_sound(&packet)?;
+            }
             return self.nat_reply(packet, slot);
         }
         if packet.flags() & SYN != 0 {
             return self.begins(packet, own, oracle);
+        }
+        if extended {
+            self.is_sound(&packet)?;
         }
         let destination = match value.kind() {
             Kind::FullNat => match self.lease_of(value, place.identity) {
@@ -72,6 +80,18 @@ impl Model {
         self.send_on(packet, slot, destination)
     }
 
+    /// As [`Self::send_on`], for the packets but SYNs of a flow whose numbers are shifted.
+    fn send_on_shifted(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
+        let target = self.config.destinations[destination as usize];
+        self.may_serve(Destination::vrrp_of(Destination::flags_of(target.word)) as u8)?;
+        let place = self.client_place(&packet);
+        let way = (Destination::mtu_of(target.word) as usize, target.vip.v6());
+        let (packet, record) = self.from_client(&packet, &place, way)?;
+        let fate = self.send_on_as_it_is(packet, slot, destination)?;
+        self.follow(record, self.value(slot));
+        Ok(fate)
+    }
+
     /// Flows that leave a removed server: UDP, and TCP that was not established.
     pub(crate) fn can_move(&self, value: Value, udp: bool) -> bool {
         udp || value.state() == State::SynReceived as u8 || value.state() == State::Unconfirmed as u8
@@ -79,6 +99,13 @@ impl Model {
 
     /// A client's packet to the server of its flow.
     pub(crate) fn send_on(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
+        if is_extended(self.value(slot)) && !packet.transport.udp && packet.flags() & SYN == 0 {
+            return self.send_on_shifted(packet, slot, destination);
+        }
+        self.send_on_as_it_is(packet, slot, destination)
+    }
+
+    fn send_on_as_it_is(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
         let target = self.config.destinations[destination as usize];
         self.may_serve(Destination::vrrp_of(Destination::flags_of(target.word)) as u8)?;
         answer::fits(&packet, Destination::mtu_of(target.word) as usize, &target.vip.v6())?;
@@ -219,6 +246,14 @@ impl Model {
             0 => server_port,
             port => port,
         };
+        let mut packet = packet;
+        let mut record = None;
+        if is_extended(value) && !packet.transport.udp {
+            let (client, vip) = (&packet.ip.destination, &target.vip.v6());
+            let flow = self.place(packet.ip.v6, false, (client, client_port), (vip, vip_port));
+            let (shifted, at) = self.from_server(&packet, &flow)?;
+            (packet, record) = (shifted, Some(at));
+        }
         let what = (Direction::Output, packet.transport.udp, packet.flags());
         let service = self.service_record(target.service);
         if let Some(new) = states::next(value, what, (&service, target.timeout), self.now) {
@@ -228,6 +263,9 @@ impl Model {
             self.step_twin(&flow, new, |twin| {
                 twin.kind() != Kind::FullNat && twin.destination() == destination
             });
+        }
+        if let Some(at) = record {
+            self.follow(at, self.value(slot));
         }
         let client = packet.ip.destination;
         let edit = Edit::new(&packet).less_ttl().source(&target.vip.v6(), vip_port);
@@ -242,6 +280,10 @@ impl Model {
         let Some(lease) = self.leases.get(&index).copied() else { return drops(Reason::NoLease) };
         if lease.word.is_empty() || lease.word.is_expired(self.now) {
             return drops(Reason::NoLease);
+        }
+        let extended = is_extended(lease.word) && !packet.transport.udp;
+        if extended {
+            self.is_sound(&packet)?;
         }
         let destination = lease.word.destination();
         let target = self.config.destinations[destination as usize];
@@ -258,6 +300,14 @@ impl Model {
         if flags & flags::RESET != 0 && !udp {
             return Ok(answer::reset(&packet, Reason::FlowReset));
         }
+        let mut packet = packet;
+        let mut record = None;
+        if extended {
+            let (client, vip) = ((&lease.client, lease.ports.0), (&target.vip.v6(), lease.ports.1));
+            let flow = self.place(packet.ip.v6, false, client, vip);
+            let (shifted, at) = self.from_server(&packet, &flow)?;
+            (packet, record) = (shifted, Some(at));
+        }
         let what = (Direction::Output, udp, packet.flags());
         let service = self.service_record(target.service);
         if let Some(new) = states::next(lease.word, what, (&service, target.timeout), self.now) {
@@ -266,6 +316,10 @@ impl Model {
             let (client, vip) = ((&lease.client, lease.ports.0), (&target.vip.v6(), lease.ports.1));
             let flow = self.place(packet.ip.v6, udp, client, vip);
             self.step_twin(&flow, new, |twin| twin.kind() == Kind::FullNat && twin.lease() == index);
+        }
+        if let Some(at) = record {
+            let word = self.leases.get(&index).map_or(Value::EMPTY, |lease| lease.word);
+            self.follow(at, word);
         }
         let edit = Edit::new(&packet).less_ttl().source(&target.vip.v6(), lease.ports.1);
         let out = edit.destination(&lease.client, lease.ports.0).done();

@@ -19,6 +19,7 @@ mod load;
 mod related;
 mod rewrite;
 mod rules;
+mod shifted;
 mod states;
 mod table;
 pub mod traffic;
@@ -28,6 +29,7 @@ mod wire;
 pub use config::{Config, Own, Role, ServiceConfig};
 pub use load::Load;
 pub use rewrite::Link;
+pub use shifted::{Extension, Moved};
 pub use states::{Direction, step};
 pub use table::{Lease, Table};
 pub use wire::checksums_hold;
@@ -139,6 +141,10 @@ pub struct Model {
     pieces: fragment::Firsts,
     /// What routers said of tunnels, by (IPv6, real server).
     pub paths: HashMap<(bool, [u8; 16]), u32>,
+    /// Records of flows whose sequence numbers are shifted.
+    pub extensions: Vec<Extension>,
+    /// Whether the last packet may have written one.
+    pub shifted: bool,
     /// What is the flow's own in a tunnel's header, by destination, addresses and ports.
     entropy: HashMap<tunnel::Flow, u32>,
     /// Flows placed by each service: the cursor of rr and wrr.
@@ -166,6 +172,7 @@ pub struct Model {
 impl Model {
     /// With an empty table.
     pub fn new(config: Config) -> Self {
+        let extensions = (lb_common::extension::WAYS as usize) << (64 - config.sizes.extension_shift);
         Self {
             table: Table::new(&config),
             cursors: vec![0; config.services.len()],
@@ -178,6 +185,8 @@ impl Model {
             neighbours: HashMap::new(),
             pieces: fragment::Firsts::default(),
             paths: HashMap::new(),
+            extensions: vec![Extension::default(); extensions],
+            shifted: false,
             entropy: HashMap::new(),
             events: Vec::new(),
             touched: Vec::new(),
@@ -213,6 +222,7 @@ impl Model {
         self.touched.clear();
         self.sent = oracle.sent().to_vec();
         self.flow_ports = None;
+        self.shifted = false;
         if let Some(what) = self.leaves_out(frame) {
             return Err(what);
         }
@@ -229,6 +239,7 @@ impl Model {
         };
         self.table.entries.iter_mut().for_each(|entry| earlier(&mut entry.value));
         self.leases.values_mut().for_each(|lease| earlier(&mut lease.word));
+        self.extensions.iter_mut().for_each(|record| earlier(&mut record.word));
     }
 
     /// The sweeper walks: what is over is empty.

@@ -117,6 +117,28 @@ impl Edit {
         self
     }
 
+    /// Bytes more at an offset of the frame, of a length that is even. They cover nothing that stood there.
+    pub fn put_in(&mut self, at: usize, more: &[u8]) {
+        let (l3, l4, v6) = (self.packet.ip.l3, self.packet.transport.l4, self.packet.ip.v6);
+        let length_at = l3 + if v6 { 4 } else { 2 };
+        let length = self.packet.ip.length - if v6 { 40 } else { 0 };
+        let frame = &mut self.packet.frame;
+        frame[length_at..length_at + 2].copy_from_slice(&((length + more.len()) as u16).to_be_bytes());
+        self.packet.ip.length += more.len();
+        if !v6 {
+            let (before, after) = (&self.before.frame[l3..l3 + 20], &frame[l3..l3 + 20]);
+            let new = updated(u16::from_be_bytes([before[10], before[11]]), before, after);
+            frame[l3 + 10..l3 + 12].copy_from_slice(&new.to_be_bytes());
+        }
+        // The checksum covers what is put in, and the length.
+        let old = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
+        let before = vec![0; more.len() + 2];
+        let new = updated(old, &before, &[more, &(more.len() as u16).to_be_bytes()].concat());
+        frame[l4 + 16..l4 + 18].copy_from_slice(&new.to_be_bytes());
+        frame.splice(at..at, more.iter().copied());
+        self.before = self.packet.clone();
+    }
+
     /// With its checksums.
     pub fn done(mut self) -> Packet {
         let (l3, l4) = (self.packet.ip.l3, self.packet.transport.l4);

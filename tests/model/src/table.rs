@@ -86,7 +86,7 @@ impl Table {
 }
 
 /// How good a victim a word is, the less the better; None: never.
-fn cost(value: Value, now: u16) -> Option<(u8, u16)> {
+pub fn cost(value: Value, now: u16) -> Option<(u8, u16)> {
     if value.is_empty() {
         return Some((0, 0));
     }

@@ -61,6 +61,11 @@ struct Shape {
     mss: Option<u16>,
     /// NOPs before the MSS option.
     nops: usize,
+    /// Edges of selective acknowledgements, and timestamps.
+    sack: Vec<u32>,
+    stamps: Option<(u32, u32)>,
+    /// Sequence number and acknowledgement.
+    numbers: (u32, u32),
     no_checksum: bool,
     protocol: Option<u8>,
     seed: u64,
@@ -144,9 +149,17 @@ fn transport(tuple: &Tuple, shape: &Shape, number: u8) -> Vec<u8> {
             options.extend([2, 4]);
             options.extend(mss.to_be_bytes());
         }
+        if let Some((stamp, echo)) = shape.stamps {
+            options.extend([8, 10]);
+            options.extend([stamp.to_be_bytes(), echo.to_be_bytes()].concat());
+        }
+        if !shape.sack.is_empty() {
+            options.extend([5, 2 + shape.sack.len() as u8 * 4]);
+            options.extend(shape.sack.iter().flat_map(|edge| edge.to_be_bytes()));
+        }
         options.resize(options.len().next_multiple_of(4), 0);
-        bytes.extend((shape.seed as u32).to_be_bytes());
-        bytes.extend(((shape.seed >> 32) as u32).to_be_bytes());
+        bytes.extend(shape.numbers.0.to_be_bytes());
+        bytes.extend(shape.numbers.1.to_be_bytes());
         bytes.extend([(5 + options.len() as u8 / 4) << 4, shape.flags, 0x20, shape.seed as u8, 0, 0, 0, 0]);
         bytes.extend(options);
         16
@@ -207,6 +220,8 @@ fn extension_headers(numbers: &[u8], last: u8, cut: Cut, id: u16) -> Vec<u8> {
 struct Conversation {
     tuple: Tuple,
     reply: Option<Tuple>,
+    /// The first sequence numbers of both ends.
+    first: (u32, u32),
 }
 
 /// How many conversations are gone on with.
@@ -281,17 +296,26 @@ impl Traffic {
             };
             return self.finish(frame);
         }
+        let mut part_of = None;
         let tuple = match self.random.below(64) {
             0 => self.stranger(config),
             1 => self.at_local_address(config),
-            2..=13 => self.beginner(config),
+            2..=13 => {
+                let tuple = self.beginner(config);
+                part_of = self.last.map(|n| (n, false));
+                tuple
+            }
             _ if self.conversations.is_empty() => self.beginner(config),
             choice => {
                 let at = self.random.below(self.conversations.len());
                 let conversation = self.conversations[at];
                 match conversation.reply {
-                    Some(reply) if choice < 38 => reply,
+                    Some(reply) if choice < 38 => {
+                        part_of = Some((at, true));
+                        reply
+                    }
                     _ => {
+                        part_of = Some((at, false));
                         self.last = Some(at);
                         conversation.tuple
                     }
@@ -299,10 +323,33 @@ impl Traffic {
             }
         };
         let mut shape = self.shape(&tuple);
+        if let Some((n, is_reply)) = part_of {
+            self.number(&mut shape, n, is_reply);
+        }
         if self.random.one_in(20) {
             self.cut(&tuple, &mut shape);
         }
         self.finish(write(&tuple, &shape))
+    }
+
+    /// Numbers that the two ends of a conversation might use: near its beginning, where something is put in, or behind.
+    fn number(&mut self, shape: &mut Shape, conversation: usize, is_reply: bool) {
+        let (client, server) = self.conversations[conversation].first;
+        let random = &mut self.random;
+        if random.one_in(16) {
+            return;
+        }
+        let near =
+            |random: &mut Random| random.of(&[0, 1, 1, 1, 1, 2, 27, 28, 29, 30, 52, 53, 54, 1000, 3 << 29]);
+        let (from, to) = if is_reply { (server, client) } else { (client, server) };
+        let sequence = match shape.flags & SYN != 0 && !random.one_in(16) {
+            true => 0,
+            false => near(random),
+        };
+        shape.numbers = (from.wrapping_add(sequence), to.wrapping_add(near(random)));
+        if random.one_in(6) && shape.flags & SYN == 0 {
+            shape.sack = (0..2 + 2 * random.below(2)).map(|_| to.wrapping_add(near(random))).collect();
+        }
     }
 
     /// A router's word about a packet that was sent on, or about one that a VIP sent to its client past us.
@@ -522,7 +569,10 @@ impl Traffic {
             first + self.random.below((last - first) as usize % 64 + 1) as u16
         };
         let tuple = Tuple { v6, udp, source, destination: vip.v6(), ports: (port, to) };
-        let conversation = Conversation { tuple, reply: None };
+        let first = self.random.number();
+        // Some wrap soon.
+        let client = if self.random.one_in(4) { u32::MAX - (first as u32 & 31) } else { first as u32 };
+        let conversation = Conversation { tuple, reply: None, first: (client, (first >> 32) as u32) };
         let known = self.conversations.iter().position(|c| c.tuple == tuple);
         let at = match known {
             Some(at) => at,
@@ -590,6 +640,8 @@ impl Traffic {
             ttl: if random.one_in(32) { random.of(&[0, 1, 2, 255]) } else { 64 },
             class: if random.one_in(8) { random.number() as u8 } else { 0 },
             payload: match random.below(32) {
+                // Few clients have data in a SYN (RFC 7413).
+                1.. if flags & SYN != 0 && !random.one_in(4) => 0,
                 0 => 1380 + random.below(140),
                 1 => 1380 + random.below(1200),
                 _ => random.below(40),
@@ -602,6 +654,9 @@ impl Traffic {
             nops: if random.one_in(4) { random.below(4) } else { 0 },
             no_checksum: random.one_in(8),
             protocol: None,
+            sack: Vec::new(),
+            stamps: random.one_in(8).then(|| (random.number() as u32, random.number() as u32)),
+            numbers: (random.number() as u32, random.number() as u32),
             seed: random.number(),
             cut: None,
             message: None,

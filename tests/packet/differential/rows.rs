@@ -236,8 +236,21 @@ pub fn rows(udp: bool, ticks: impl Fn(u16) -> u16) -> Vec<Row> {
         on_unknown_flow: Adopt,
         ..Row::new(0, one(port), Method::Tun)
     });
+    let proxies = [
+        (Method::Nat, 120, Pick::Cursor, 0),
+        (Method::FullNat, 121, Pick::HashAddress, 8088),
+        (Method::Nat, 122, Pick::Wlc, 8080),
+    ];
+    // With UDP they are as any.
+    let proxies = proxies.map(|(method, port, pick, server_port)| Row {
+        rules: Rules { proxy: !udp, ..rules.clone() },
+        pick,
+        server_port,
+        mss: if port == 121 { 1400 } else { 0 },
+        ..Row::new(0, one(port), method)
+    });
     let no_server = [NoServer::Drop, NoServer::Reset, NoServer::Unreachable];
-    let numbered = plain.into_iter().chain(ruled).chain(tunnels).enumerate();
+    let numbered = plain.into_iter().chain(ruled).chain(tunnels).chain(proxies).enumerate();
     numbered
         .map(|(n, row)| Row { rules: Rules { no_server: no_server[n % 3], ..row.rules.clone() }, ..row })
         .collect()

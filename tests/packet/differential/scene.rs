@@ -5,7 +5,7 @@
 mod rows;
 
 use crate::world::{map, packets};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::HashMap;
 use lb_agent::dataplane::{
     Dataplane, Mapped, Ports, Sizes, Tables, Views,
@@ -16,7 +16,9 @@ use lb_agent::dataplane::{
 };
 use lb_common::{
     address::Address,
+    connection::Value,
     destination::{Destination, Forwarding as Method, NextHop, encapsulation, flags, tunnel_overhead},
+    extension::Extension,
     filter::AddressKey,
     fragment,
     hash::Secrets,
@@ -26,7 +28,7 @@ use lb_common::{
     service::{NoServer, OnUnknownFlow, Pick, ServerEntry, Service},
     state::{DEFAULT_TIMEOUTS, State},
 };
-use lb_model::{Config, Model, Own, Role, ServiceConfig, traffic::Random};
+use lb_model::{Config, Model, Moved, Own, Role, ServiceConfig, traffic::Random};
 use rows::{Row, access_lists, rows};
 use std::{collections::BTreeSet, mem::offset_of, net::IpAddr, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -76,13 +78,13 @@ fn sizes() -> Sizes {
     Sizes {
         connections: 220,
         connections_v6: 110,
-        services: 192,
+        services: 256,
         port_ranges: 16,
-        destinations: 448,
+        destinations: 640,
         next_hops: 64,
         slots: 4096,
         pool_addresses: 4,
-        extensions: 1,
+        extensions: 16,
     }
 }
 
@@ -309,6 +311,10 @@ impl Scene {
         for (index, record) in (0..).zip(&self.next_hops) {
             self.views.next_hops.update(index, record, 0);
         }
+        let mut extensions = self.extensions_map()?;
+        for at in 0..extensions.len() {
+            extensions.set(at, Extension::default(), 0)?;
+        }
         for (index, record) in (0..).zip(&self.loads) {
             self.views.loads.update(index, record, 0);
         }
@@ -531,6 +537,44 @@ impl Scene {
         self.set_list(service, |n| servers.contains(&n) && is_open(&n));
         let open: Vec<usize> = servers.iter().copied().filter(is_open).collect();
         self.set_slots(service, &open);
+    }
+
+    fn extensions_map(&self) -> Result<aya::maps::Array<aya::maps::MapData, Extension>> {
+        Ok(map(&self.plane, pinned::EXTENSIONS).try_into()?)
+    }
+
+    /// Records of shifted flows are those of the model.
+    pub fn same_extensions(&self, model: &Model) -> Result<()> {
+        let map = self.extensions_map()?;
+        for (at, wanted) in (0..).zip(&model.extensions) {
+            let is = map.get(&at, 0)?;
+            let moved = |word: u64| {
+                let (before, after) = ((word >> 32) as i16, (word >> 48) as i16);
+                Moved { position: word as u32, before: before.into(), after: after.into() }
+            };
+            let same = is.word == wanted.word.0
+                && (is.word == 0
+                    || is.owner == wanted.owner
+                        && moved(is.client) == wanted.client
+                        && moved(is.server) == wanted.server
+                        && is.client_first == wanted.first
+                        && is.duties == wanted.duties);
+            ensure!(same, "extension {at} is {is:?} instead of {wanted:?}");
+        }
+        Ok(())
+    }
+
+    /// Gives every record of a shifted flow another word.
+    pub fn rewrite_extensions(&self, with: impl Fn(Value) -> Value) -> Result<()> {
+        let mut map = self.extensions_map()?;
+        for at in 0..map.len() {
+            let mut record = map.get(&at, 0)?;
+            if record.word != 0 {
+                record.word = with(Value(record.word)).0;
+                map.set(at, record, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// As the sweeper writes counts after it has freed what was over.
