@@ -5,10 +5,11 @@ use crate::Role;
 use crate::{
     Counted, Ends, Fate, Model, answer, drops, passes,
     rewrite::{Link, updated},
+    shifted::is_extended,
     wire::{Ip, Packet, Part, Quote, Transport, quote, quoted_tunnel, read_quoted},
 };
 use lb_common::{
-    connection::Kind,
+    connection::{Kind, Value},
     destination::{Destination, Forwarding, flags},
     state::State,
     verdict::Reason,
@@ -80,7 +81,8 @@ impl Model {
         let (vip, client) = (quote.source, quote.destination);
         let place = self.place(packet.ip.v6, quote.udp, (&client.0, client.1), (&vip.0, vip.1));
         let mut lease = None;
-        let found = match self.find(&place).map(|slot| self.value(slot)) {
+        let known = self.find(&place).map(|slot| self.value(slot));
+        let found = match known {
             _ if quote.sctp => None,
             Some(value) => match value.kind() {
                 Kind::Flow => Some(value.destination()),
@@ -123,7 +125,11 @@ impl Model {
             Some(sender) => {
                 let hop = self.config.next_hops.get(target.next_hop as usize).copied();
                 let Some(hop) = hop.filter(|hop| hop.ifindex != 0) else { return drops(Reason::NoNextHop) };
-                let out = translated(message, quote, (server, local), (sender, server.0));
+                let extended = !quote.udp && known.is_some_and(is_extended);
+                let ends = (quote.l4, message.end);
+                let numbers =
+                    if extended { self.renumbered(packet, ends, &place, true, None) } else { Vec::new() };
+                let out = translated(message, quote, (server, local), (sender, server.0), &numbers);
                 Fate::Forward(Counted::In(destination), Link::of(&hop).frame(packet.ip.v6, &out))
             }
         };
@@ -150,7 +156,7 @@ impl Model {
             port => port,
         };
         let inner = (client, (target.vip.v6(), vip_port));
-        self.tell_client(message, quote, inner, (destination, link, value.state())).map(Some)
+        self.tell_client(message, quote, inner, (destination, link, value)).map(Some)
     }
 
     /// A packet that FULLNAT sent to a server from a local address.
@@ -171,7 +177,7 @@ impl Model {
             return Ok(None);
         }
         let inner = ((lease.client, lease.ports.0), (target.vip.v6(), lease.ports.1));
-        self.tell_client(message, quote, inner, (destination, link, lease.word.state())).map(Some)
+        self.tell_client(message, quote, inner, (destination, link, lease.word)).map(Some)
     }
 
     fn tell_client(
@@ -179,16 +185,23 @@ impl Model {
         message: &Message,
         quote: &Quote,
         inner: Way,
-        (destination, link, state): (u32, Link, u8),
+        (destination, link, value): (u32, Link, Value),
     ) -> Ends<Fate> {
         if message.packet.hops_left() <= 1 {
             return drops(Reason::IcmpTtlExpired);
         }
-        let ((client, _), (vip, _)) = inner;
-        let out = translated(message, quote, inner, (vip, client));
+        let ((client, port), (vip, vip_port)) = inner;
+        let numbers = if is_extended(value) && !quote.udp {
+            let place = self.place(message.packet.ip.v6, false, (&client, port), (&vip, vip_port));
+            let mtu_at = message.is_too_big().then_some(message.l4 + 6);
+            self.renumbered(&message.packet, (quote.l4, message.end), &place, false, mtu_at)
+        } else {
+            Vec::new()
+        };
+        let out = translated(message, quote, inner, (vip, client), &numbers);
         self.event(Reason::IcmpToClient);
         let begins = [State::SynReceived, State::SynSent, State::Unconfirmed].map(|state| state as u8);
-        if message.is_unreachable() && begins.contains(&state) {
+        if message.is_unreachable() && begins.contains(&value.state()) {
             self.event(Reason::ServerUnreachable);
         }
         Ok(Fate::Forward(Counted::Out(destination), link.frame(message.packet.ip.v6, &out)))
@@ -289,9 +302,15 @@ impl Message {
     }
 }
 
-/// The error as it goes on, from its IP header on: the quoted packet with another tuple, the error itself with other
-/// addresses and a hop less, and every checksum that is there.
-fn translated(message: &Message, quote: &Quote, inner: Way, outer: ([u8; 16], [u8; 16])) -> Vec<u8> {
+/// The error as it goes on, from its IP header on: the quoted packet with another tuple and other numbers, the error
+/// itself with other addresses and a hop less, and every checksum that is there.
+fn translated(
+    message: &Message,
+    quote: &Quote,
+    inner: Way,
+    outer: ([u8; 16], [u8; 16]),
+    numbers: &[(usize, Vec<u8>)],
+) -> Vec<u8> {
     let v6 = message.packet.ip.v6;
     let (of, first, second) = if v6 { (16, 8, 24) } else { (4, 12, 16) };
     let before = &message.packet.frame;
@@ -307,6 +326,7 @@ fn translated(message: &Message, quote: &Quote, inner: Way, outer: ([u8; 16], [u
     frame[l3 + if v6 { 7 } else { 8 }] -= 1;
     put(&mut frame, quote.l4, &inner.0.1.to_be_bytes());
     put(&mut frame, quote.l4 + 2, &inner.1.1.to_be_bytes());
+    numbers.iter().for_each(|(at, bytes)| put(&mut frame, *at, bytes));
     if !v6 {
         for l3 in [quote.l3, l3] {
             let new = updated(word(before, l3 + 10), &before[l3..l3 + 20], &frame[l3..l3 + 20]);
@@ -317,7 +337,8 @@ fn translated(message: &Message, quote: &Quote, inner: Way, outer: ([u8; 16], [u
     if !quote.sctp && at + 2 <= message.end {
         let covered = |frame: &[u8]| {
             let addresses = &frame[quote.l3 + first..quote.l3 + first + 2 * of];
-            [addresses, &frame[quote.l4..quote.l4 + 4]].concat()
+            // Of TCP the numbers too.
+            [addresses, &frame[quote.l4..quote.l4 + if quote.udp { 4 } else { 12 }]].concat()
         };
         let new = match (
             quote.udp,
