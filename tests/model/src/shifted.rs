@@ -177,7 +177,7 @@ impl Model {
     }
 
     /// A client's packet that fits its way, as the server counts, with the header where it rides. With the record.
-    pub(crate) fn from_client(
+    pub(crate) fn as_the_server_counts(
         &mut self,
         packet: &Packet,
         place: &Place,
@@ -212,7 +212,7 @@ impl Model {
     }
 
     /// A server's packet as the client counts. With the record.
-    pub(crate) fn from_server(&mut self, packet: &Packet, place: &Place) -> Ends<(Packet, usize)> {
+    pub(crate) fn as_the_client_counts(&mut self, packet: &Packet, place: &Place) -> Ends<(Packet, usize)> {
         let Some(at) = self.extension_of(place) else { return self.lost(packet) };
         let record = self.extensions[at];
         let (flags, acknowledged) = (packet.flags(), number(packet, 8));
