@@ -162,6 +162,12 @@ impl Value {
         (self.0 >> FLAGS_SHIFT) & 31
     }
 
+    /// The same entry without these flags.
+    #[inline(always)]
+    pub const fn without_flags(self, flags: u64) -> Self {
+        Self(self.0 & !(flags << FLAGS_SHIFT))
+    }
+
     /// The destination's index (kinds other than FULLNAT).
     #[inline(always)]
     pub const fn destination(self) -> u32 {

@@ -52,7 +52,7 @@ pub struct Extension {
 pub mod duty {
     /// The PROXY header rides on the client's segments that begin at its first byte, until the server has it.
     pub const PROXY: u64 = 1;
-    /// The TCP option address rides on the client's segments, until the server has answered one.
+    /// The TCP option address rides on the client's segments, until the server's connection is established.
     pub const TOA: u64 = 1 << 1;
     /// The flow began with a SYN cookie ([`super::Begun`]).
     pub const COOKIE: u64 = 1 << 2;

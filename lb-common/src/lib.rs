@@ -26,6 +26,7 @@ pub mod scratch;
 pub mod sctp;
 pub mod service;
 pub mod state;
+pub mod toa;
 pub mod verdict;
 pub mod witness;
 

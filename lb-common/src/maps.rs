@@ -155,10 +155,12 @@ pub mod programs {
     pub const TUNNEL: (&str, u32) = ("lb_tunnel", 15);
     /// SYN cookies.
     pub const COOKIE: (&str, u32) = ("lb_cookie", 24);
+    /// Packets, rewritten already, that the client's address is put into as a TCP option.
+    pub const TOA: (&str, u32) = ("lb_toa", 17);
     /// All tails.
-    pub const TAILS: [(&str, u32); 15] = [
+    pub const TAILS: [(&str, u32); 16] = [
         SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT, TUNNEL,
-        SHIFTED, COOKIE,
+        SHIFTED, COOKIE, TOA,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

@@ -64,6 +64,9 @@ pub struct Scratch {
     pub after: u32,
     /// SIP: hash of the Call-ID; 0 is none.
     pub call: u64,
+    /// Whether the acknowledgement of a server's SYN-ACK carries the client's address, `client` and `ports`.
+    pub toa: u32,
+    pub reserved: u32,
     /// Of the leases looked at, the one that is least worth keeping: cost (upper half) and index.
     pub victim: u64,
     /// Of the walk over a list of servers.
@@ -98,8 +101,8 @@ pub struct Room {
     pub echo: u32,
     /// Taken off the MSS.
     pub mss_less: u32,
-    /// Spare; zero.
-    pub reserved: u32,
+    /// For the tail of TCP option addresses: what becomes of the frame.
+    pub action: u32,
     /// What is put into the packet.
     pub put: [u64; 8],
     /// The headers of a frame while it grows: 256 bytes, and as many more as a length may have that the verifier knows by
@@ -306,7 +309,7 @@ mod tests {
     fn sizes_are_those_of_the_program() {
         assert_eq!(
             core::mem::size_of::<Scratch>(),
-            144 + core::mem::size_of::<Walk>()
+            152 + core::mem::size_of::<Walk>()
                 + core::mem::size_of::<Cookie>()
                 + core::mem::size_of::<Room>()
         );

@@ -166,8 +166,10 @@ pub mod features {
     pub const COOKIES_ALWAYS: u32 = 1 << 21;
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub const PROXY: u32 = 1 << 15;
+    /// TCP under FULLNAT: the client's address goes to the server as a TCP option.
+    pub const TOA: u32 = 1 << 17;
     /// What gives a new flow an extension record.
-    pub const EXTENDED: u32 = PROXY;
+    pub const EXTENDED: u32 = PROXY | TOA;
     /// What sends a new flow to `lb_choose`.
     pub const RARE: u32 = CHOOSE | PERSISTENT | ACL | RATE | ONE_PACKET | QUIC | SIP | HASH_PREFIX;
 }

@@ -127,6 +127,8 @@ reasons! {
     73 FlowSticky "flow_sticky" Event "a new flow went to the real server that its client's persistence names";
     74 ServerTold "server_told" Event "a client's packet was turned into a RST or ABORT that tells the real server that its flow is given up";
 
+    104 ToaSent "toa_sent" Event "FULLNAT: the client's address went to the server in a TCP option";
+    105 ToaUnsent "toa_unsent" Event "FULLNAT: a segment or a flow without the client's address: no room for the option, in the frame, or for a record";
     80 IcmpNoFlow "icmp_no_flow" Pass "an ICMP error to one of our addresses that quotes no flow of ours";
     81 IcmpTtlExpired "icmp_ttl_expired" Drop "an ICMP error or a later fragment with its TTL or hop limit at its end: neither is answered";
     85 TunnelMtu "tunnel_mtu" Pass "an ICMP error about a tunnel packet of ours: the path MTU to its real server is lowered";

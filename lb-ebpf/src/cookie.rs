@@ -27,6 +27,7 @@ use lb_common::{
     scratch::{Cookie, cookie as task},
     service::{Service, features},
     state::{ACK, RST, SYN},
+    toa,
     verdict::Reason,
     witness::answer as first_answer,
 };
@@ -97,7 +98,13 @@ pub fn answer<const V6: bool>(packet: &Packet<V6>, service: *mut Service, featur
     // SAFETY: a map value.
     let clamp = unsafe { core::ptr::read_volatile(&raw const (*service).mss) };
     let most = if clamp == 0 { cookie::announced(V6) } else { clamp };
-    let less = if features & features::PROXY != 0 { crate::proxy::bytes::<V6>() as u16 } else { 0 };
+    let less = if features & features::PROXY != 0 {
+        crate::proxy::bytes::<V6>() as u16
+    } else if features & features::TOA != 0 {
+        toa::len(V6) as u16
+    } else {
+        0
+    };
     scratch.cookie.announced = most.saturating_sub(less) as u32;
     tail::call_cookie(packet, task::ANSWER)
 }
@@ -210,6 +217,10 @@ pub fn from_server<const V6: bool>(
     let begun = Begun::of(shifts.duties);
     let waits = shifts.duties & duty::WAITS != 0;
     if flags & (SYN | ACK) == SYN | ACK && !waits {
+        if let Some(scratch) = tail::scratch() {
+            scratch.toa = (shifts.duties & duty::TOA != 0) as u32;
+            scratch.mtu = target.mtu();
+        }
         return Err(tail::call_cookie(packet, task::ACKNOWLEDGE));
     }
     if !waits {
@@ -421,7 +432,16 @@ fn acknowledge<const V6: bool>(frame: Frame, came: Came, this: &mut Cookie) -> R
         window: SOME_WINDOW.to_be(),
         reason: Reason::CookieAcknowledged,
     };
-    if this.stamps != 0 { turn::<V6, 32>(frame, came, reply) } else { turn::<V6, 20>(frame, came, reply) }
+    let action = if this.stamps != 0 {
+        turn::<V6, 32>(frame, came, reply)?
+    } else {
+        turn::<V6, 20>(frame, came, reply)?
+    };
+    if tail::scratch().is_some_and(|scratch| scratch.toa != 0) {
+        // It completes the handshake.
+        return Ok(crate::toa::call::<V6>(&Frame::new(frame.ctx), if V6 { IPV6 } else { IPV4 }, action));
+    }
+    Ok(action)
 }
 
 /// What is answered, as it stands in a segment.

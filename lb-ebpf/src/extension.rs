@@ -100,6 +100,47 @@ impl Held {
     }
 }
 
+impl Held {
+    /// What is still to be done.
+    #[inline(always)]
+    pub fn duties(&self) -> u64 {
+        // SAFETY: a map value.
+        atomic::load(unsafe { &raw const (*self.record).duties })
+    }
+
+    /// A duty is done.
+    #[inline(always)]
+    pub fn discharge(&self, duty: u64) {
+        let old = self.duties();
+        // SAFETY: projection inside a map value.
+        atomic::exchange(unsafe { &raw mut (*self.record).duties }, old, old & !duty);
+    }
+
+    /// Whether nothing is shifted, and nothing is left to be done.
+    #[inline(always)]
+    pub fn is_done(&self) -> bool {
+        let record = self.record;
+        // SAFETY: a map value; both bases are one word, as are the clock and a number that says nothing by itself.
+        let words = unsafe {
+            atomic::load(&raw const (*record).client)
+                | atomic::load(&raw const (*record).server)
+                | atomic::load((&raw const (*record).client_base).cast())
+                | core::ptr::read_volatile(&raw const (*record).clock) as u64
+        };
+        words | self.duties() == 0
+    }
+
+    /// Nobody asks for it any more but who was on the way: it is free in a moment.
+    #[inline(always)]
+    pub fn release(&self, now: u16) {
+        let new = self.word.with(self.word.state(), now.wrapping_add(GRACE));
+        atomic::exchange(word_of(self.record), self.word.0, new.0);
+    }
+}
+
+/// How long a record outlives its need, in ticks: longer than any packet is worked on.
+const GRACE: u16 = 4;
+
 /// A record that is being written: nobody reads it before [`Claimed::publish`].
 pub struct Claimed {
     pub record: *mut Extension,

@@ -40,12 +40,14 @@ mod proxy;
 mod quic;
 mod quote;
 mod related;
+mod renumber;
 mod reset;
 mod schedule;
 mod sctp;
 mod shifted;
 mod sip;
 mod tail;
+mod toa;
 mod tunnel;
 mod tunnel_mtu;
 mod twos;
@@ -170,6 +172,14 @@ pub fn lb_fragment(ctx: XdpContext) -> u32 {
 pub fn lb_cookie(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, cookie::handle(frame))
+}
+
+/// Packets that the client's address is put into.
+#[xdp]
+#[inline(always)]
+pub fn lb_toa(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, toa::handle(frame))
 }
 
 /// Tunnels other than plain IPIP.

@@ -12,7 +12,7 @@ use crate::{
     maps::{ADDRESSES, CLIENT_NEIGHB, CLIENT_ROUTES4, CLIENT_ROUTES6, SERVICE_INDEX},
     mss, nexthop,
     packet::{Frame, Packet, Protocol, Words, ip_len, load8, load16, opaque},
-    proxy, schedule, shifted, tail, witness,
+    proxy, schedule, shifted, tail, toa, witness,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
@@ -663,9 +663,18 @@ fn extend<const V6: bool>(
     if features & features::EXTENDED == 0 && !made {
         return Ok(0);
     }
-    let claimed = Claimed::for_flow(place, state, deadline, now).ok_or(Reason::NoExtension)?;
+    let Some(claimed) = Claimed::for_flow(place, state, deadline, now) else {
+        // What a flow can do without is done without.
+        if features & features::PROXY == 0 && !made {
+            count::event(Reason::ToaUnsent);
+            return Ok(0);
+        }
+        return Err(Reason::NoExtension);
+    };
     if features & features::PROXY != 0 {
         proxy::begin(packet, &claimed);
+    } else if features & features::TOA != 0 {
+        toa::begin(packet, &claimed);
     }
     if made {
         cookie::begin(&claimed);

@@ -17,7 +17,8 @@ use crate::{
     new_flow, nexthop,
     packet::{Frame, Packet, Protocol, Words, destination, ip_len, load8, load16, opaque},
     quote::{Quote, Tuple, translate},
-    tail, tunnel_mtu, witness,
+    renumber::{By, leave_room, renumber},
+    shifted, tail, tunnel_mtu, witness,
 };
 use lb_common::{
     connection::Kind,
@@ -198,13 +199,17 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
     // As the client's packets have them.
     let ports = turned(quote.ports);
     let place = flow::place::<V6>(quote.destination, quote.source, ports, quote.protocol());
-    let mut lease = 0;
+    let (mut lease, mut extended) = (0, 0);
     let found = match connection::find_rarely(&place, now) {
         Some(hit) => match hit.value.kind() {
-            Kind::Flow => Some(hit.value.destination()),
+            Kind::Flow => {
+                extended = shifted::is_extended(hit.value) as u32;
+                Some(hit.value.destination())
+            }
             Kind::FullNat => match Leased::of(hit.value.lease(), now) {
                 Some(leased) if leased.owner() == place.identity => {
                     lease = hit.value.lease();
+                    extended = shifted::is_extended(hit.value) as u32;
                     Some(leased.word.destination())
                 }
                 _ => None,
@@ -215,6 +220,7 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
     };
     // One way for the verifier, however it was found.
     let lease = opaque(lease as u64) as u32;
+    let extended = opaque(extended as u64) as u32;
     let index = opaque(found.ok_or(Reason::IcmpNoFlow)? as u64) as u32;
     let target = Target::of(index).ok_or(Reason::Internal)?;
     if target.flags() & flags::VALID == 0 {
@@ -245,6 +251,9 @@ fn to_server<const V6: bool>(packet: &Packet<V6>, quote: &Quote) -> Result<u32, 
                 client = fullnat::pool_address::<V6>(pool).0;
                 sender = client;
                 ports = ports & 0xffff_0000 | (lease as u16).to_be() as u32;
+            }
+            if extended != 0 {
+                renumber(packet, quote, place.identity, now, By::Server).ok_or(Reason::Internal)?;
             }
             let (hop, _) = target.hop()?;
             let inner = Tuple { source: server, destination: client, ports: turned(ports) };
@@ -372,6 +381,14 @@ fn to_client<const V6: bool>(
         return Err(Reason::IcmpTtlExpired);
     }
     let vip = target.vip::<V6>();
+    if shifted::is_extended(hit.value) {
+        let now = connection::now();
+        let identity = flow::place::<V6>(client, vip, ports, quote.protocol()).identity;
+        renumber(packet, quote, identity, now, By::Client).ok_or(Reason::Internal)?;
+        if say.is_too_big::<V6>() {
+            leave_room(packet, quote, identity, now).ok_or(Reason::Internal)?;
+        }
+    }
     let inner = Tuple { source: client, destination: vip, ports };
     translate(packet, quote, inner, (vip, client)).ok_or(Reason::Internal)?;
     let action = nexthop::send::<V6>(packet.frame, packet.l3, hop)?;

@@ -10,12 +10,12 @@ use crate::{
     flow::{self, turned},
     forward::{self, Target, fits_mtu, fullnat, may_serve, nat},
     options::{self, Change},
-    packet::{Frame, Packet, ip_len, load16, load32, opaque, store16, store32},
-    proxy, tail,
+    packet::{Frame, Packet, ip_len, load16, load32, opaque, store16, store32, words},
+    proxy, tail, toa,
 };
 use lb_common::{
     checksum,
-    connection::{FLAG_EXTENSION, Kind},
+    connection::{FLAG_EXTENSION, Kind, Value},
     destination::{Destination, flags},
     extension::duty,
     header::{IPV4, IPV6},
@@ -56,6 +56,7 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
     let Some(scratch) = tail::scratch() else { return Err(Reason::Internal) };
     let (l3, l4) = (scratch.l3 as usize & 0x1f, scratch.l4 as usize & 0x7ff);
     let cell = scratch.cell;
+    scratch.toa = 0;
     if scratch.family == 6 {
         arrived::<true>(frame, l3, l4, cell)
     } else {
@@ -125,8 +126,12 @@ fn to_leased<const V6: bool>(
     may_serve(Destination::vrrp_of(target.flags()))?;
     let held = Held::of(place.identity, now);
     let packet = from_client(packet, &target, held, place.identity)?;
+    let rides = toa::rides(&packet, &target, held.map_or(0, |held| held.duties()));
     let action = fullnat::to_server::<V6, false>(&packet, hit, place, now)?;
-    follow(held, hit);
+    settle(held, Some(hit), lease.hit(), now);
+    if rides {
+        return Ok(toa::call::<V6>(&packet.frame, packet.l4 - packet.l3, action));
+    }
     Ok(action)
 }
 
@@ -193,10 +198,54 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Resu
     fits_mtu(packet, mtu, &target)?;
     let owner = lease.owner();
     let held = Held::of(owner, now);
+    let proof = match held.and_then(|held| held.shifts(owner)) {
+        Some(shifts) => toa::is_proof(packet, &shifts),
+        None => false,
+    };
+    if packet.tcp_flags() & SYN != 0 {
+        // Should the acknowledgement come from here, it says whose it is.
+        // SAFETY: a map value; read whole, as its word is the same still (`to_client`).
+        let (client, ports) = unsafe {
+            (
+                words::<V6>(&raw const (*lease.record).client),
+                core::ptr::read_volatile(&raw const (*lease.record).ports),
+            )
+        };
+        toa::remember::<V6>(client, ports);
+    }
     towards_client(packet, &target, held, owner)?;
     let action = fullnat::to_client::<V6, true>(packet, pool, now)?;
-    follow(held, lease.hit());
+    if proof {
+        if let Some(held) = held {
+            held.discharge(duty::TOA);
+        }
+    }
+    let entry = connection::find_rarely(&Place::of::<V6>(owner), now);
+    settle(held, entry, lease.hit(), now);
     Ok(action)
+}
+
+/// As [`follow`], of a flow by FULLNAT, which may need no record any more: then its packets go the straight line.
+#[inline(always)]
+fn settle(held: Option<Held>, entry: Option<Hit>, lease: Hit, now: u16) {
+    let Some(held) = held else { return };
+    if held.is_done() {
+        let entry = entry.is_none_or(unmarked);
+        if unmarked(lease) && entry {
+            return held.release(now);
+        }
+    }
+    held.follow(Value(crate::atomic::load(lease.word)));
+}
+
+/// Takes the mark of an extended flow off a word that names the same still. Whether it has none.
+#[inline(always)]
+fn unmarked(hit: Hit) -> bool {
+    let value = Value(crate::atomic::load(hit.word));
+    if value.payload() != hit.value.payload() || !is_extended(value) {
+        return true;
+    }
+    crate::atomic::exchange(hit.word, value.0, value.without_flags(FLAG_EXTENSION).0)
 }
 
 /// The record lives as long as its flow.
@@ -262,7 +311,8 @@ fn towards_client<const V6: bool>(
         shifts.server.forth(shifts.server_base, packet.sequence()),
         shifts.client.back(shifts.client_base, acknowledged),
     );
-    let mss_less = if flags & SYN != 0 { proxy::mss_less::<V6>(&shifts) } else { 0 };
+    let mss_less =
+        if flags & SYN != 0 { proxy::mss_less::<V6>(&shifts) + toa::mss_less::<V6>(&shifts) } else { 0 };
     let (edges, base) = (shifts.client, shifts.client_base);
     options::change(packet, Change { edges, base, clock: shifts.clock, echo: 0, mss_less })?;
     if flags & ACK != 0 {

@@ -130,6 +130,41 @@ fn a_datagram_of_4_kb_arrives_whole_at_one_server_and_its_answer_comes_back() {
     assert!(followed["packets"].as_u64() > Some(0), "no fragment passed, so this proved nothing");
 }
 
+/// With room for the tunnel's header on the servers' side even IPv4's pieces, which have no DF, arrive whole.
+#[test]
+fn a_datagram_of_4_kb_arrives_whole_through_every_tunnel_where_its_path_has_room() {
+    const TUNNELS: [&str; 3] = ["{type: ipip}", "{type: gue, port: 6080}", "{type: gre, spread: true}"];
+    let topology = Topology::builder().servers(1).servers_with_xdp().mtu(1600).build();
+    let client = &topology.client().namespace;
+    // What the client sends has room for a header; what comes back by the direct way may fill the cables.
+    vips(&topology).iter().for_each(|vip| client.ip(&format!("route add {vip} dev eth0 mtu 1500")));
+    let _tunnels: Vec<_> = tunnels_everywhere(&topology, &vips(&topology))
+        .into_iter()
+        .map(|helper| helper.with_gue(6080))
+        .collect();
+    let server = &topology.servers[0];
+    let mut services = Vec::new();
+    let mut echoes = Vec::new();
+    for (n, tunnel) in TUNNELS.into_iter().enumerate() {
+        for vip in vips(&topology) {
+            let port = DNS + n as u16;
+            let service = Service::udp(&format!("t{n}-{}", family(vip)), vip, port, "tun").servers([server]);
+            services.push(service.with(&format!("tunnel: {tunnel}")));
+            echoes.push(Echo::start(&server.namespace, SocketAddr::new(vip, port)));
+        }
+    }
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    agent.apply(&documents(&services));
+    until_all_in(&agent);
+    for service in &services {
+        // A busy machine may lose one.
+        let found = (0..20).find_map(|seed| echo(client, service.socket(), seed).map(|found| (seed, found)));
+        let (seed, (_, data)) =
+            found.unwrap_or_else(|| panic!("{}: no answer\n{}", service.name, agent.log()));
+        assert_eq!(data, pattern(seed), "{}", service.name);
+    }
+}
+
 /// What the kernel puts together of packets of one protocol, for as long as one wants.
 fn reassembled(namespace: &Namespace, protocol: i32) -> socket2::Socket {
     namespace.run(|| {

@@ -22,6 +22,7 @@ mod real_path;
 mod real_server;
 mod scheduling;
 mod site;
+mod toa;
 mod tunnels;
 mod vrrp;
 

@@ -9,24 +9,26 @@ use lb_tests::{Agent, Namespace, Nginx, Topology, http, wait};
 use crate::site::{self, Service, TRANSLATED, documents, family, large_both_ways, until_all_in, vips};
 
 /// As long as a connection may take that has to send its first segments several times.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Which arriving TCP segments a server loses, in the words of classic BPF.
 #[derive(Clone, Copy)]
-enum Lost {
+pub enum Lost {
     /// Those whose payload begins like a PROXY header.
     WithHeader,
     /// Those of the header alone: the ACK that completes the handshake.
     HeaderAlone,
+    /// That ACK where it carries the client's address as an option.
+    AckWithToa,
 }
 
 /// Segments lost at a server's eth0 until this is dropped.
-struct Loss<'a> {
+pub struct Loss<'a> {
     server: &'a Namespace,
 }
 
 impl Loss<'_> {
-    fn of(server: &Namespace, lost: Lost, like: IpAddr) -> Loss<'_> {
+    pub fn of(server: &Namespace, lost: Lost, like: IpAddr) -> Loss<'_> {
         let v4 = like.is_ipv4();
         // IPv4 without options, IPv6 without extension headers; a bare ACK has timestamps.
         let program = match lost {
@@ -42,6 +44,11 @@ impl Loss<'_> {
                 let (at, length) = if v4 { (16, 20 + 32 + 28) } else { (18, 32 + 52) };
                 format!("4,40 0 0 {at},21 0 1 {length},6 0 0 2,6 0 0 4294967295")
             }
+            Lost::AckWithToa => {
+                // The length is that of a SYN too (IPv4); the flags are ACK's.
+                let (at, length, flags) = if v4 { (16, 20 + 32 + 8, 47) } else { (18, 32 + 20, 67) };
+                format!("6,40 0 0 {at},21 0 3 {length},48 0 0 {flags},21 0 1 16,6 0 0 2,6 0 0 4294967295")
+            }
         };
         server.output("tc", &["qdisc", "add", "dev", "eth0", "clsact"]);
         let mut arguments: Vec<&str> =
@@ -52,7 +59,7 @@ impl Loss<'_> {
     }
 
     /// How many were lost so far.
-    fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         let text = self.server.output("tc", &["-s", "-j", "qdisc", "show", "dev", "eth0"]);
         let all: serde_json::Value = serde_json::from_str(&text).expect("tc writes JSON");
         let ours = all.as_array().expect("a list").iter().find(|qdisc| qdisc["kind"] == "clsact");
@@ -84,7 +91,7 @@ fn services(topology: &Topology) -> Vec<Service> {
 
 /// The last request was the client's, as nginx learned from the header.
 #[track_caller]
-fn assert_last_was(nginx: &Nginx, client: IpAddr, what: &str) {
+pub fn assert_last_was(nginx: &Nginx, client: IpAddr, what: &str) {
     let wanted = format!("{client}:");
     let mut last = Vec::new();
     let known = wait::holds_within(PATIENCE, || {
@@ -102,6 +109,16 @@ fn nginx_behind_nat_and_fullnat_learns_who_the_client_is_even_if_the_header_is_l
     let nginx = [Nginx::start_behind_proxy(server, "server0", &[TRANSLATED])];
     let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
     let services = services(&topology);
+    // A listener that waits for a header answers probes that have one.
+    let checked: Vec<Service> = services
+        .iter()
+        .map(|service| service.clone().with("healthCheck: {http: {path: /healthz}, interval: 500ms}"))
+        .collect();
+    agent.apply(&(site::pool(&topology, "eth0") + &documents(&checked)));
+    until_all_in(&agent);
+    let probes = nginx[0].requests();
+    assert!(probes.iter().any(|line| line.ends_with(" 200 GET /healthz")), "{probes:?}");
+    // What follows loses segments with a header, and counts on the log's last line.
     agent.apply(&(site::pool(&topology, "eth0") + &documents(&services)));
     until_all_in(&agent);
     let client = topology.client();

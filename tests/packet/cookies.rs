@@ -405,6 +405,44 @@ fn a_server_that_is_not_heard_by_its_client_is_acknowledged() {
 }
 
 #[test]
+fn with_toa_the_server_learns_whose_cookie_it_was_whoever_acknowledges() {
+    for (v6, says) in [(false, LINUX), (true, LINUX), (false, ALL[1]), (true, ALL[1])] {
+        let less = if v6 { 20 } else { 8 };
+        let told = |v6| match client(v6, 7) {
+            IpAddr::V4(v4) => [vec![254, 8, 0x9c, 0x40], v4.octets().to_vec()].concat(),
+            IpAddr::V6(v6) => [vec![254, 20, 0x9c, 0x40], v6.octets().to_vec()].concat(),
+        };
+        let mut flow = flow(Method::FullNat, v6, Cookies::Always);
+        flow.spec.rules.toa = true;
+        flow.world.service(&flow.spec.clone());
+        let syn = segment(&flow, SYN, ISN, 0, says.options());
+        let seen = flow.world.ends("a SYN", &syn, Reason::CookieSent);
+        let answer = Segment::of(&seen.frame, v6);
+        assert_eq!(answer.options[2..4], (cookie::announced(v6) - less).to_be_bytes());
+        let syn = begun(&mut flow, says, &answer);
+        assert!(!syn.options.starts_with(&[254]));
+        let (mut options, mut mine) = (vec![2, 4, 5, 0xb4], Vec::new());
+        if says.stamps {
+            options =
+                [options, vec![4, 2], stamps(SERVER_CLOCK, CLIENT_CLOCK + 9), vec![1, 3, 3, 7]].concat();
+            mine = only_stamps(CLIENT_CLOCK + 9, SERVER_CLOCK);
+        }
+        answered(&mut flow, &syn, options.clone());
+        let packet = reply(&flow, syn.source, SYN | ACK, (SERVER_ISN, ISN.wrapping_add(1)), options);
+        let seen = flow.world.ends("sent again", &packet, Reason::CookieAcknowledged);
+        assert_eq!(seen.events, [Reason::ToaSent]);
+        let back = Segment::of(&seen.frame, v6);
+        assert_eq!((back.source, back.destination, back.flags), (syn.source, syn.destination, ACK));
+        assert_eq!(back.options, [told(v6), mine].concat());
+        // And the client, when it speaks.
+        let data = segment(&flow, ACK, ISN.wrapping_add(1), answer.sequence.wrapping_add(1), Vec::new());
+        let seen = flow.world.send(&data.payload(9).bytes());
+        assert_eq!((seen.counted, seen.events), (Counted::In(flow.destination), vec![Reason::ToaSent]));
+        assert_eq!(Segment::of(&seen.frame, v6).options, told(v6));
+    }
+}
+
+#[test]
 fn a_server_that_refuses_is_believed_by_the_client() {
     for (method, v6) in translating() {
         let mut flow = flow(method, v6, Cookies::Always);

@@ -88,15 +88,16 @@ fn options(clock: u32, echo: u32, edges: [u32; 6]) -> Vec<u8> {
     bytes
 }
 
-const CLIENT_BEGAN: u32 = u32::MAX - 500;
-const SERVER_BEGAN: u32 = 0x7fff_ff00;
-const CLIENT_BASE: u32 = 0x0102_0304;
-const SERVER_BASE: u32 = 0xf0e0_d0c0;
+pub const CLIENT_BEGAN: u32 = u32::MAX - 500;
+pub const SERVER_BEGAN: u32 = 0x7fff_ff00;
+pub const CLIENT_BASE: u32 = 0x0102_0304;
+pub const SERVER_BASE: u32 = 0xf0e0_d0c0;
 const CLOCK: u32 = 0xdead_0000;
-const CLIENT: Shift = Shift { position: CLIENT_BEGAN, before: -3, after: 28 };
-const SERVER: Shift = Shift { position: SERVER_BEGAN, before: 7, after: 4 };
+pub const CLIENT: Shift = Shift { position: CLIENT_BEGAN, before: -3, after: 28 };
+pub const SERVER: Shift = Shift { position: SERVER_BEGAN, before: 7, after: 4 };
 
-fn shifted(method: Method, v6: bool) -> Flow {
+/// A flow whose numbers are shifted both ways, by what stands above.
+pub fn shifted(method: Method, v6: bool) -> Flow {
     let mut flow = Flow::new(method, v6, false);
     flow.establish();
     extend(&flow, |record| {
@@ -108,7 +109,7 @@ fn shifted(method: Method, v6: bool) -> Flow {
 }
 
 /// What stands in the shifted numbers: before, at, just behind and far behind the position, across 2^32.
-const FAR: [i32; 6] = [-100_000, -1, 0, 1, 700, 1_000_000];
+pub const FAR: [i32; 6] = [-100_000, -1, 0, 1, 700, 1_000_000];
 
 #[test]
 fn a_clients_numbers_are_shifted_towards_the_server_and_what_it_names_back() {

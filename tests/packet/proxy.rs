@@ -11,15 +11,16 @@ use lb_common::{extension::Shift, verdict::Reason};
 use std::net::IpAddr;
 
 /// The client's first sequence number, across whose wrap the header lies, and the server's.
-const FIRST: u32 = u32::MAX - 9;
-const SERVER: u32 = 0x5555_0000;
+pub const FIRST: u32 = u32::MAX - 9;
+pub const SERVER: u32 = 0x5555_0000;
 
-fn service(method: Method, v6: bool) -> Flow {
+/// A flow of a service with the header.
+pub fn service(method: Method, v6: bool) -> Flow {
     Flow::with(method, v6, false, |spec| spec.rules.proxy = true)
 }
 
 /// HAProxy's proxy-protocol.txt, section 2.2, spelled out.
-fn header(v6: bool) -> Vec<u8> {
+pub fn header(v6: bool) -> Vec<u8> {
     let mut bytes = vec![0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, 0x21];
     bytes.extend(if v6 { [0x21, 0, 36] } else { [0x11, 0, 12] });
     for address in [client(v6, 7), vip(v6)] {
@@ -34,7 +35,7 @@ fn header(v6: bool) -> Vec<u8> {
 }
 
 /// Bytes of the header.
-fn len(v6: bool) -> u32 {
+pub fn len(v6: bool) -> u32 {
     if v6 { 52 } else { 28 }
 }
 
@@ -46,7 +47,7 @@ fn mss(n: u16) -> Vec<u8> {
 }
 
 /// SYN and its answer.
-fn begin(flow: &mut Flow) {
+pub fn begin(flow: &mut Flow) {
     let syn = numbered(&flow.first(), FIRST, 0, &mss(1400));
     let seen = flow.world.send(&syn.bytes());
     assert_eq!(seen.counted, Counted::In(flow.destination));
@@ -59,7 +60,7 @@ fn begin(flow: &mut Flow) {
 }
 
 /// A client's packet that many bytes behind its SYN.
-fn packet(v6: bool, flags: u8, at: u32, payload: &[u8]) -> Packet {
+pub fn packet(v6: bool, flags: u8, at: u32, payload: &[u8]) -> Packet {
     let packet = Packet::tcp((client(v6, 7), CLIENT_PORT), (vip(v6), VIP_PORT), flags)
         .with(|p| p.payload = payload.to_vec());
     let acknowledged = if flags & ACK != 0 { SERVER + 1 } else { 0 };
@@ -67,7 +68,7 @@ fn packet(v6: bool, flags: u8, at: u32, payload: &[u8]) -> Packet {
 }
 
 /// It goes with the header, at the number that it came with.
-fn rides(flow: &mut Flow, packet: &Packet) {
+pub fn rides(flow: &mut Flow, packet: &Packet) {
     let out = packet.clone().with(|p| p.payload = [header(p.is_v6()), p.payload.clone()].concat());
     let seen = flow.world.send(&packet.bytes());
     assert_eq!(seen.counted, Counted::In(flow.destination), "{}", flow.name());
@@ -86,7 +87,7 @@ fn behind(flow: &mut Flow, packet: &Packet, at: u32) {
 }
 
 /// The server acknowledges so many bytes of header and data; the client sees so many of its own.
-fn acknowledges(flow: &mut Flow, bytes: u32, seen: u32) {
+pub fn acknowledges(flow: &mut Flow, bytes: u32, seen: u32) {
     let reply = numbered(&flow.reply(ACK), SERVER + 1, FIRST.wrapping_add(1).wrapping_add(bytes), &[]);
     let out = numbered(&reply, SERVER + 1, FIRST.wrapping_add(1).wrapping_add(seen), &[]);
     let expected = flow.towards_client(&out);

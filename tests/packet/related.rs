@@ -15,12 +15,12 @@ use lb_common::{service::Pick, verdict::Reason};
 use std::net::IpAddr;
 
 /// A router on the clients' side.
-fn router(v6: bool) -> IpAddr {
+pub fn router(v6: bool) -> IpAddr {
     client(v6, 254)
 }
 
 /// A router on the servers' side, which is no real server.
-fn inner_router(v6: bool) -> IpAddr {
+pub fn inner_router(v6: bool) -> IpAddr {
     server(v6, 253)
 }
 
@@ -51,7 +51,7 @@ pub fn error(from: IpAddr, to: IpAddr, said: Said, about: &Packet, quoted: usize
 }
 
 /// The packet that the VIP sent to the client, as it was quoted.
-fn from_vip(flow: &Flow) -> Packet {
+pub fn from_vip(flow: &Flow) -> Packet {
     let (from, to) = ((vip(flow.v6), VIP_PORT), (client(flow.v6, 7), CLIENT_PORT));
     if flow.udp { Packet::udp(from, to) } else { Packet::tcp(from, to, ACK) }
 }
@@ -71,7 +71,7 @@ fn from_server(flow: &Flow, about: &Packet) -> Packet {
 }
 
 /// What arrives at the server.
-fn at_server(flow: &Flow, packet: &Packet, said: Said, about: &Packet, quoted: usize) -> Vec<u8> {
+pub fn at_server(flow: &Flow, packet: &Packet, said: Said, about: &Packet, quoted: usize) -> Vec<u8> {
     let mut out = packet.clone();
     if flow.method.translates() {
         let sender = if flow.method == Method::FullNat { local(flow.v6) } else { packet.source };
@@ -91,7 +91,12 @@ fn at_server(flow: &Flow, packet: &Packet, said: Said, about: &Packet, quoted: u
 /// The packet of the client's that the server was sent, and as the client sent it.
 fn towards(flow: &Flow) -> (Packet, Packet) {
     let sent = flow.packet(ACK);
-    let at_server = sent.clone().with(|p| {
+    (as_sent(flow, &sent), sent)
+}
+
+/// A client's packet as the server was sent it.
+pub fn as_sent(flow: &Flow, packet: &Packet) -> Packet {
+    packet.clone().with(|p| {
         let mut ports = (CLIENT_PORT, flow.server_port());
         p.destination = flow.real;
         if flow.method == Method::FullNat {
@@ -99,12 +104,12 @@ fn towards(flow: &Flow) -> (Packet, Packet) {
             ports.0 = flow.lease();
         }
         p.set_ports(ports);
-    });
-    (at_server, sent)
+    })
 }
 
+/// The error goes there, like this.
 #[track_caller]
-fn goes(flow: &mut Flow, case: &str, packet: &Packet, counted: Counted, expected: &[u8]) -> Seen {
+pub fn goes(flow: &mut Flow, case: &str, packet: &Packet, counted: Counted, expected: &[u8]) -> Seen {
     let case = format!("{} {case}", flow.name());
     let seen = flow.world.send(&packet.bytes());
     assert_eq!(seen.counted, counted, "{case}");

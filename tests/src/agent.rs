@@ -19,7 +19,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Held while looking whether bpffs is mounted; left behind, empty, for the next run.
 const MOUNT_LOCK: &str = "/run/lbt.lock";
 /// Loading and verifying the data plane may take a while on a busy machine.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(15);
 
 /// The agent's binary: `LB_AGENT`, or the one that cargo built beside this test. Panics when it is not there.

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod authority;
 pub mod canary;
+pub mod cgroup;
 pub mod content;
 pub mod http;
 pub mod keepalived;
@@ -25,6 +26,7 @@ pub mod xdp_pass;
 
 pub use agent::Agent;
 pub use authority::Authority;
+pub use cgroup::Cgroup;
 pub use keepalived::Keepalived;
 pub use namespace::Namespace;
 pub use nginx::Nginx;

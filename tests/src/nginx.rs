@@ -11,11 +11,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::authority::Identity;
+use crate::cgroup::Cgroup;
 use crate::content;
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -45,7 +47,21 @@ impl Nginx {
     /// address that it names.
     #[track_caller]
     pub fn start_behind_proxy(namespace: &Namespace, name: &str, ports: &[u16]) -> Nginx {
-        Nginx::start_as(namespace, name, ports, &[], " proxy_protocol")
+        let listens = Listens { behind_proxy: true, ..Listens::default() };
+        Nginx::start_as(namespace, name, ports, listens, namespace.command("nginx"))
+    }
+
+    /// As [`Nginx::start`], in a cgroup, and on further ports with one socket for both families.
+    #[track_caller]
+    pub fn start_in(
+        cgroup: &Cgroup,
+        namespace: &Namespace,
+        name: &str,
+        ports: &[u16],
+        dual: &[u16],
+    ) -> Nginx {
+        let listens = Listens { dual, ..Listens::default() };
+        Nginx::start_as(namespace, name, ports, listens, cgroup.command(namespace, "nginx"))
     }
 
     /// The same, and TLS on further ports, each with a certificate of its own. These offer HTTP/2 as well.
@@ -56,7 +72,8 @@ impl Nginx {
         ports: &[u16],
         secure: &[(u16, &Identity)],
     ) -> Nginx {
-        Nginx::start_as(namespace, name, ports, secure, "")
+        let listens = Listens { secure, ..Listens::default() };
+        Nginx::start_as(namespace, name, ports, listens, namespace.command("nginx"))
     }
 
     #[track_caller]
@@ -64,23 +81,21 @@ impl Nginx {
         namespace: &Namespace,
         name: &str,
         ports: &[u16],
-        secure: &[(u16, &Identity)],
-        listens: &str,
+        listens: Listens<'_>,
+        mut command: Command,
     ) -> Nginx {
         let prefix = namespace.directory().join(format!("nginx-{name}"));
         for directory in ["bytes", "uploads", "temp"] {
             std::fs::create_dir_all(prefix.join(directory)).expect("make nginx's directories");
         }
         let configuration = prefix.join("nginx.conf");
-        std::fs::write(&configuration, configure(name, ports, secure, listens))
-            .expect("write nginx's configuration");
-        let mut command = namespace.command("nginx");
+        std::fs::write(&configuration, configure(name, ports, listens)).expect("write nginx's configuration");
         command.arg("-e").arg("stderr").arg("-p").arg(&prefix).arg("-c").arg(&configuration);
         let process = namespace.spawn(&format!("nginx-{name}"), command);
         let mut nginx = Nginx { name: name.to_owned(), prefix, process };
         nginx.offer(LARGE);
         let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-        let secure_ports = secure.iter().map(|(port, _)| port);
+        let secure_ports = listens.secure.iter().map(|(port, _)| port).chain(listens.dual);
         for socket in ports
             .iter()
             .chain(secure_ports)
@@ -129,17 +144,32 @@ impl Nginx {
     }
 }
 
+/// How it listens beside its plain ports.
+#[derive(Clone, Copy, Default)]
+struct Listens<'a> {
+    secure: &'a [(u16, &'a Identity)],
+    /// One socket for both families.
+    dual: &'a [u16],
+    /// Every plain port wants a PROXY header.
+    behind_proxy: bool,
+}
+
 /// nginx's configuration, paths relative to its prefix. One process without a master: it is killed by its pid
 /// and leaves no worker behind.
-fn configure(name: &str, ports: &[u16], secure: &[(u16, &Identity)], listens: &str) -> String {
+fn configure(name: &str, ports: &[u16], listens: Listens<'_>) -> String {
+    let Listens { secure, dual, behind_proxy } = listens;
+    let (header, real_ip) = if behind_proxy {
+        let real_ip =
+            "  set_real_ip_from 0.0.0.0/0;\n  set_real_ip_from ::/0;\n  real_ip_header proxy_protocol;\n";
+        (" proxy_protocol", real_ip)
+    } else {
+        ("", "")
+    };
     let listen: String = ports
         .iter()
-        .map(|port| format!("    listen {port}{listens};\n    listen [::]:{port} ipv6only=on{listens};\n"))
+        .map(|port| format!("    listen {port}{header};\n    listen [::]:{port} ipv6only=on{header};\n"))
+        .chain(dual.iter().map(|port| format!("    listen [::]:{port} ipv6only=off;\n")))
         .collect();
-    let real_ip = match listens {
-        "" => "",
-        _ => "  set_real_ip_from 0.0.0.0/0;\n  set_real_ip_from ::/0;\n  real_ip_header proxy_protocol;\n",
-    };
     let secure: String = secure
         .iter()
         .map(|(port, identity)| {

@@ -1,7 +1,7 @@
 //! The agent's real-server helper in a real server's namespace, with pins of its own.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::agent::{self, PinDirectory};
@@ -15,6 +15,8 @@ pub struct RealServer<'a> {
     vips: Vec<IpAddr>,
     directors: Vec<IpAddr>,
     gue_port: Option<u16>,
+    /// Whose TOA is believed, and for which cgroup.
+    toa: Option<(Vec<IpAddr>, PathBuf)>,
 }
 
 impl<'a> RealServer<'a> {
@@ -28,9 +30,36 @@ impl<'a> RealServer<'a> {
             vips: vips.to_vec(),
             directors: directors.to_vec(),
             gue_port: None,
+            toa: None,
         };
         server.must("up");
         server
+    }
+
+    /// Reads TOA that comes from these addresses for the programs in a cgroup, and does nothing else. Panics with the
+    /// helper's words if it fails.
+    #[track_caller]
+    pub fn reading_toa(namespace: &'a Namespace, from: &[IpAddr], cgroup: &Path) -> RealServer<'a> {
+        let server = RealServer {
+            namespace,
+            pins: PinDirectory::new(),
+            vips: Vec::new(),
+            directors: Vec::new(),
+            gue_port: None,
+            toa: Some((from.to_vec(), cgroup.to_owned())),
+        };
+        server.must("up");
+        server
+    }
+
+    /// Believes these instead.
+    #[track_caller]
+    pub fn toa_from(mut self, from: &[IpAddr]) -> RealServer<'a> {
+        if let Some((before, _)) = &mut self.toa {
+            *before = from.to_vec();
+        }
+        self.must("up");
+        self
     }
 
     /// Unpacks GUE at this port too.
@@ -83,6 +112,12 @@ impl<'a> RealServer<'a> {
             command.args(["--interface", "eth0"]);
             for director in &self.directors {
                 command.arg("--from").arg(director.to_string());
+            }
+            if let Some((from, cgroup)) = &self.toa {
+                for address in from {
+                    command.arg("--toa-from").arg(address.to_string());
+                }
+                command.arg("--cgroup").arg(cgroup);
             }
             if let Some(port) = self.gue_port {
                 command.args(["--gue-port", &port.to_string()]);

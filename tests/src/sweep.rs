@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::agent::BPFFS;
+use crate::cgroup;
 use crate::namespace::{NAMES, remove};
 
 /// How every name begins that the laboratory gives to something on the host; the pid of its run follows.
@@ -27,6 +28,11 @@ pub fn dead_runs() {
             let _ = kill(pid, Signal::SIGKILL);
         }
         remove(&name);
+    }
+    if let Some(root) = cgroup::root() {
+        for name in stale(&root) {
+            let _ = fs::remove_dir(root.join(name));
+        }
     }
     for root in [std::env::temp_dir().as_path(), Path::new(BPFFS)] {
         for name in stale(root) {

@@ -1,6 +1,7 @@
 //! `cargo xtask test kernels`: the packet tests under the oldest kernel that we support and the one of the next
-//! Debian, whatever kernel this machine runs. virtme-ng boots each with this machine's files as its root, read-only,
-//! by plain emulation (10 to 20 times slower than here, but it needs no virtualization).
+//! Debian, whatever kernel this machine runs, and under the latter what needs devices that not every kernel has.
+//! virtme-ng boots each with this machine's files as its root, read-only, by plain emulation (10 to 20 times slower than
+//! here, but it needs no virtualization).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use crate::process::{as_root, build_dev_agent, cargo, output, run as run_command
 
 /// Debian's packages of kernels, by series: the newest of each is taken.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// Under which the interop tests run too: with real tunnel devices.
+const INTEROP: &str = "6.12";
 
 /// Left out: they count packets by the ten million, which takes an emulated CPU hours.
 const TOO_LONG: [&str; 2] = ["hammer", "random"];
@@ -23,14 +26,20 @@ const TOO_LONG: [&str; 2] = ["hammer", "random"];
 /// Names the kernels under which a test failed, or what is missing to boot them.
 pub fn run(filter: &[std::ffi::OsString]) -> Result<()> {
     let agent = build_dev_agent()?;
-    let tests = packet_tests()?;
+    let packet = program("packet")?;
+    let interop = program("interop")?;
     let place = xtask::target_dir().join("kernels");
     fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
     let vng = virtme(&place)?;
     let mut failed = Vec::new();
     for series in SERIES {
         let kernel = Kernel::of_series(&place, series)?;
-        step(format!("packet tests under Linux {}", kernel.release));
+        let (named, tests) = if series == INTEROP {
+            ("packet and interop tests", vec![packet.as_path(), interop.as_path()])
+        } else {
+            ("packet tests", vec![packet.as_path()])
+        };
+        step(format!("{named} under Linux {}", kernel.release));
         let began = Instant::now();
         let passed = kernel.boot(&vng, &agent, &tests, filter)?;
         let verdict = if passed { "passed" } else { "FAILED" };
@@ -39,21 +48,22 @@ pub fn run(filter: &[std::ffi::OsString]) -> Result<()> {
             failed.push(kernel.release);
         }
     }
-    ensure!(failed.is_empty(), "packet tests failed under Linux {}", failed.join(" and "));
+    ensure!(failed.is_empty(), "tests failed under Linux {}", failed.join(" and "));
     Ok(())
 }
 
-/// Builds the packet tests and returns their program.
-fn packet_tests() -> Result<PathBuf> {
-    step("building the packet tests");
-    let build = ["test", "--package", "lb-tests", "--test", "packet", "--no-run"];
+/// Builds the test program of this name and returns where it is.
+fn program(name: &str) -> Result<PathBuf> {
+    step(format!("building the {name} tests"));
+    let build = ["test", "--package", "lb-tests", "--test", name, "--no-run"];
     run_command(cargo().args(build))?;
     let built = cargo().args(build).stdin(Stdio::null()).output().context("start cargo")?;
     // "  Executable packet/main.rs (/path/to/packet-0123)", on standard error.
     let said = String::from_utf8_lossy(&built.stderr);
     let path = said.lines().find_map(|line| line.trim().strip_prefix("Executable")?.split_once('('));
     let (_, path) = path.with_context(|| format!("cargo did not say where the tests are:\n{said}"))?;
-    xtask::root().join(path.trim_end_matches(')')).canonicalize().context("find the packet tests")
+    let path = xtask::root().join(path.trim_end_matches(')'));
+    path.canonicalize().with_context(|| format!("find the {name} tests"))
 }
 
 /// virtme-ng, in a Python environment of its own.
@@ -126,16 +136,18 @@ impl Kernel {
     }
 
     /// Whether the tests passed. What they print is kept beside the kernel.
-    fn boot(&self, vng: &Path, agent: &Path, tests: &Path, filter: &[std::ffi::OsString]) -> Result<bool> {
+    fn boot(&self, vng: &Path, agent: &Path, tests: &[&Path], filter: &[std::ffi::OsString]) -> Result<bool> {
         let mut words: Vec<String> = filter.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         words.extend(TOO_LONG.iter().flat_map(|name| ["--skip".to_owned(), (*name).to_owned()]));
         let script = self.place.join(format!("{}.sh", self.release));
+        let programs: String = tests
+            .iter()
+            .map(|tests| format!("{} --test-threads 2 {} || failed=$?\n", tests.display(), words.join(" ")))
+            .collect();
         let lines = format!(
-            "mount -t bpf bpf /sys/fs/bpf\nip link set lo up\ncd {}\nexport LB_AGENT={} LB_DIFFERENTIAL_PACKETS=40000\n{} --test-threads 2 {}\necho \"{ENDED} $?\"\n",
+            "mount -t bpf bpf /sys/fs/bpf\nip link set lo up\ncd {}\nexport LB_AGENT={} LB_DIFFERENTIAL_PACKETS=40000\nfailed=0\n{programs}echo \"{ENDED} $failed\"\n",
             xtask::root().join("tests").display(),
             agent.display(),
-            tests.display(),
-            words.join(" "),
         );
         fs::write(&script, lines).with_context(|| format!("write {}", script.display()))?;
         // No /dev/kvm: what a machine offers there may not work, and then the boot hangs. `script` gives vng the

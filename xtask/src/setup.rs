@@ -81,7 +81,9 @@ pub const KERNELS: &[Part] = &[
     program("script", "bsdutils", "gives such a machine a terminal"),
     program("virtualenv", "virtualenv", "holds virtme-ng, which boots it"),
     program("dpkg-deb", "dpkg", "unpacks kernels"),
-    program("ip", "iproute2", "brings up the loopback interface"),
+    program("ip", "iproute2", "brings up interfaces and kernel tunnels"),
+    program("sysctl", "procps", "sets what such tunnels need"),
+    program("ethtool", "ethtool", "prepares interfaces for XDP"),
 ];
 
 const fn program(name: &'static str, package: &'static str, why: &'static str) -> Part {

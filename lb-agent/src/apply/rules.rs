@@ -105,6 +105,7 @@ impl Applier {
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
             proxy: rules.proxy_protocol,
+            toa: rules.toa,
             cookies: match rules.syn_cookies {
                 Some(SynCookies::Auto) => tables::Cookies::Above,
                 Some(SynCookies::Always) => tables::Cookies::Always,

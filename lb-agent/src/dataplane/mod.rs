@@ -26,6 +26,7 @@ mod store;
 pub mod sweeper;
 pub mod tables;
 mod test_run;
+pub mod toa_reader;
 mod views;
 mod vrrp;
 

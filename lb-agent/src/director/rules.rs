@@ -31,6 +31,7 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         quic: scheduling.quic,
         ipvs: scheduling.ipvs_compatible,
         proxy_protocol: scheduling.proxy_protocol,
+        toa: scheduling.toa && service.speaks(Protocol::Tcp),
         syn_cookies: Some(scheduling.syn_cookies)
             .filter(|when| *when != SynCookies::Off && may_send_cookies(service)),
         hash_prefix: (hashes && !prefix.is_whole()).then_some((prefix.v4, prefix.v6)),

@@ -162,7 +162,7 @@ impl Roster {
             };
             watchers.extend(watcher.map(|watcher| (key, watcher)));
             for check in &asked {
-                let target = check.target(service, server);
+                let (check, target) = (&check.settled(service, server), check.target(service, server));
                 let id = CheckId::of(&target, check);
                 let saved = &mut self.saved;
                 let checked = self.checks.entry(id).or_insert_with(|| {
@@ -235,7 +235,7 @@ impl Roster {
         }
         if ward.checks[at].is_empty() {
             for check in of.health.probation_checks_of(server) {
-                let target = check.target(&of, server);
+                let (check, target) = (check.settled(&of, server), check.target(&of, server));
                 let id = CheckId::of(&target, &check);
                 let assignment = Assignment { id, target, check: Arc::clone(&check) };
                 let checked = self.checks.entry(id).or_insert_with(|| Checked {

@@ -134,9 +134,10 @@ fn check_of(field: &Field<'_>, faults: &mut Faults) -> Option<Check> {
     let interface = map.get("interface").and_then(|field| field.interface_name(faults));
     let mark = map.get("mark").and_then(|field| field.integer(1..=u32::MAX, faults));
     let path = map.get("path").and_then(|field| field.one_of(&PATHS, faults));
+    let proxy_header = map.get("proxyProtocol").and_then(|field| field.one_of(&PROXY_HEADERS, faults));
     let timing = timing(&mut map, faults);
     map.finish(faults);
-    Some(Check { address, port, source, interface, mark, path, ..Check::new(probe?, timing) })
+    Some(Check { address, port, source, interface, mark, path, proxy_header, ..Check::new(probe?, timing) })
 }
 
 fn timing(map: &mut Map<'_>, faults: &mut Faults) -> Timing {
@@ -371,6 +372,12 @@ fn check_check(
             }
         }
     }
+    if check.proxy_header.is_some() && !check.probe.may_send_header() {
+        let place = format!("{path}.proxyProtocol");
+        faults
+            .add(place, format!("{word} says nothing to the service that a header could stand before"))
+            .at_key(0);
+    }
     if check.path == Some(Path::Real) {
         let place = format!("{path}.path");
         if !check.probe.uses_port() {
@@ -477,6 +484,7 @@ fn encode_check(check: &Check) -> Raw {
         ("interface", check.interface.as_ref().map(Raw::text)),
         ("mark", check.mark.map(Raw::integer)),
         ("path", check.path.map(|path| word(&PATHS, path))),
+        ("proxyProtocol", check.proxy_header.map(|sent| word(&PROXY_HEADERS, sent))),
         ("interval", duration(timing.interval)),
         ("fastInterval", duration(timing.fast_interval)),
         ("timeout", duration(timing.timeout)),
@@ -491,6 +499,8 @@ const ON_FAILURE: [(&str, OnFailure); 2] = [("remove", OnFailure::Remove), ("qui
 pub const ON_SERVER_DOWN: [(&str, OnServerDown); 3] =
     [("keep", OnServerDown::Keep), ("reset", OnServerDown::Reset), ("reschedule", OnServerDown::Reschedule)];
 const PATHS: [(&str, Path); 2] = [("real", Path::Real), ("direct", Path::Direct)];
+/// Whether the header is sent.
+const PROXY_HEADERS: [(&str, bool); 2] = [("v2", true), ("none", false)];
 const STARTS: [(&str, Start); 2] = [("down", Start::Down), ("up", Start::Up)];
 const SLOW_START: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const WINDOW: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(600);

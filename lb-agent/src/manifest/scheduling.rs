@@ -62,6 +62,7 @@ pub fn decode(
     scheduling.drain = spec.get("drain").and_then(|field| drain(&field, faults)).unwrap_or_default();
     let proxy = spec.get("proxyProtocol").and_then(|field| field.one_of(&PROXY_PROTOCOL, faults));
     scheduling.proxy_protocol = proxy.is_some();
+    scheduling.toa = spec.get("toa").and_then(|field| field.boolean(faults)).unwrap_or(false);
     let cookies = spec.get("synCookies").and_then(|field| field.one_of(&SYN_COOKIES, faults));
     scheduling.syn_cookies = cookies.unwrap_or_default();
     (scheduling, hash)
@@ -127,6 +128,22 @@ pub fn check(service: &VirtualService, servers: &[(String, RealServer)], faults:
                 "{method} leaves the stream as it is, since replies do not pass, and the server sees the client's \
                  address by itself: only nat and fullnat can put a header before it"
             ));
+        }
+    }
+    if scheduling.toa {
+        let mut wrong = |message: String| _ = faults.add("spec.toa", message).at_key(0);
+        if !service.speaks(Protocol::Tcp) {
+            wrong("only tcp has options".into());
+        }
+        let seen = [Forwarding::Dr, Forwarding::Tun, Forwarding::Nat].into_iter().find(|m| service.uses(*m));
+        if let Some(method) = seen {
+            let method = word_of(&super::FORWARDING, method);
+            wrong(format!(
+                "with {method} the server sees the client's address by itself: only fullnat hides it"
+            ));
+        }
+        if scheduling.proxy_protocol {
+            wrong("proxyProtocol tells the server the same: one of the two is enough".into());
         }
     }
     let walks = service.scheduler.counts() || scheduling.persistence.is_some() || scheduling.fallback;
@@ -378,6 +395,7 @@ pub fn encode(service: &VirtualService) -> Vec<(&'static str, Option<Raw>)> {
             (scheduling.syn_cookies != SynCookies::default())
                 .then(|| word(&SYN_COOKIES, scheduling.syn_cookies)),
         ),
+        ("toa", scheduling.toa.then_some(Raw::Bool(true))),
         ("proxyProtocol", scheduling.proxy_protocol.then_some(word(&PROXY_PROTOCOL, ()))),
     ]
 }

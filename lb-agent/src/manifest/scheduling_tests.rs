@@ -63,7 +63,7 @@ prop_compose! {
                 allow: nets(allow), deny: nets(deny),
                 allow_file: files.0.map(PathBuf::from), deny_file: files.1.map(PathBuf::from),
             },
-            when_no_server, drain, proxy_protocol: false, syn_cookies,
+            when_no_server, drain, proxy_protocol: false, toa: false, syn_cookies,
         })
     }
 }
@@ -165,8 +165,36 @@ fn a_service_with_a_proxy_header_never_adopts() {
 }
 
 #[test]
+fn a_service_with_toa_may_adopt() {
+    let text = |toa: &str| {
+        format!(
+            "apiVersion: lb/v1\nkind: LocalAddressPool\nmetadata: {{name: pool-a}}\nspec: {{addresses: [10.0.0.200]}}\n---\n\
+             apiVersion: lb/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec: {{address: 203.0.113.10, ports: [80], \
+             protocol: tcp, forwarding: fullnat, localAddresses: pool-a, scheduler: mh, toa: {toa}, \
+             realServers: [{{address: 10.0.0.11}}]}}\n"
+        )
+    };
+    let of = |toa| load_text("m.yaml", &text(toa)).unwrap().services().next().unwrap().0.clone();
+    let told = of("true");
+    assert!(told.scheduling.toa && !of("false").scheduling.toa);
+    assert_eq!(told.on_unknown_flow, crate::model::OnUnknownFlow::Adopt, "nothing is shifted");
+    assert!(to_yaml(&Object::VirtualService(told)).contains("toa: true"));
+}
+
+#[test]
 fn mistakes_are_told_with_their_place() {
     for (fields, said) in [
+        ("toa: true", "spec.toa: only tcp has options"),
+        ("protocol: tcp\ntoa: true", "spec.toa: with tun the server sees the client's address by itself"),
+        (
+            "protocol: tcp\nforwarding: nat\ntoa: true",
+            "spec.toa: with nat the server sees the client's address by itself: only fullnat hides it",
+        ),
+        (
+            "protocol: tcp\nforwarding: fullnat\nlocalAddresses: pool-a\ntoa: true\nproxyProtocol: v2",
+            "spec.toa: proxyProtocol tells the server the same: one of the two is enough",
+        ),
+        ("protocol: tcp\nforwarding: fullnat\ntoa: yes please", "spec.toa: "),
         ("proxyProtocol: v2", "spec.proxyProtocol: only tcp has a stream that a header can stand before"),
         ("protocol: tcp\nproxyProtocol: v2", "spec.proxyProtocol: tun leaves the stream as it is"),
         ("protocol: tcp\nforwarding: nat\nproxyProtocol: v1", "spec.proxyProtocol: `v1` is not one of v2"),

@@ -218,6 +218,10 @@ pub struct Check {
     pub mark: Option<u32>,
     /// None: the default, which [`Check::target`] resolves.
     pub path: Option<Path>,
+    /// Whether the first bytes of its TCP connection are a PROXY header that says nothing of a client. None: the default,
+    /// which [`Check::settled`] resolves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_header: Option<bool>,
     pub timing: Timing,
 }
 
@@ -556,6 +560,7 @@ impl Check {
             interface: None,
             mark: None,
             path: None,
+            proxy_header: None,
             timing,
         }
     }
@@ -568,6 +573,17 @@ impl Check {
     /// Whether a server on probation that has no check can be connected to.
     pub fn of_probation() -> Check {
         Check::new(Probe::Tcp, Timing { rise: 1, fall: 1, ..Timing::default() })
+    }
+
+    /// This check as it is made of `server`. A server whose clients come with a PROXY header waits for one of whoever
+    /// connects to that port, as nginx's `listen … proxy_protocol` does. A connection that says nothing needs none.
+    pub fn settled(self: &Arc<Check>, service: &VirtualService, server: &RealServer) -> Arc<Check> {
+        let own_port = self.port.is_none_or(|port| service.port_of(server) == Some(port));
+        let waited_for = service.scheduling.proxy_protocol && own_port && self.address.is_none();
+        if self.proxy_header.is_some() || !waited_for || !self.probe.may_send_header() {
+            return Arc::clone(self);
+        }
+        Arc::new(Check { proxy_header: Some(true), ..Check::clone(self) })
     }
 
     /// Where this check of `server` goes.
@@ -611,6 +627,12 @@ impl Probe {
     /// Whether it goes to a TCP or UDP port, as opposed to echo, script and file.
     pub fn uses_port(&self) -> bool {
         !matches!(self, Probe::Icmp(_) | Probe::Script(_) | Probe::File(_))
+    }
+
+    /// Whether a PROXY header can stand before what it says: a bare connection says nothing, and an agent is another
+    /// program than the service.
+    pub fn may_send_header(&self) -> bool {
+        self.uses_port() && !self.speaks_udp() && !matches!(self, Probe::Tcp | Probe::Agent(_))
     }
 
     /// Whether it goes to a UDP port, as opposed to a TCP one.

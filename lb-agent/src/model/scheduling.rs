@@ -28,6 +28,8 @@ pub struct Scheduling {
     pub drain: DrainPolicy,
     /// TCP under nat and fullnat: the server is told the client's address by PROXY protocol v2.
     pub proxy_protocol: bool,
+    /// TCP under fullnat: the server is told the client's address by a TCP option (TOA).
+    pub toa: bool,
     /// TCP under nat and fullnat: whether SYNs are answered with cookies.
     pub syn_cookies: SynCookies,
 }

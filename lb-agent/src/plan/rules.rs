@@ -28,6 +28,8 @@ pub struct Rules {
     pub hash_prefix: Option<(u8, u8)>,
     /// The client's address goes to the server by PROXY protocol v2.
     pub proxy_protocol: bool,
+    /// And by a TCP option.
+    pub toa: bool,
     /// SYNs may be answered with cookies; None: never.
     pub syn_cookies: Option<SynCookies>,
 }

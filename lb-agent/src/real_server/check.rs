@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use lb_common::decapsulator::Outcome;
 
 use crate::dataplane::decapsulator::{Contents, Decapsulator};
+use crate::dataplane::toa_reader::ToaReader;
 use crate::places::Places;
 
 use super::cli::{CheckArgs, Method, Tunnel};
@@ -22,7 +23,8 @@ use super::sysctl::{self, SETTINGS};
 pub async fn check(args: &CheckArgs, places: &Places) -> Result<Report> {
     let netlink = Netlink::open()?;
     let recorded = record::load(&places.state_dir)?;
-    if recorded.is_none() && args.wanted.vip.is_empty() && args.wanted.method.is_none() {
+    let nothing = args.wanted.vip.is_empty() && args.wanted.toa_from.is_empty();
+    if recorded.is_none() && nothing && args.wanted.method.is_none() {
         bail!(
             "nothing is set up here: no record at {}; name what to check (--vip, --method)",
             record::path(&places.state_dir).display()
@@ -74,9 +76,20 @@ pub async fn check(args: &CheckArgs, places: &Places) -> Result<Report> {
             items.push(report::default_route(record.directors.iter().copied(), v6, route.as_ref()));
         }
     }
-    if record.methods.contains(&Method::Fullnat) {
-        items
-            .push(Item::note("fullnat: nothing to set up; requests come from the director's pool addresses"));
+    match &record.toa {
+        Some(toa) => {
+            let reader = ToaReader::new(&places.bpffs_dir);
+            let cgroup = toa.place()?;
+            items.extend(match reader.contents(&cgroup) {
+                Ok(contents) => report::toa(&toa.from, &cgroup, contents.as_ref()),
+                Err(error) => {
+                    vec![Item::fail(format!("TOA: {error:#}"), "lb-agent real-server down, then up")]
+                }
+            });
+        }
+        None if record.methods.contains(&Method::Fullnat) => items
+            .push(Item::note("fullnat: nothing to set up; requests come from the director's pool addresses")),
+        None => {}
     }
     Ok(Report::new(items))
 }
@@ -204,6 +217,8 @@ mod tests {
             interface: Some("eth0".into()),
             from: vec!["10.0.0.1/32".parse().unwrap()],
             gue_port: vec![6080],
+            toa_from: Vec::new(),
+            cgroup: None,
             tunnel: None,
             method: Some(Method::Tun),
         };

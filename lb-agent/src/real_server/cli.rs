@@ -1,6 +1,7 @@
 //! The arguments of `lb-agent real-server`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -41,7 +42,13 @@ pub struct Wanted {
     /// Who unpacks tunnelled packets [default: bpf for tun, else none]
     #[arg(long, value_enum)]
     pub tunnel: Option<Tunnel>,
-    /// Forwarding method of the virtual services [default: tun with --tunnel or --from, else dr]
+    /// fullnat: pool addresses whose TCP option about the client (TOA) is believed; programs see it as the peer's address
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = parse_director)]
+    pub toa_from: Vec<IpNet>,
+    /// cgroup whose programs see it [default: the root of those of version 2]
+    #[arg(long, value_name = "DIR", requires = "toa_from")]
+    pub cgroup: Option<PathBuf>,
+    /// Forwarding method of the virtual services [default: fullnat with --toa-from, tun with --tunnel or --from, else dr]
     #[arg(long, value_enum)]
     pub method: Option<Method>,
 }

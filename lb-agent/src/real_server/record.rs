@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::dataplane::toa_reader::cgroup_root;
+
 use super::cli::{Method, Tunnel, Wanted};
 use super::sysctl::Change;
 
@@ -26,10 +28,34 @@ pub struct Record {
     /// UDP ports at which GUE is unpacked.
     #[serde(default)]
     pub gue_ports: BTreeSet<u16>,
+    /// fullnat: whose option about the client is read, and for whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toa: Option<Toa>,
     /// Sysctls that were changed, oldest value first written.
     pub sysctls: Vec<Change>,
     /// Kernel tunnel devices that were made.
     pub devices: BTreeSet<String>,
+}
+
+/// The reader of TOA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toa {
+    /// Prefixes of pool addresses that are believed.
+    pub from: BTreeSet<IpNet>,
+    /// Whose programs see it; None: all that are in some cgroup of version 2.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Toa {
+    /// The directory of the cgroup.
+    ///
+    /// # Errors
+    /// None was named, and none is mounted.
+    pub fn place(&self) -> Result<PathBuf> {
+        self.cgroup.clone().map_or_else(cgroup_root, Ok)
+    }
 }
 
 impl Record {
@@ -45,6 +71,7 @@ impl Record {
         let only_tun = tunnelling || !wanted.from.is_empty();
         let method = match (wanted.method, &before) {
             (Some(method), _) => Some(method),
+            (None, _) if !wanted.toa_from.is_empty() && !only_tun => Some(Method::Fullnat),
             (None, None) if only_tun => Some(Method::Tun),
             (None, Some(before)) if tunnelling || only_tun && before.methods == [Method::Dr].into() => {
                 Some(Method::Tun)
@@ -80,6 +107,7 @@ impl Record {
                     vips: BTreeSet::new(),
                     directors: BTreeSet::new(),
                     gue_ports: BTreeSet::new(),
+                    toa: None,
                     sysctls: Vec::new(),
                     devices: BTreeSet::new(),
                 }
@@ -112,6 +140,15 @@ impl Record {
         record.gue_ports.extend(&wanted.gue_port);
         if !wanted.from.is_empty() {
             record.directors = wanted.from.iter().copied().collect();
+        }
+        if !wanted.toa_from.is_empty() {
+            let cgroup = wanted.cgroup.clone();
+            if let Some(before) = &record.toa
+                && before.cgroup != cgroup
+            {
+                bail!("TOA is already read for another cgroup: run `lb-agent real-server down` first");
+            }
+            record.toa = Some(Toa { from: wanted.toa_from.iter().copied().collect(), cgroup });
         }
         record.check()?;
         Ok(record)
@@ -222,6 +259,8 @@ mod tests {
             interface: None,
             from: from.iter().map(|from| from.parse().unwrap()).collect(),
             gue_port: Vec::new(),
+            toa_from: Vec::new(),
+            cgroup: None,
             tunnel,
             method,
         }
@@ -282,6 +321,23 @@ mod tests {
         let error =
             Record::merge(Some(both), &wanted(&[], None, Some(Tunnel::Kernel), &[]), None).unwrap_err();
         assert!(error.to_string().contains("down"), "{error}");
+    }
+
+    #[test]
+    fn whose_toa_is_believed_is_replaced_and_for_whom_is_not() {
+        let of = |from: &[&str], cgroup: Option<&str>| Wanted {
+            toa_from: from.iter().map(|from| from.parse().unwrap()).collect(),
+            cgroup: cgroup.map(PathBuf::from),
+            ..wanted(&[], None, None, &[])
+        };
+        let first = fresh(&of(&["10.0.0.208/28"], None)).unwrap();
+        assert_eq!((first.methods.clone(), first.tunnel), ([Method::Fullnat].into(), Tunnel::None));
+        let again = Record::merge(Some(first.clone()), &wanted(&[], None, None, &[]), None).unwrap();
+        assert_eq!(again, first, "not named: as it was");
+        let moved = Record::merge(Some(first.clone()), &of(&["2001:db8::/64"], None), None).unwrap();
+        assert_eq!(moved.toa.unwrap().from, ["2001:db8::/64".parse().unwrap()].into());
+        let error = Record::merge(Some(first), &of(&["10.0.0.208/28"], Some("/x")), None).unwrap_err();
+        assert!(error.to_string().contains("real-server down"), "{error}");
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! What `real-server check` finds: the items, how they are printed, and the rules that judge what was seen.
 //! Pure; `check.rs` does the looking.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use serde::Serialize;
+
+use crate::dataplane::toa_reader;
 
 use super::cli::{Method, Tunnel};
 use super::netlink::{DefaultRoute, HostAddress, host_prefix};
@@ -191,6 +195,35 @@ pub fn sizes(record: &Record, interface: &str, mtu: u32) -> Vec<Item> {
     ]
 }
 
+/// The reader of TOA: in the cgroup, and for the right sources.
+pub fn toa(from: &BTreeSet<IpNet>, cgroup: &Path, contents: Option<&toa_reader::Contents>) -> Vec<Item> {
+    let again = "lb-agent real-server up";
+    let Some(contents) = contents else {
+        return vec![Item::fail("TOA: nothing is pinned that reads it", again)];
+    };
+    let mut items = Vec::new();
+    if contents.detached.is_empty() {
+        items.push(Item::ok(format!("TOA: read for programs in {}", cgroup.display())));
+    } else {
+        let missing = contents.detached.join(", ");
+        items.push(Item::fail(format!("TOA: {missing} not attached to {}", cgroup.display()), again));
+    }
+    let missing = from.difference(&contents.sources);
+    items.extend(missing.map(|source| Item::fail(format!("TOA: not believed from {source}"), again)));
+    let seen: Vec<String> = contents
+        .found
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(found, count)| format!("{} {count}", found.name()))
+        .collect();
+    items.push(Item::note(if seen.is_empty() {
+        "TOA: no connection has come yet".to_owned()
+    } else {
+        format!("TOA: connections: {}", seen.join(", "))
+    }));
+    items
+}
+
 /// What to say where lb does not unpack.
 pub fn foreign_tunnel(tunnel: Tunnel) -> Option<Item> {
     (tunnel == Tunnel::None).then(|| {
@@ -248,6 +281,26 @@ mod tests {
         assert_eq!(judge(Some(route(&[])), &["10.0.0.1/32"]), Standing::Fail);
         assert_eq!(judge(None, &["10.0.0.1/32"]), Standing::Fail);
         assert_eq!(judge(Some(route(&["10.0.0.1"])), &[]), Standing::Note);
+    }
+
+    #[test]
+    fn a_reader_that_is_absent_elsewhere_or_for_others_fails() {
+        use lb_common::toa::reader::Found;
+        let from: BTreeSet<IpNet> = ["10.0.0.208/28".parse().unwrap()].into();
+        let well = toa_reader::Contents {
+            sources: from.clone(),
+            found: vec![(Found::Told, 5), (Found::Untold, 0), (Found::Stranger, 2)],
+            detached: Vec::new(),
+        };
+        let place = Path::new("/sys/fs/cgroup");
+        let items = toa(&from, place, Some(&well));
+        assert!(Report::new(items.clone()).ok);
+        assert_eq!(items[1].text, "TOA: connections: told 5, not_believed 2");
+        let gone = toa_reader::Contents { detached: vec!["toa_peer4"], ..well.clone() };
+        let others = toa_reader::Contents { sources: BTreeSet::new(), ..well };
+        for contents in [None, Some(&gone), Some(&others)] {
+            assert!(!Report::new(toa(&from, place, contents)).ok, "{contents:?}");
+        }
     }
 
     #[test]

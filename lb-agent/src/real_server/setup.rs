@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 
 use crate::dataplane::decapsulator::{Attached, Decapsulator, Unpacked};
+use crate::dataplane::toa_reader::ToaReader;
 use crate::places::Places;
 
 use super::cli::{DownArgs, Method, Tunnel, UpArgs};
 use super::netlink::{HostAddress, Link, Netlink, TunnelKind, host_prefix};
-use super::record::{self, Record};
+use super::record::{self, Record, Toa};
 use super::report;
 use super::sysctl::{self, Change, SETTINGS};
 
@@ -57,6 +58,9 @@ async fn perform(netlink: &Netlink, places: &Places, record: &Record, changes: &
         Tunnel::Bpf => attach(&Decapsulator::new(&places.bpffs_dir, &record.interface), record)?,
         Tunnel::Kernel => make_devices(netlink, record).await?,
         Tunnel::None => {}
+    }
+    if let Some(toa) = &record.toa {
+        read_toa(&ToaReader::new(&places.bpffs_dir), toa)?;
     }
     add_vips(netlink, record).await?;
     if record.methods.contains(&Method::Nat) {
@@ -111,6 +115,9 @@ pub async fn down(args: &DownArgs, places: &Places) -> Result<()> {
 async fn undo(netlink: &Netlink, places: &Places, record: &Record) -> Result<()> {
     if Decapsulator::new(&places.bpffs_dir, &record.interface).detach()? {
         println!("{}: decapsulator removed", record.interface);
+    }
+    if record.toa.is_some() && ToaReader::new(&places.bpffs_dir).detach()? {
+        println!("TOA: read no longer");
     }
     for name in &record.devices {
         if let Some(link) = netlink.link(name).await? {
@@ -199,6 +206,21 @@ fn attach(decapsulator: &Decapsulator, record: &Record) -> Result<()> {
     }
     for director in directors.difference(&record.directors) {
         println!("decapsulator: accepts no longer from {director}");
+    }
+    Ok(())
+}
+
+fn read_toa(reader: &ToaReader, toa: &Toa) -> Result<()> {
+    let cgroup = toa.place()?;
+    let before = reader.contents(&cgroup).ok().flatten().map(|before| before.sources).unwrap_or_default();
+    if reader.attach(&cgroup, &toa.from)? {
+        println!("TOA: read for programs in {}", cgroup.display());
+    }
+    for source in toa.from.difference(&before) {
+        println!("TOA: believed from {source}");
+    }
+    for source in before.difference(&toa.from) {
+        println!("TOA: believed no longer from {source}");
     }
     Ok(())
 }
@@ -309,6 +331,8 @@ mod tests {
             interface: Some("eth0".into()),
             from: vec!["10.0.0.1/32".parse().unwrap(), "2001:db8:1::1/128".parse().unwrap()],
             gue_port: Vec::new(),
+            toa_from: Vec::new(),
+            cgroup: None,
             tunnel: Some(Tunnel::Kernel),
             method: None,
         };

@@ -74,6 +74,8 @@ pub struct Rules {
     pub udp_inactive: bool,
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub proxy: bool,
+    /// TCP under FULLNAT: the client's address goes to the server as a TCP option.
+    pub toa: bool,
     /// TCP under NAT and FULLNAT: when SYNs are answered with cookies.
     pub cookies: Cookies,
 }
@@ -117,6 +119,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.hash_prefix.is_some(), features::HASH_PREFIX),
         (rules.udp_inactive, features::UDP_INACTIVE),
         (rules.proxy, features::PROXY),
+        (tcp && rules.toa, features::TOA),
         (tcp && rules.cookies != Cookies::Never, features::COOKIES),
         (tcp && rules.cookies == Cookies::Always, features::COOKIES_ALWAYS),
         (rules.counted || spec.pick.is_counted(), features::COUNTED),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::Instant;
 
@@ -24,9 +25,19 @@ pub async fn tcp(attempt: &Attempt<'_>) -> Result<(TcpStream, Duration), Failure
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(attempt.address);
     let connected = tokio::time::timeout_at(attempt.deadline, connecting).await;
     let connected = connected.map_err(|_| silent(&doing, attempt.target, attempt.check))?;
-    let stream = connected.map_err(|error| Failure::io(&doing, &error))?;
-    Ok((stream, began.elapsed()))
+    let mut stream = connected.map_err(|error| Failure::io(&doing, &error))?;
+    let took = began.elapsed();
+    if attempt.check.proxy_header == Some(true) {
+        let sent = attempt.within("send a PROXY header", stream.write_all(&LOCAL)).await?;
+        sent.map_err(|error| Failure::io("send a PROXY header", &error))?;
+    }
+    Ok((stream, took))
 }
+
+/// The header of PROXY protocol version 2 of a connection that nobody else made: signature, version 2 with the command
+/// LOCAL, no addresses (HAProxy's `proxy-protocol.txt`, section 2.2). It names no client, so that the server takes the
+/// connection's own addresses.
+const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 /// A UDP socket that hears the target alone, and of its ICMP errors.
 pub fn udp(attempt: &Attempt<'_>) -> Result<UdpSocket, Failure> {

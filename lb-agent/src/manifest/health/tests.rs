@@ -51,9 +51,37 @@ fn a_check_has_defaults_for_all_it_does_not_say() {
 }
 
 #[test]
+fn a_server_that_waits_for_a_proxy_header_gets_one_from_probes_of_its_own_port() {
+    let behind =
+        "forwarding: nat\nproxyProtocol: v2\nrealServers: [{address: 10.0.0.11, port: 8080}]\nhealthCheck: ";
+    for (check, sent) in [
+        ("{http: {}}", Some(true)),
+        ("{https: {}, port: 8080}", Some(true)),
+        ("{grpc: {}}", Some(true)),
+        ("{smtp: {}}", Some(true)),
+        ("{dns: {transport: tcp}}", Some(true)),
+        ("{http: {}, proxyProtocol: none}", Some(false)),
+        ("{http: {}, port: 8081}", None),
+        ("{http: {}, port: 8081, proxyProtocol: v2}", Some(true)),
+        ("{http: {}, address: 10.0.0.99}", None),
+        ("tcp", None),
+        ("{icmp: {}}", None),
+        ("{agent: {}, port: 8080}", None),
+    ] {
+        let service = read(&format!("{behind}{check}"));
+        let server = &service.real_servers[0];
+        assert_eq!(service.health.checks[0].settled(&service, server).proxy_header, sent, "{check}");
+    }
+    let without = read("healthCheck: {http: {}}");
+    assert_eq!(without.health.checks[0].settled(&without, &without.real_servers[0]).proxy_header, None);
+}
+
+#[test]
 fn every_kind_of_check_written_out_reads_back_the_same() {
     for fields in [
         "healthCheck: {tcp: {}, port: 81, source: 10.0.0.1, interface: eth0, mark: 7, path: direct, start: up}",
+        "healthCheck: {http: {}, proxyProtocol: v2}",
+        "healthCheck: {smtp: {}, proxyProtocol: none}",
         "healthCheck: {tcp: {}, interval: 1s, fastInterval: 200ms, timeout: 500ms, rise: 1, fall: 9}",
         "healthCheck: {tcp: {}, flapDamping: {changes: 5, window: 1m, hold: 30s}}",
         "healthCheck: {http: {method: POST, path: /a?b, host: x.example, headers: {X-A: b, Accept: \"*/*\"}, body: hi, \
@@ -156,6 +184,14 @@ fn a_mistake_is_reported_with_its_place_and_the_way_out() {
         ("healthCheck: {agent: {}}", "spec.healthCheck.port: is required: the agent has a port of its own"),
         ("healthCheck: {icmp: {}, port: 1}", "spec.healthCheck.port: icmp uses no port"),
         ("healthCheck: {file: {path: /x}, mark: 1}", "spec.healthCheck.mark: file sends nothing by itself"),
+        (
+            "healthCheck: {tcp: {}, proxyProtocol: v2}",
+            "spec.healthCheck.proxyProtocol: tcp says nothing to the service that a header could stand before",
+        ),
+        (
+            "healthCheck: {http: {}, proxyProtocol: v1}",
+            "spec.healthCheck.proxyProtocol: `v1` is not one of v2, none",
+        ),
         ("healthCheck: {icmp: {}, path: real}", "spec.healthCheck.path: icmp does not go to the VIP"),
         (
             "healthCheck: {tcp: {}, path: real, mark: 1}",

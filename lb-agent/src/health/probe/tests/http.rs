@@ -154,3 +154,27 @@ async fn a_slow_answer_in_time_passes() {
     let http = Http { matches: Some("^hello\n$".into()), ..Http::get("/") };
     passes(&run(&probe(http), slow).await, "status 200");
 }
+
+#[tokio::test]
+async fn a_proxy_header_that_names_nobody_stands_before_the_request() {
+    for header_sent in [None, Some(false), Some(true)] {
+        let (heard, hear) = mpsc::channel();
+        let server = server(move |mut stream| {
+            let mut first = [0; 28];
+            std::io::Read::read_exact(&mut stream, &mut first).unwrap();
+            heard.send(first).unwrap();
+            header(&stream);
+            let _ = stream.write_all(OK.as_bytes());
+        });
+        let check = Check { proxy_header: header_sent, ..probe(Http::get("/a-long-path-to-read")) };
+        passes(&run(&check, server).await, "status 200");
+        let first = hear.recv().unwrap();
+        if header_sent == Some(true) {
+            // HAProxy's proxy-protocol.txt, section 2.2: LOCAL, without an address.
+            let local = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10, 0x20, 0, 0, 0];
+            assert_eq!((&first[..16], &first[16..]), (&local[..], &b"GET /a-long-"[..]));
+        } else {
+            assert_eq!(&first, b"GET /a-long-path-to-read HTT");
+        }
+    }
+}
