@@ -69,7 +69,9 @@ impl Model {
             let ports = [6, 17].contains(&piece.protocol);
             let hidden = ip.v6 && [0, 43, 44, 51, 60].contains(&piece.protocol);
             return match own {
-                Some(_) if ports || hidden => self.unless_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown),
+                Some(_) if ports || hidden => {
+                    self.unless_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown)
+                }
                 _ => passes(Reason::Fragment),
             };
         };

@@ -287,10 +287,17 @@ impl Model {
             return match ip.inner {
                 // Routers' errors about what NAT and tunnels sent; extension headers are not walked for strangers.
                 Inner::Icmp(l4) if !ip.v6 || l4 == ip.l3 + 40 => self.icmp(frame, ip, l4, Reason::NotOurs),
+                // Its number alone says that it is neighbour discovery, whatever version the header has.
+                Inner::Bad if ip.v6 && frame[ip.l3 + 6] == 58 => {
+                    self.icmp_to_kernel(frame, &ip, ip.l3 + 40, Reason::NotOurs)
+                }
                 _ => passes(Reason::NotOurs),
             };
         }
         let transport = match ip.inner {
+            Inner::Bad if ip.v6 && frame[ip.l3 + 6] == 58 => {
+                return self.icmp_to_kernel(frame, &ip, ip.l3 + 40, Reason::BadHeader);
+            }
             Inner::Bad => return self.to_kernel(&ip, Reason::BadHeader),
             Inner::TooMany => return self.to_kernel(&ip, Reason::TooManyHeaders),
             // Of these `leaves_out` has said so.

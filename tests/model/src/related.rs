@@ -5,13 +5,15 @@ use crate::Role;
 use crate::{
     Counted, Ends, Fate, Model, answer, drops, passes,
     rewrite::{Link, updated},
+    shifted::{self, is_extended},
+    table::Place,
     wire::{Ip, Packet, Part, Quote, Transport, quote, quoted_tunnel, read_quoted},
 };
 use lb_common::{
-    connection::Kind,
+    connection::{Kind, Value},
     destination::{Destination, Forwarding, flags},
     scratch::policy,
-    state::State,
+    state::{ACK, State},
     verdict::Reason,
 };
 
@@ -84,7 +86,8 @@ impl Model {
         let plain = l4 == ip.l3 + header && ip.length >= header + 8 && ip.l3 + ip.length <= frame.len();
         let policies = policy::ECHO_ANSWER | policy::ECHO_DROP;
         let own = self.config.own(&ip.destination, ip.v6).filter(|own| own.pool.is_none());
-        let Some(own) = own.filter(|_| self.config.has_policy(policies) && plain && frame[l4..l4 + 2] == [request, 0])
+        let Some(own) =
+            own.filter(|_| self.config.has_policy(policies) && plain && frame[l4..l4 + 2] == [request, 0])
         else {
             return Ok(None);
         };
@@ -122,7 +125,8 @@ impl Model {
         let (vip, client) = (quote.source, quote.destination);
         let place = self.place(packet.ip.v6, quote.udp, (&client.0, client.1), (&vip.0, vip.1));
         let mut lease = None;
-        let found = match self.find(&place).map(|slot| self.value(slot)) {
+        let entry = self.find(&place).map(|slot| self.value(slot));
+        let found = match entry {
             _ if quote.sctp => None,
             Some(value) => match value.kind() {
                 Kind::Flow => Some(value.destination()),
@@ -165,7 +169,11 @@ impl Model {
             Some(sender) => {
                 let hop = self.config.next_hops.get(target.next_hop as usize).copied();
                 let Some(hop) = hop.filter(|hop| hop.ifindex != 0) else { return drops(Reason::NoNextHop) };
-                let out = translated(message, quote, (server, local), (sender, server.0));
+                let changes = match entry.is_some_and(is_extended) {
+                    true => self.renumbered(message, quote, &place, true),
+                    false => Vec::new(),
+                };
+                let out = translated(message, quote, (server, local), (sender, server.0), &changes);
                 Fate::Forward(Counted::In(destination), Link::of(&hop).frame(packet.ip.v6, &out))
             }
         };
@@ -192,7 +200,7 @@ impl Model {
             port => port,
         };
         let inner = (client, (target.vip.v6(), vip_port));
-        self.tell_client(message, quote, inner, (destination, link, value.state())).map(Some)
+        self.tell_client(message, quote, inner, (destination, link, value)).map(Some)
     }
 
     /// A packet that FULLNAT sent to a server from a local address.
@@ -213,7 +221,7 @@ impl Model {
             return Ok(None);
         }
         let inner = ((lease.client, lease.ports.0), (target.vip.v6(), lease.ports.1));
-        self.tell_client(message, quote, inner, (destination, link, lease.word.state())).map(Some)
+        self.tell_client(message, quote, inner, (destination, link, lease.word)).map(Some)
     }
 
     fn tell_client(
@@ -221,19 +229,57 @@ impl Model {
         message: &Message,
         quote: &Quote,
         inner: Way,
-        (destination, link, state): (u32, Link, u8),
+        (destination, link, word): (u32, Link, Value),
     ) -> Ends<Fate> {
         if message.packet.hops_left() <= 1 {
             return drops(Reason::IcmpTtlExpired);
         }
-        let ((client, _), (vip, _)) = inner;
-        let out = translated(message, quote, inner, (vip, client));
+        let (client, vip) = inner;
+        let changes = match is_extended(word) && !quote.udp {
+            true => {
+                let flow = self.place(message.packet.ip.v6, false, (&client.0, client.1), (&vip.0, vip.1));
+                self.renumbered(message, quote, &flow, false)
+            }
+            false => Vec::new(),
+        };
+        let out = translated(message, quote, inner, (vip.0, client.0), &changes);
         self.event(Reason::IcmpToClient);
         let begins = [State::SynReceived, State::SynSent, State::Unconfirmed].map(|state| state as u8);
-        if message.is_unreachable() && begins.contains(&state) {
+        if message.is_unreachable() && begins.contains(&word.state()) {
             self.event(Reason::ServerUnreachable);
         }
         Ok(Fate::Forward(Counted::Out(destination), link.frame(message.packet.ip.v6, &out)))
+    }
+
+    /// What of a quoted segment becomes its sender's own numbers again, and of the MTU that is said, by place in the
+    /// frame: docs/datapath.md, "ICMP errors". `by_server`: the server sent it, else the client.
+    fn renumbered(
+        &self,
+        message: &Message,
+        quote: &Quote,
+        flow: &Place,
+        by_server: bool,
+    ) -> Vec<(usize, Vec<u8>)> {
+        let Some(record) = self.extension_of(flow).map(|at| self.extensions[at]) else { return Vec::new() };
+        let frame = &message.packet.frame[..message.end];
+        let number = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+        let (own, others) =
+            if by_server { (record.server, record.client) } else { (record.client, record.server) };
+        let sequence = own.back(number(quote.l4 + 4));
+        let mut changes = vec![(quote.l4 + 4, sequence.to_be_bytes().to_vec())];
+        if frame.get(quote.l4 + 13).is_some_and(|flags| flags & ACK != 0) {
+            let acknowledged = others.forth(number(quote.l4 + 8));
+            changes.push((quote.l4 + 8, acknowledged.to_be_bytes().to_vec()));
+        }
+        // It rides again when the client sends that segment anew.
+        if !by_server && message.is_too_big() && record.rides(sequence) {
+            let less = shifted::header_len(message.packet.ip.v6) as u16;
+            let mtu = u16::from_be_bytes([frame[message.l4 + 6], frame[message.l4 + 7]]);
+            if mtu > 2 * less {
+                changes.push((message.l4 + 6, (mtu - less).to_be_bytes().to_vec()));
+            }
+        }
+        changes
     }
 
     /// A router's word about a tunnel packet of ours. None: it is none.
@@ -283,7 +329,7 @@ impl Model {
     }
 
     /// The kernel gets it, unless it asks for an address whose master is another.
-    fn icmp_to_kernel(&self, frame: &[u8], ip: &Ip, l4: usize, reason: Reason) -> Ends<Fate> {
+    pub(crate) fn icmp_to_kernel(&self, frame: &[u8], ip: &Ip, l4: usize, reason: Reason) -> Ends<Fate> {
         let instance = self.config.own(&ip.destination, ip.v6).map_or(0, |own| own.vrrp);
         let is_discovery = ip.v6
             && self.config.may_follow(&ip.destination)
@@ -333,7 +379,14 @@ impl Message {
 
 /// The error as it goes on, from its IP header on: the quoted packet with another tuple, the error itself with other
 /// addresses and a hop less, and every checksum that is there.
-fn translated(message: &Message, quote: &Quote, inner: Way, outer: ([u8; 16], [u8; 16])) -> Vec<u8> {
+/// What else changes stands by its place in the frame.
+fn translated(
+    message: &Message,
+    quote: &Quote,
+    inner: Way,
+    outer: ([u8; 16], [u8; 16]),
+    changes: &[(usize, Vec<u8>)],
+) -> Vec<u8> {
     let v6 = message.packet.ip.v6;
     let (of, first, second) = if v6 { (16, 8, 24) } else { (4, 12, 16) };
     let before = &message.packet.frame;
@@ -355,11 +408,12 @@ fn translated(message: &Message, quote: &Quote, inner: Way, outer: ([u8; 16], [u
             put(&mut frame, l3 + 10, &new.to_be_bytes());
         }
     }
+    changes.iter().for_each(|(at, bytes)| put(&mut frame, *at, bytes));
     let at = quote.l4 + if quote.udp { 6 } else { 16 };
     if !quote.sctp && at + 2 <= message.end {
         let covered = |frame: &[u8]| {
             let addresses = &frame[quote.l3 + first..quote.l3 + first + 2 * of];
-            [addresses, &frame[quote.l4..quote.l4 + 4]].concat()
+            [addresses, &frame[quote.l4..quote.l4 + if quote.udp { 4 } else { 12 }]].concat()
         };
         let new = match (
             quote.udp,
