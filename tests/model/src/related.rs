@@ -5,15 +5,14 @@ use crate::Role;
 use crate::{
     Counted, Ends, Fate, Model, answer, drops, passes,
     rewrite::{Link, updated},
-    shifted::{self, is_extended},
-    table::Place,
+    shifted::is_extended,
     wire::{Ip, Packet, Part, Quote, Transport, quote, quoted_tunnel, read_quoted},
 };
 use lb_common::{
     connection::{Kind, Value},
     destination::{Destination, Forwarding, flags},
     scratch::policy,
-    state::{ACK, State},
+    state::State,
     verdict::Reason,
 };
 
@@ -125,8 +124,8 @@ impl Model {
         let (vip, client) = (quote.source, quote.destination);
         let place = self.place(packet.ip.v6, quote.udp, (&client.0, client.1), (&vip.0, vip.1));
         let mut lease = None;
-        let entry = self.find(&place).map(|slot| self.value(slot));
-        let found = match entry {
+        let known = self.find(&place).map(|slot| self.value(slot));
+        let found = match known {
             _ if quote.sctp => None,
             Some(value) => match value.kind() {
                 Kind::Flow => Some(value.destination()),
@@ -169,11 +168,11 @@ impl Model {
             Some(sender) => {
                 let hop = self.config.next_hops.get(target.next_hop as usize).copied();
                 let Some(hop) = hop.filter(|hop| hop.ifindex != 0) else { return drops(Reason::NoNextHop) };
-                let changes = match entry.is_some_and(is_extended) {
-                    true => self.renumbered(message, quote, &place, true),
-                    false => Vec::new(),
-                };
-                let out = translated(message, quote, (server, local), (sender, server.0), &changes);
+                let extended = !quote.udp && known.is_some_and(is_extended);
+                let ends = (quote.l4, message.end);
+                let numbers =
+                    if extended { self.renumbered(packet, ends, &place, true, None) } else { Vec::new() };
+                let out = translated(message, quote, (server, local), (sender, server.0), &numbers);
                 Fate::Forward(Counted::In(destination), Link::of(&hop).frame(packet.ip.v6, &out))
             }
         };
@@ -229,57 +228,26 @@ impl Model {
         message: &Message,
         quote: &Quote,
         inner: Way,
-        (destination, link, word): (u32, Link, Value),
+        (destination, link, value): (u32, Link, Value),
     ) -> Ends<Fate> {
         if message.packet.hops_left() <= 1 {
             return drops(Reason::IcmpTtlExpired);
         }
-        let (client, vip) = inner;
-        let changes = match is_extended(word) && !quote.udp {
-            true => {
-                let flow = self.place(message.packet.ip.v6, false, (&client.0, client.1), (&vip.0, vip.1));
-                self.renumbered(message, quote, &flow, false)
-            }
-            false => Vec::new(),
+        let ((client, port), (vip, vip_port)) = inner;
+        let numbers = if is_extended(value) && !quote.udp {
+            let place = self.place(message.packet.ip.v6, false, (&client, port), (&vip, vip_port));
+            let mtu_at = message.is_too_big().then_some(message.l4 + 6);
+            self.renumbered(&message.packet, (quote.l4, message.end), &place, false, mtu_at)
+        } else {
+            Vec::new()
         };
-        let out = translated(message, quote, inner, (vip.0, client.0), &changes);
+        let out = translated(message, quote, inner, (vip, client), &numbers);
         self.event(Reason::IcmpToClient);
         let begins = [State::SynReceived, State::SynSent, State::Unconfirmed].map(|state| state as u8);
-        if message.is_unreachable() && begins.contains(&word.state()) {
+        if message.is_unreachable() && begins.contains(&value.state()) {
             self.event(Reason::ServerUnreachable);
         }
         Ok(Fate::Forward(Counted::Out(destination), link.frame(message.packet.ip.v6, &out)))
-    }
-
-    /// What of a quoted segment becomes its sender's own numbers again, and of the MTU that is said, by place in the
-    /// frame: docs/datapath.md, "ICMP errors". `by_server`: the server sent it, else the client.
-    fn renumbered(
-        &self,
-        message: &Message,
-        quote: &Quote,
-        flow: &Place,
-        by_server: bool,
-    ) -> Vec<(usize, Vec<u8>)> {
-        let Some(record) = self.extension_of(flow).map(|at| self.extensions[at]) else { return Vec::new() };
-        let frame = &message.packet.frame[..message.end];
-        let number = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
-        let (own, others) =
-            if by_server { (record.server, record.client) } else { (record.client, record.server) };
-        let sequence = own.back(number(quote.l4 + 4));
-        let mut changes = vec![(quote.l4 + 4, sequence.to_be_bytes().to_vec())];
-        if frame.get(quote.l4 + 13).is_some_and(|flags| flags & ACK != 0) {
-            let acknowledged = others.forth(number(quote.l4 + 8));
-            changes.push((quote.l4 + 8, acknowledged.to_be_bytes().to_vec()));
-        }
-        // It rides again when the client sends that segment anew.
-        if !by_server && message.is_too_big() && record.rides(sequence) {
-            let less = shifted::header_len(message.packet.ip.v6) as u16;
-            let mtu = u16::from_be_bytes([frame[message.l4 + 6], frame[message.l4 + 7]]);
-            if mtu > 2 * less {
-                changes.push((message.l4 + 6, (mtu - less).to_be_bytes().to_vec()));
-            }
-        }
-        changes
     }
 
     /// A router's word about a tunnel packet of ours. None: it is none.
@@ -377,15 +345,14 @@ impl Message {
     }
 }
 
-/// The error as it goes on, from its IP header on: the quoted packet with another tuple, the error itself with other
-/// addresses and a hop less, and every checksum that is there.
-/// What else changes stands by its place in the frame.
+/// The error as it goes on, from its IP header on: the quoted packet with another tuple and other numbers, the error
+/// itself with other addresses and a hop less, and every checksum that is there.
 fn translated(
     message: &Message,
     quote: &Quote,
     inner: Way,
     outer: ([u8; 16], [u8; 16]),
-    changes: &[(usize, Vec<u8>)],
+    numbers: &[(usize, Vec<u8>)],
 ) -> Vec<u8> {
     let v6 = message.packet.ip.v6;
     let (of, first, second) = if v6 { (16, 8, 24) } else { (4, 12, 16) };
@@ -402,17 +369,18 @@ fn translated(
     frame[l3 + if v6 { 7 } else { 8 }] -= 1;
     put(&mut frame, quote.l4, &inner.0.1.to_be_bytes());
     put(&mut frame, quote.l4 + 2, &inner.1.1.to_be_bytes());
+    numbers.iter().for_each(|(at, bytes)| put(&mut frame, *at, bytes));
     if !v6 {
         for l3 in [quote.l3, l3] {
             let new = updated(word(before, l3 + 10), &before[l3..l3 + 20], &frame[l3..l3 + 20]);
             put(&mut frame, l3 + 10, &new.to_be_bytes());
         }
     }
-    changes.iter().for_each(|(at, bytes)| put(&mut frame, *at, bytes));
     let at = quote.l4 + if quote.udp { 6 } else { 16 };
     if !quote.sctp && at + 2 <= message.end {
         let covered = |frame: &[u8]| {
             let addresses = &frame[quote.l3 + first..quote.l3 + first + 2 * of];
+            // Of TCP the numbers too.
             [addresses, &frame[quote.l4..quote.l4 + if quote.udp { 4 } else { 12 }]].concat()
         };
         let new = match (

@@ -84,7 +84,7 @@ impl Moved {
 }
 
 /// The PROXY header's length.
-pub(crate) fn header_len(v6: bool) -> usize {
+fn header_len(v6: bool) -> usize {
     if v6 { 52 } else { 28 }
 }
 
@@ -271,6 +271,41 @@ impl Model {
             at += len;
         }
         all
+    }
+
+    /// What an error about a packet of an extended flow quotes, as who sent it counts: bytes by their place in the frame.
+    /// `quoted` is where the quoted segment begins and the error ends, `mtu_at` where an MTU stands that a router said.
+    pub(crate) fn renumbered(
+        &self,
+        packet: &Packet,
+        (l4, end): (usize, usize),
+        place: &Place,
+        by_server: bool,
+        mtu_at: Option<usize>,
+    ) -> Vec<(usize, Vec<u8>)> {
+        let Some(at) = self.extension_of(place) else { return Vec::new() };
+        let record = self.extensions[at];
+        let frame = &packet.frame;
+        let word = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+        let (sender, other) =
+            if by_server { (record.server, record.client) } else { (record.client, record.server) };
+        let sequence = sender.back(word(l4 + 4));
+        let mut changes = vec![(l4 + 4, sequence.to_be_bytes().to_vec())];
+        if l4 + 14 <= end && frame[l4 + 13] & ACK != 0 {
+            changes.push((l4 + 8, other.forth(word(l4 + 8)).to_be_bytes().to_vec()));
+        }
+        // The header rides again when the client sends that segment anew.
+        if let Some(at) = mtu_at
+            && record.rides(sequence)
+            && !by_server
+        {
+            let (mtu, less) =
+                (u16::from_be_bytes([frame[at], frame[at + 1]]), header_len(packet.ip.v6) as u16);
+            if mtu > 2 * less {
+                changes.push((at, (mtu - less).to_be_bytes().to_vec()));
+            }
+        }
+        changes
     }
 
     /// A record lives as long as its flow.
