@@ -147,8 +147,8 @@ const BUGS: &[Bug] = &[
     (
         "a later fragment may begin inside the first",
         "lb-ebpf/src/fragment.rs",
-        "if piece.offset < first.end as u32 {",
-        "if piece.offset + 8 < first.end as u32 {",
+        "if piece.offset < first.end as u32 &&",
+        "if piece.offset + 8 < first.end as u32 &&",
     ),
     (
         "a piece in the middle may end anywhere",
