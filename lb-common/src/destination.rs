@@ -47,8 +47,12 @@ pub mod flags {
     pub const MOVES: u32 = 1 << 14;
     /// First answers to new connections are counted ([`crate::witness::Witness`]).
     pub const WATCHED: u32 = 1 << 15;
+    /// The service is FTP, and its control channel ([`super::Destination::control_port`]) is read.
+    pub const FTP: u32 = 1 << 27;
     /// What an established packet must look at, in one test.
-    pub const ATTENTION: u32 = REMOVED | RESET | RATED | MOVES;
+    pub const ATTENTION: u32 = REMOVED | RESET | RATED | MOVES | FTP;
+    /// What an established reply must look at, in one test.
+    pub const REPLY_ATTENTION: u32 = RESET | FTP;
     /// What a new flow may not go to.
     pub const CLOSED: u32 = REMOVED | RESET | DRAINING | MOVES;
     /// Bits 16 to 23: the VRRP instance that the VIP follows; 0 is none.
@@ -91,8 +95,9 @@ pub struct Destination {
     pub load: u32,
     /// The place in its service's list of servers.
     pub ordinal: u16,
-    /// Spare; zero.
-    pub reserved: u16,
+    /// With [`flags::FTP`]: the VIP's port, which is the real server's too, of the control channel; network order in
+    /// memory. Data connections go to other ports of the same destination. Else 0.
+    pub control_port: u16,
 }
 
 impl Destination {

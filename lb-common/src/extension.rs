@@ -58,6 +58,33 @@ pub mod duty {
     pub const COOKIE: u64 = 1 << 2;
     /// And its server has not answered yet.
     pub const WAITS: u64 = 1 << 3;
+    /// The flow is a control channel of FTP under FULLNAT, and a command of its client's was rewritten: the note is
+    /// [`super::Announced`].
+    pub const FTP: u64 = 1 << 4;
+}
+
+/// What the record of a control channel of FTP remembers of the command that was rewritten last, so that it is rewritten
+/// alike when it is sent again.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Announced {
+    /// Where its segment began, as the client counts.
+    pub position: u32,
+    /// The lease that it was made to name.
+    pub lease: u32,
+}
+
+impl Announced {
+    /// From a note.
+    #[inline(always)]
+    pub const fn of(note: u64) -> Self {
+        Self { position: note as u32, lease: (note >> 32) as u32 }
+    }
+
+    /// As a note.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.position as u64 | (self.lease as u64) << 32
+    }
 }
 
 /// What a flow's SYN said that began with a cookie, and how windows are scaled for the client: bits 32 to 63 of its
@@ -171,7 +198,9 @@ impl Shift {
     /// would come before its own beginning.
     #[inline(always)]
     pub const fn acknowledged(self, base: u32, number: u32) -> Self {
-        let all = self.position.wrapping_add(base).wrapping_add(self.after as u32);
+        // Of a segment that became shorter, not even its first byte may have arrived.
+        let by = if self.after > self.before { self.after as i32 } else { self.before as i32 + 1 };
+        let all = self.position.wrapping_add(base).wrapping_add(by as u32);
         if is_after(all, number) { self } else { Self { before: self.after, ..self } }
     }
 
@@ -267,6 +296,20 @@ mod tests {
     }
 
     #[test]
+    fn what_became_shorter_is_settled_only_when_it_was_acknowledged() {
+        // Twenty bytes became fourteen.
+        let shift = Shift { position: 1000, before: 10, after: 4 };
+        assert_eq!(shift.acknowledged(0, 1005), shift);
+        assert_eq!(shift.acknowledged(0, 1010), shift, "nothing of the segment yet");
+        assert_eq!(shift.acknowledged(0, 1024), Shift { before: 4, ..shift });
+        assert_eq!((shift.forth(0, 1000), shift.forth(0, 1020)), (1010, 1024));
+        assert_eq!((shift.back(0, 1010), shift.back(0, 1024), shift.back(0, 1030)), (1000, 1020, 1026));
+        for number in 1010..1024 {
+            assert!((1000..=1020).contains(&shift.back(0, number)), "{number}");
+        }
+    }
+
+    #[test]
     fn insertions_add_up_and_a_segment_sent_again_is_counted_once() {
         let one = Shift::default().then(1000, 5).unwrap();
         assert_eq!(one, Shift { position: 1000, before: 0, after: 5 });
@@ -289,6 +332,12 @@ mod tests {
         }
 
         #[test]
+        fn what_was_announced_is_read_back(position: u32, lease in 0u32..1 << 24) {
+            let announced = Announced { position, lease };
+            prop_assert_eq!(Announced::of(announced.word()), announced);
+        }
+
+        #[test]
         fn what_began_with_a_cookie_is_read_back(mss in 0u8..4, scale in 0u8..16, sack: bool, stamps: bool, server in -14i8..15, client in 0i8..15) {
             let begun = Begun { mss, scale, sack, stamps, server_windows: server, client_windows: client };
             prop_assert_eq!(Begun::of(begun.duties() | duty::COOKIE | duty::WAITS | duty::PROXY), begun);
@@ -296,7 +345,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_shifted_is_shifted_back(position: u32, before in -9000i16..9000, more in 0i16..9000, base: u32, far in -(1i32 << 30)..1 << 30) {
+        fn what_was_shifted_is_shifted_back(position: u32, before in -9000i16..9000, more in -40i16..9000, base: u32, far in -(1i32 << 30)..1 << 30) {
             let shift = Shift { position, before, after: before + more };
             let sequence = position.wrapping_add(far as u32);
             prop_assert_eq!(shift.back(base, shift.forth(base, sequence)), sequence);

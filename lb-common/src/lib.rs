@@ -14,6 +14,7 @@ pub mod extension;
 pub mod feed;
 pub mod filter;
 pub mod fragment;
+pub mod ftp;
 pub mod guard;
 pub mod hash;
 pub mod header;

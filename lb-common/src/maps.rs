@@ -116,6 +116,8 @@ pub mod own {
     pub const PATHS: &str = "PATHS";
     /// ARRAY of the words of [`crate::probe::port`].
     pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// PERCPU_ARRAY of one [`crate::ftp::Dialog`].
+    pub const DIALOG: &str = "DIALOG";
     /// ARRAY, mmapable, of [`crate::witness::Witness`], by destination.
     pub const WITNESSES: &str = "WITNESSES";
 }
@@ -143,6 +145,12 @@ pub mod programs {
     pub const RELATED: (&str, u32) = ("lb_related", 8);
     /// Fragments.
     pub const FRAGMENT: (&str, u32) = ("lb_fragment", 9);
+    /// Packets of control channels of FTP.
+    pub const FTP: (&str, u32) = ("lb_ftp", 10);
+    /// SYNs that no service takes: data connections that a control channel announced.
+    pub const EXPECTED: (&str, u32) = ("lb_expected", 11);
+    /// Commands for active data connections under FULLNAT.
+    pub const FTP_ACTIVE: (&str, u32) = ("lb_ftp_active", 20);
     /// TCP packets of flows with an extension record.
     pub const SHIFTED: (&str, u32) = ("lb_shifted", 16);
     /// SCTP packets.
@@ -158,9 +166,9 @@ pub mod programs {
     /// Packets, rewritten already, that the client's address is put into as a TCP option.
     pub const TOA: (&str, u32) = ("lb_toa", 17);
     /// All tails.
-    pub const TAILS: [(&str, u32); 16] = [
-        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, SCTP, SCTP_NEW, ABORT, TUNNEL,
-        SHIFTED, COOKIE, TOA,
+    pub const TAILS: [(&str, u32); 19] = [
+        SLOW, NEW, ICMP, RESET, HOST, CHOOSE, PROBE, RELATED, FRAGMENT, FTP, FTP_ACTIVE, EXPECTED, SCTP,
+        SCTP_NEW, ABORT, TUNNEL, SHIFTED, COOKIE, TOA,
     ];
     /// The tc program on what the host itself sends.
     pub const EGRESS: &str = "lb_egress";

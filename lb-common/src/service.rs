@@ -160,6 +160,8 @@ pub mod features {
     pub const UDP_INACTIVE: u32 = 1 << 13;
     /// Flows are counted at the servers of this service.
     pub const COUNTED: u32 = 1 << 14;
+    /// The control channel of FTP is read.
+    pub const FTP: u32 = 1 << 16;
     /// TCP under NAT and FULLNAT: SYNs may be answered with cookies.
     pub const COOKIES: u32 = 1 << 20;
     /// With [`COOKIES`]: every SYN is, whatever the rate.

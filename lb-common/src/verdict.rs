@@ -145,6 +145,16 @@ reasons! {
     98 EchoDropped "echo_dropped" Drop "an ICMP echo request to a VIP, dropped by policy";
     99 TunnelFragmented "tunnel_fragmented" Event "a packet without DF that does not fit its tunnel went in it to the kernel, which fragments";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
+
+    106 FlowExpected "flow_expected" Event "a data connection began that a control channel of FTP had announced";
+    107 FtpAnnounced "ftp_announced" Event "a control channel of FTP announced a data connection";
+    71 FtpCut "ftp_cut" Event "a command or reply of FTP about a data connection did not end in its segment: it went on unread";
+    79 FtpGarbled "ftp_garbled" Event "a command or reply of FTP about a data connection made no sense: it went on as it was";
+    92 FtpElsewhere "ftp_elsewhere" Event "a reply of FTP named neither the real server nor the VIP: it went on as it was";
+    93 FtpRefused "ftp_refused" Drop "a command of FTP named another address than the client's, or a command or reply a port below 1024";
+    94 FtpPortBusy "ftp_port_busy" Drop "a reply of FTP named a port that another real server has just named to the same client: it is sent again";
+    95 FtpNoRoom "ftp_no_room" Drop "a reply or command of FTP left no room for another address in its line";
+    108 FtpEarly "ftp_early" Drop "a command of FTP for an active connection came before the server had acknowledged the last one: it is sent again";
 }
 
 /// Size of the `reasons` map.

@@ -242,6 +242,9 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
     }
     if let Kind::NatReply = kind {
         let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
+        if target.is_control(ports) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
         return nat::to_client(packet, hit, target, now);
     }
     if packet.begins() {
@@ -260,6 +263,9 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
         }
         if target.is_over_rate() {
             return Err(Reason::PacketsLimited);
+        }
+        if target.is_control(flow::turned(ports)) {
+            return Err(tail::call_with(packet, programs::FTP));
         }
     }
     forward::to_server(packet, hit, &place, target, now)

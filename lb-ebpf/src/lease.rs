@@ -21,12 +21,32 @@ use lb_common::{
 /// index.
 #[inline(always)]
 pub fn take<const V6: bool>(service: u32, place: &Place, word: Value, now: u16) -> Option<u32> {
+    take_of::<V6>(service, place, word, now, 0)
+}
+
+/// As [`take`], of one local address.
+#[inline(always)]
+pub fn take_at<const V6: bool>(
+    service: u32,
+    place: &Place,
+    word: Value,
+    now: u16,
+    address: u32,
+) -> Option<u32> {
+    take_of::<V6>(service, place, word, now, address + 1)
+}
+
+/// `only`: the number of the only local address plus one, or 0.
+#[inline(always)]
+fn take_of<const V6: bool>(service: u32, place: &Place, word: Value, now: u16, only: u32) -> Option<u32> {
+    crate::tail::scratch()?.cell = only;
     let family = if V6 { 6 } else { 4 };
     let index = lb_take_lease(service, place.identity, word.0, now as u32, family);
     if index == 0 { None } else { Some(index as u32 - 1) }
 }
 
-/// [`take`], as a global function: its loop is verified once. The index plus one, or 0.
+/// [`take_of`], as a global function: its loop is verified once. The scratch record's `cell` names the only address. The
+/// index plus one, or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, family: u32) -> u64 {
@@ -59,6 +79,12 @@ extern "C" fn lb_take_lease(service: u32, identity: u64, word: u64, now: u32, fa
         } else {
             probe = probe.wrapping_mul(0x2c1b_3c6d).wrapping_add(0x297a_2d39);
             address = first + (probe >> 24) % len;
+            // Read here: on the stack there is no room for it under lb_new (Linux 6.1).
+            // SAFETY: a field of a map value.
+            let only = unsafe { core::ptr::read_volatile(&raw const client.cell) };
+            if only != 0 {
+                address = only - 1;
+            }
         }
         let Some(pool) = POOL.get_ptr(address & 0xff) else { continue };
         // SAFETY: a map value.

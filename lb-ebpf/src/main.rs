@@ -7,6 +7,7 @@
 #![allow(internal_features)]
 
 mod abort;
+mod active;
 mod answer;
 mod arp;
 mod atomic;
@@ -16,10 +17,12 @@ mod cookie;
 mod count;
 mod echo;
 mod egress;
+mod expected;
 mod extension;
 mod flow;
 mod forward;
 mod fragment;
+mod ftp;
 mod guard;
 mod host;
 mod icmp;
@@ -164,6 +167,30 @@ pub fn lb_related(ctx: XdpContext) -> u32 {
 pub fn lb_fragment(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
     finish(frame, fragment::handle(frame))
+}
+
+/// Packets of control channels of FTP.
+#[xdp]
+#[inline(always)]
+pub fn lb_ftp(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, ftp::handle(frame))
+}
+
+/// Commands for active data connections under FULLNAT.
+#[xdp]
+#[inline(always)]
+pub fn lb_ftp_active(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, active::handle(frame))
+}
+
+/// SYNs that no service takes.
+#[xdp]
+#[inline(always)]
+pub fn lb_expected(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx.ctx);
+    finish(frame, expected::handle(frame))
 }
 
 /// SYN cookies.

@@ -12,6 +12,7 @@ use lb_common::{
     extension::Extension,
     filter::{AddressKey, AddressRecord, FilterLine},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
+    ftp::Dialog,
     guard::{Guard, Pace},
     hash::Secrets,
     lease::{Lease, PoolAddress},
@@ -97,6 +98,8 @@ pub static WITNESSES: Array<Witness, 1, MMAP> = Array::new();
 pub static TAILS: ProgramArray<32> = ProgramArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub static DIALOG: PerCpuArray<Dialog, 1> = PerCpuArray::new();
 #[btf_map]
 pub static LIMITER: PerCpuArray<Limiter, 1> = PerCpuArray::new();
 #[btf_map]

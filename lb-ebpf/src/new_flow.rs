@@ -20,7 +20,7 @@ use lb_common::{
     destination::{Forwarding, flags},
     filter::{AddressKey, AddressRecord, role},
     header::{IPV4, IPV6, protocol},
-    maps::{ClientNeighbour, ON_LINK},
+    maps::{ClientNeighbour, ON_LINK, programs},
     scratch::FIRST_FRAGMENT,
     sctp,
     service::{NoServer, OnUnknownFlow, Pick, SERVICE_VALID, Service, ServiceKey, features},
@@ -84,6 +84,9 @@ fn arrived<const V6: bool>(
             let from = exact::<V6>(crate::packet::source::<V6>(ip)).unwrap_or_default();
             if from.roles & role::PROBED != 0 {
                 return Err(crate::probe::call::<V6>(&frame, l3));
+            }
+            if from.roles & role::NAT_SOURCE != 0 && !protocol.udp && !protocol.sctp {
+                return Err(tail::call_at(&frame, l3, l4, V6, false, programs::EXPECTED));
             }
             let reason =
                 if from.roles & role::NAT_SOURCE != 0 { Reason::ServerTraffic } else { Reason::NotOurs };
@@ -191,6 +194,9 @@ enum Begun {
 #[inline(always)]
 fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result<Begun, Reason> {
     let Some((index, service)) = service_of(packet) else {
+        if !packet.sctp && packet.begins() {
+            return Err(tail::call_with(packet, programs::EXPECTED));
+        }
         // Asked again: kept over the search for a service, it would be one more thing for the verifier to follow.
         let to = exact::<V6>(packet.destination()).unwrap_or_default();
         return Err(host::unless_refused(to.roles, Reason::NoService));

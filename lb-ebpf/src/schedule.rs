@@ -55,7 +55,7 @@ impl Choice {
 }
 
 /// How many servers are chosen for a NAT flow whose reply would be another flow's.
-const CHOICES: u32 = 4;
+pub const CHOICES: u32 = 4;
 
 /// The server for a new flow, or why there is none. A service with rules has it chosen by a tail, which comes back
 /// here.
@@ -66,7 +66,8 @@ pub fn pick<const V6: bool>(
     features: u32,
     event: u32,
 ) -> Result<Choice, Reason> {
-    if features & features::RARE == 0 {
+    // The server of an expected flow is known, whatever the rules.
+    if features & features::RARE == 0 && event != Reason::FlowExpected as u32 {
         return slot(packet, service.1).ok_or(Reason::NoServer);
     }
     let scratch = tail::scratch().ok_or(Reason::Internal)?;

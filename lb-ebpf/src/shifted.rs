@@ -28,6 +28,8 @@ use lb_common::{
 /// In the scratch record's `cell`, beside the number of the pool address plus one that the packet is to: whoever calls
 /// has seen to what the server wants looked at.
 const ATTENDED: u32 = 1 << 31;
+/// In the same place: the packet is of a control channel of FTP, and was read.
+const READ: u32 = 1 << 30;
 
 /// Whether a flow's packets go this way.
 #[inline(always)]
@@ -50,6 +52,16 @@ pub fn call_attended<const V6: bool>(packet: &Packet<V6>) -> Reason {
     call(packet, ATTENDED)
 }
 
+/// As [`call`], from where the packet of a control channel was read, whose headers the scratch record knows still. `longer`:
+/// by how many bytes it became so, -128 to 127; counted is what came.
+#[inline(always)]
+pub fn call_read(frame: &Frame, pool: u32, longer: i32) -> Reason {
+    if let Some(scratch) = tail::scratch() {
+        scratch.cell = pool | (longer as u8 as u32) << 16 | ATTENDED | READ;
+    }
+    tail::call(frame, programs::SHIFTED)
+}
+
 /// The tail's path.
 #[inline(always)]
 pub fn handle(frame: Frame) -> Result<u32, Reason> {
@@ -68,7 +80,8 @@ pub fn handle(frame: Frame) -> Result<u32, Reason> {
 fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, cell: u32) -> Result<u32, Reason> {
     let ip = frame.at_dynamic(l3, if V6 { IPV6 } else { IPV4 }).ok_or(Reason::Internal)?;
     let transport = frame.at_dynamic(l4, 20).ok_or(Reason::BadTransport)?;
-    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes: frame.len() };
+    let bytes = frame.len().wrapping_sub((cell >> 16) as i8 as u32);
+    let packet = Packet::<V6> { frame, l3, l4, ip, transport, udp: false, sctp: false, bytes };
     let len = ip_len::<V6>(ip);
     let header = packet.tcp_header() as u32;
     if len > frame.len() - l3 as u32 || header < 20 || len < (l4 - l3) as u32 + header {
@@ -77,15 +90,15 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize, cell: u32) -> Res
     let now = connection::now();
     let pool = cell & 0xffff;
     if pool != 0 {
-        return from_leased(&packet, pool - 1, now);
+        return from_leased(&packet, pool - 1, cell, now);
     }
     let place = flow::place::<V6>(packet.source(), packet.destination(), packet.ports(), packet.protocol());
     // It was there when the packet was handed over.
     let Some(hit) = connection::find_rarely(&place, now) else { return Err(tail::call_new(&packet)) };
     match hit.value.kind() {
-        Kind::NatReply => from_server(&packet, hit, now),
-        Kind::FullNat => to_leased(&packet, hit, &place, cell & ATTENDED != 0, now),
-        _ => to_server(&packet, hit, &place, cell & ATTENDED != 0, now),
+        Kind::NatReply => from_server(&packet, hit, cell, now),
+        Kind::FullNat => to_leased(&packet, hit, &place, cell, now),
+        _ => to_server(&packet, hit, &place, cell, now),
     }
 }
 
@@ -95,11 +108,11 @@ fn to_server<const V6: bool>(
     packet: &Packet<V6>,
     hit: Hit,
     place: &Place,
-    attended: bool,
+    cell: u32,
     now: u16,
 ) -> Result<u32, Reason> {
     let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
-    attend(packet, &hit, &target, attended)?;
+    attend(packet, &hit, &target, cell)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
     let held = Held::of(place.identity, now);
     let packet = from_client(packet, &target, held, place.identity)?;
@@ -114,7 +127,7 @@ fn to_leased<const V6: bool>(
     packet: &Packet<V6>,
     hit: Hit,
     place: &Place,
-    attended: bool,
+    cell: u32,
     now: u16,
 ) -> Result<u32, Reason> {
     let lease = match fullnat::Leased::of(hit.value.lease(), now) {
@@ -122,7 +135,7 @@ fn to_leased<const V6: bool>(
         _ => return Err(tail::call_new(packet)),
     };
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
-    attend(packet, &hit, &target, attended)?;
+    attend(packet, &hit, &target, cell)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
     let held = Held::of(place.identity, now);
     let packet = from_client(packet, &target, held, place.identity)?;
@@ -137,13 +150,8 @@ fn to_leased<const V6: bool>(
 
 /// What the straight line asks before it forwards ([`crate::ingress::known`]).
 #[inline(always)]
-fn attend<const V6: bool>(
-    packet: &Packet<V6>,
-    hit: &Hit,
-    target: &Target,
-    attended: bool,
-) -> Result<(), Reason> {
-    if !attended && target.wants_attention() {
+fn attend<const V6: bool>(packet: &Packet<V6>, hit: &Hit, target: &Target, cell: u32) -> Result<(), Reason> {
+    if cell & ATTENDED == 0 && target.wants_attention() {
         if flow::leaves(hit, target.flags(), packet.protocol()) {
             return Err(tail::call_new(packet));
         }
@@ -151,14 +159,25 @@ fn attend<const V6: bool>(
             return Err(Reason::PacketsLimited);
         }
     }
+    unread(packet, target, turned(packet.ports()), cell)
+}
+
+/// What a control channel of FTP carries is read before its numbers are shifted: a command may be shifted by what is put
+/// into it. `ports` are the packet's, the server's first.
+#[inline(always)]
+fn unread<const V6: bool>(packet: &Packet<V6>, target: &Target, ports: u32, cell: u32) -> Result<(), Reason> {
+    if cell & READ == 0 && target.is_control(ports) {
+        return Err(tail::call(&packet.frame, programs::FTP));
+    }
     Ok(())
 }
 
 /// NAT, towards the client.
 #[inline(always)]
-fn from_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, now: u16) -> Result<u32, Reason> {
+fn from_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, cell: u32, now: u16) -> Result<u32, Reason> {
     let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
     may_serve(Destination::vrrp_of(target.flags()))?;
+    unread(packet, &target, packet.ports(), cell)?;
     if target.flags() & flags::RESET != 0 {
         return nat::to_client(packet, hit, target, now);
     }
@@ -177,7 +196,7 @@ fn from_server<const V6: bool>(packet: &Packet<V6>, hit: Hit, now: u16) -> Resul
 
 /// FULLNAT, towards the client.
 #[inline(always)]
-fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Result<u32, Reason> {
+fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, cell: u32, now: u16) -> Result<u32, Reason> {
     let index = lease_index(pool, u16::from_be((packet.ports() >> 16) as u16));
     let lease = fullnat::Leased::of(index, now).ok_or(Reason::NoLease)?;
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
@@ -192,6 +211,7 @@ fn from_leased<const V6: bool>(packet: &Packet<V6>, pool: u32, now: u16) -> Resu
     if !is_extended(lease.word) || stranger || target.flags() & flags::RESET != 0 {
         return fullnat::to_client::<V6, true>(packet, pool, now);
     }
+    unread(packet, &target, packet.ports(), cell)?;
     // SAFETY: a map value.
     let hop = unsafe { core::ptr::read_volatile(&raw const (*lease.record).hop) };
     let (_, mtu) = fullnat::client_hop(lease.record, hop)?;

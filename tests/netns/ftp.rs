@@ -112,6 +112,49 @@ fn both_ways(client: &Namespace, service: &Service, way: &Way, vsftpd: &[Vsftpd]
     }
 }
 
+fn counter(agent: &Agent, name: &str) -> u64 {
+    let counters = site::get(agent, &["counters"]);
+    let reasons = counters["reasons"].as_array().expect("reasons");
+    let reason = reasons.iter().find(|reason| reason["name"] == name);
+    reason.unwrap_or_else(|| panic!("no {name} in {counters:#}"))["packets"].as_u64().expect("a number")
+}
+
+/// By a method that reads the control connection.
+fn read(forwarding: &'static str) {
+    let topology = Topology::builder().servers(2).build();
+    if forwarding == "nat" {
+        topology.replies_through_director();
+    }
+    let vsftpd = vsftpd_everywhere(&topology);
+    let agent = Agent::start(&topology.director().namespace, &site::director(&["eth0"]));
+    let services = vips(&topology).map(|vip| service(&topology, vip, forwarding).with("application: ftp"));
+    let pool = if forwarding == "fullnat" { site::pool(&topology, "eth0") } else { String::new() };
+    agent.apply(&(pool + &documents(&services)));
+    until_all_in(&agent);
+    for service in &services {
+        for way in ways(service.vip, true) {
+            let before = counter(&agent, "flow_expected");
+            both_ways(&topology.client().namespace, service, way, &vsftpd);
+            let begun = counter(&agent, "flow_expected") - before;
+            assert!(begun >= 5, "{}: {begun} data connections were expected", service.name);
+        }
+    }
+    for reason in ["ftp_cut", "ftp_garbled", "ftp_elsewhere", "ftp_refused", "ftp_no_room", "extension_lost"]
+    {
+        assert_eq!(counter(&agent, reason), 0, "{reason}");
+    }
+}
+
+#[test]
+fn ftp_through_nat_passive_and_active() {
+    read("nat");
+}
+
+#[test]
+fn ftp_through_fullnat_passive_and_active() {
+    read("fullnat");
+}
+
 #[test]
 fn ftp_through_dr_and_tun_by_persistence_on_any_port() {
     let topology = Topology::builder().servers(2).servers_with_xdp().build();

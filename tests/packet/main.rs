@@ -11,6 +11,7 @@ mod flows;
 mod forwarding;
 mod fragments;
 mod frame;
+mod ftp;
 mod full;
 mod hammer;
 mod local_ports;

@@ -331,8 +331,16 @@ impl World {
 
     /// A pool of one local address; what a service's `pool` wants.
     pub fn pool(&mut self, address: IpAddr, share: (u32, u32)) -> (u16, u8) {
-        let pool = self.tables.set_pool("pool", &[address], share).expect("pool");
-        self.tables.bind_address("pool", Role::Pool(pool.0), address).expect("pool address");
+        self.pool_of(&[address], share)
+    }
+
+    /// A pool of several addresses, for flows from here on.
+    pub fn pool_of(&mut self, addresses: &[IpAddr], share: (u32, u32)) -> (u16, u8) {
+        let pool = self.tables.set_pool("pool", addresses, share).expect("pool");
+        for (n, address) in addresses.iter().enumerate() {
+            let role = Role::Pool(pool.0 + n as u16);
+            self.tables.bind_address(&format!("pool-{n}"), role, *address).expect("pool address");
+        }
         pool
     }
 

@@ -8,7 +8,7 @@ use super::{Applier, destination_key};
 use crate::dataplane::tables::{self, Access, OnNextPacket};
 use crate::model::health::Flows;
 use crate::model::{
-    Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies, WhenNoServer,
+    Application, Name, Persistence, PersistenceEngine, Scheduler, ServerId, Sources, SynCookies, WhenNoServer,
 };
 use crate::plan::{Binding, Destination, Lookup, NextPacket, Rules, Service};
 
@@ -104,6 +104,7 @@ impl Applier {
             rotate: !rules.ipvs,
             hash_prefix: rules.hash_prefix,
             udp_inactive: rules.ipvs,
+            ftp: rules.application == Some(Application::Ftp),
             proxy: rules.proxy_protocol,
             toa: rules.toa,
             cookies: match rules.syn_cookies {

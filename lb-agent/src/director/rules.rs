@@ -30,6 +30,7 @@ pub fn rules(director: &Director, service: &VirtualService) -> Rules {
         one_packet: scheduling.one_packet,
         quic: scheduling.quic,
         ipvs: scheduling.ipvs_compatible,
+        application: service.application,
         proxy_protocol: scheduling.proxy_protocol,
         toa: scheduling.toa && service.speaks(Protocol::Tcp),
         syn_cookies: Some(scheduling.syn_cookies)

@@ -5,6 +5,7 @@
 //! finds all that is wrong in all files; serde's derived types would stop at the first mistake. Positions
 //! come from a second walk over the same text (`marks`).
 
+mod application;
 mod check;
 mod check_lease;
 mod check_vrrp;

@@ -202,6 +202,25 @@ fn mistakes_are_told_with_their_place() {
             "protocol: tcp\nforwarding: nat\nproxyProtocol: v2\nonUnknownFlow: adopt",
             "spec.onUnknownFlow: a connection that began with a PROXY header cannot be adopted",
         ),
+        ("application: ftp", "spec.application: ftp speaks tcp only"),
+        ("protocol: tcp\nforwarding: nat\napplication: smtp", "spec.application: `smtp` is not one of ftp"),
+        (
+            "protocol: tcp\nforwarding: dr\napplication: ftp",
+            "spec.application: under dr the replies of ftp do not pass",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\nports: any\napplication: ftp",
+            "spec.application: ftp wants exactly one port at each address",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\nports: [21]\napplication: ftp\n\
+             realServers: [{address: 10.0.0.1}, {address: 10.0.0.2, port: 2121}]",
+            "spec.realServers[1].port: ftp keeps the ports",
+        ),
+        (
+            "protocol: tcp\nforwarding: nat\napplication: ftp\nproxyProtocol: v2",
+            "spec.application: ftp is not read behind a PROXY header",
+        ),
         ("scheduler: wlcc", "spec.scheduler: `wlcc` is not one of rr, wrr, lc, wlc"),
         (
             "schedulerFlags: [falback]",

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::endpoints::{self, Where};
 use super::raw::Raw;
 use super::reader::{Faults, Field, Map, duration_text};
-use super::{health, scheduling, tunnel, word, word_of};
+use super::{application, health, scheduling, tunnel, word, word_of};
 use crate::model::{
     Encapsulation, Forwarding, MssClamp, Name, OnUnknownFlow, PORT_RANGES_MAX, PORTS_MAX, PortRange, Ports,
     Protocol, RealServer, SERVICE_REAL_SERVERS_MAX, Scheduler, Timeouts, VirtualService,
@@ -29,7 +29,9 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
     let local_addresses = spec.get("localAddresses").and_then(|field| field.name(faults));
     let on_unknown_flow = spec.get("onUnknownFlow").and_then(|field| field.one_of(&ON_UNKNOWN_FLOW, faults));
     let mss_clamp = spec.get("mssClamp").and_then(|field| mss_clamp(&field, only, faults));
-    let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, only, faults));
+    let application = application::decode(&mut spec, faults);
+    let usual = application::timeouts(application);
+    let timeouts = spec.get("timeouts").and_then(|field| timeouts(&field, only, usual, faults));
     let address_interface = spec.get("addressInterface").and_then(|field| field.interface_name(faults));
     let health = health::policy(&mut spec, faults);
     let local_addresses_path = spec.path_of("localAddresses");
@@ -53,12 +55,13 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
             other => other.unwrap_or(OnUnknownFlow::default_for(scheduler)),
         },
         mss_clamp: MssClamp::Off,
-        timeouts: Box::new(timeouts.unwrap_or_default()),
+        timeouts: Box::new(timeouts.unwrap_or(usual)),
         address_interface,
         real_servers: real_servers.iter().map(|(_, server)| server.clone()).collect(),
         scheduling: Box::new(scheduling),
         endpoints: others,
         health,
+        application,
     };
     let tunnels = service.uses(Forwarding::Tun);
     let protocol = if service.speaks(Protocol::Tcp) { Protocol::Tcp } else { protocol };
@@ -80,6 +83,7 @@ pub fn decode(name: Name, mut spec: Map<'_>, faults: &mut Faults) -> Option<Virt
         faults.0.extend(new);
     }
     scheduling::check(&service, &real_servers, faults);
+    application::check(&service, &real_servers, faults);
     health::check(&service, &real_servers, faults);
     tunnel::check_service(&service, &real_servers, faults);
     Some(service)
@@ -234,9 +238,14 @@ fn mss_clamp(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults)
     }
 }
 
-fn timeouts(field: &Field<'_>, protocol: Option<Protocol>, faults: &mut Faults) -> Option<Timeouts> {
+fn timeouts(
+    field: &Field<'_>,
+    protocol: Option<Protocol>,
+    usual: Timeouts,
+    faults: &mut Faults,
+) -> Option<Timeouts> {
     let mut map = field.map("a map like {established: 15m}", faults)?;
-    let mut timeouts = Timeouts::default();
+    let mut timeouts = usual;
     for (key, of, slot) in timeout_fields(&mut timeouts) {
         let Some(field) = map.get(key) else { continue };
         if let Some(protocol) = protocol
@@ -301,6 +310,7 @@ pub fn encode(service: &VirtualService) -> Raw {
         ("scheduler", Some(word(&SCHEDULERS, service.scheduler))),
     ];
     let rest = [
+        ("application", service.application.map(|of| word(&application::APPLICATIONS, of))),
         ("localAddresses", service.local_addresses.as_ref().map(Raw::text)),
         ("onUnknownFlow", Some(word(&ON_UNKNOWN_FLOW, service.on_unknown_flow))),
         ("mssClamp", tcp.then_some(mss_clamp)),

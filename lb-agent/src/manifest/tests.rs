@@ -691,10 +691,18 @@ prop_compose! {
             on_unknown_flow,
             mss_clamp: if protocol == Protocol::Tcp { clamp } else { MssClamp::Off },
             timeouts: Box::new(timeouts), address_interface, real_servers, health: Default::default(),
+            application: None,
             scheduling: Box::new(scheduling.of(scheduler, protocol, forwarding)), endpoints: Vec::new(),
         };
         if service.uses(Forwarding::FullNat) {
             service.local_addresses = Some(pool);
+        }
+        // Where it is allowed at all, as often as not.
+        let translated = service.real_servers.iter().all(|s| service.forwarding_of(s).translates() && s.port.is_none());
+        if single && protocol == Protocol::Tcp && forwarding.translates() && translated && by_port
+            && !service.scheduling.proxy_protocol
+        {
+            service.application = Some(Application::Ftp);
         }
         if service.uses(Forwarding::Tun) {
             service.tunnel = tunnel;

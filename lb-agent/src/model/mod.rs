@@ -1,6 +1,7 @@
 //! What an operator's objects mean once they are known to be right. Pure values: `manifest` makes them from
 //! YAML and is the only place where a manifest can be wrong; whoever holds one of these need not check again.
 
+mod application;
 mod director;
 mod effect;
 mod endpoint;
@@ -19,6 +20,7 @@ mod way;
 use std::fmt;
 use std::str::FromStr;
 
+pub use application::Application;
 pub use director::{
     CONNECTIONS_MAX, Capacity, Director, INTERFACES_MAX, Interface, OnShutdown, REAL_SERVERS_MAX,
     SERVICES_MAX, Shutdown, XdpMode,

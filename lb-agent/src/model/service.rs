@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Encapsulation, Endpoint, Name, Scheduling, ServerLimits, health};
+use super::{Application, Encapsulation, Endpoint, Name, Scheduling, ServerLimits, health};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualService {
@@ -35,6 +35,8 @@ pub struct VirtualService {
     pub endpoints: Vec<Endpoint>,
     /// Its health checks and who takes part.
     pub health: health::Policy,
+    /// What is read inside its connections.
+    pub application: Option<Application>,
 }
 
 impl VirtualService {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Name, Persistence, Quic, Sources, SynCookies, WhenNoServer};
+use crate::model::{Application, Name, Persistence, Quic, Sources, SynCookies, WhenNoServer};
 
 /// What a new flow of a service meets beyond a slot. The default: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,6 +26,8 @@ pub struct Rules {
     pub ipvs: bool,
     /// Leading bits of a client that are hashed, IPv4 and IPv6; None is all.
     pub hash_prefix: Option<(u8, u8)>,
+    /// What is read inside its connections.
+    pub application: Option<Application>,
     /// The client's address goes to the server by PROXY protocol v2.
     pub proxy_protocol: bool,
     /// And by a TCP option.

@@ -12,13 +12,14 @@ use crate::{
     maps::{LEASES, NEXT_HOPS, POOL},
     nexthop::{self, Hop},
     packet::{Packet, Words, sum, unsum, words},
-    shifted,
+    shifted, tail,
 };
 use lb_common::{
     connection::Value,
     destination::{Destination, flags},
     lease::{Lease, PoolAddress, lease_index},
-    state::Direction,
+    maps::programs,
+    state::{Direction, State},
     verdict::Reason,
 };
 
@@ -86,6 +87,9 @@ pub fn to_server<const V6: bool, const ATTENTIVE: bool>(
         if target.is_over_rate() {
             return Err(Reason::PacketsLimited);
         }
+        if target.is_control(crate::flow::turned(packet.ports())) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
     }
     may_serve(Destination::vrrp_of(target.flags()))?;
     fits(packet, &target)?;
@@ -137,7 +141,7 @@ pub fn is_pool_address<const V6: bool>(index: u32, address: Words) -> bool {
 }
 
 /// A packet to a pool address. `SHIFTED`: one of an extended flow whose numbers are the client's already, or need not
-/// be.
+/// be; or of a control channel that was read.
 #[inline(always)]
 pub fn to_client<const V6: bool, const SHIFTED: bool>(
     packet: &Packet<V6>,
@@ -171,11 +175,22 @@ pub fn to_client<const V6: bool, const SHIFTED: bool>(
     let own = if packet.sctp { flags::SCTP } else { (packet.udp as u32) * flags::UDP };
     let same = target.flags() & (flags::UDP | flags::SCTP) == own;
     if server[0] != source[0] || server[1] != source[1] || ports & 0xffff != expected || !same {
-        return Err(Reason::WrongServer);
+        // A port that was announced to the server (FTP), whose own nobody knows yet.
+        let announced = lease.word.state() == State::Listen as u8 && !packet.udp && !packet.sctp;
+        return Err(if announced {
+            tail::call_with(packet, programs::EXPECTED)
+        } else {
+            Reason::WrongServer
+        });
     }
     fits_mtu(packet, mtu, &target)?;
-    if target.flags() & flags::RESET != 0 && !packet.udp {
-        return Err(answer::reset(packet, Reason::FlowReset));
+    if target.flags() & flags::REPLY_ATTENTION != 0 && !packet.udp {
+        if target.flags() & flags::RESET != 0 {
+            return Err(answer::reset(packet, Reason::FlowReset));
+        }
+        if !SHIFTED && target.is_control(ports) {
+            return Err(tail::call_with(packet, programs::FTP));
+        }
     }
     let step = Step::of(packet, Direction::Output, now);
     if let Some(new) = step.next(lease.word, target.timeout(), target.service()) {

@@ -68,6 +68,14 @@ impl Target {
         self.flags() & flags::RATED != 0 && limits::lb_packet_fits(self.index) == 0
     }
 
+    /// Whether a packet with these ports, the server's first, is of a control channel that is read.
+    #[inline(always)]
+    pub fn is_control(&self, ports: u32) -> bool {
+        // SAFETY: a map value.
+        self.flags() & flags::FTP != 0
+            && unsafe { core::ptr::read_volatile(&raw const (*self.record).control_port) } == ports as u16
+    }
+
     /// Whether flows are counted at the server.
     #[inline(always)]
     pub fn is_counted(&self) -> bool {

@@ -130,7 +130,7 @@ impl Default for Standing {
 type Key = (u32, IpAddr, u16, u8);
 
 /// The flags that come from the service's rules.
-const RULES_FLAGS: u32 = flags::COUNTED | flags::UDP_INACTIVE;
+const RULES_FLAGS: u32 = flags::COUNTED | flags::UDP_INACTIVE | flags::FTP;
 
 #[derive(Debug)]
 struct State {
@@ -333,20 +333,24 @@ impl Tables {
         let rules = self.rules_flags(service);
         for key in self.destinations.of_service(service) {
             let Some(state) = self.destinations.by_key.get(&key) else { continue };
-            let word = self.views.destinations.word(state.index, 0);
-            let old = word.load(Relaxed);
-            let new = old & !((RULES_FLAGS as u64) << 32) | (rules as u64) << 32;
-            if old != new {
-                word.store(new, Release);
-                self.writes += 1;
-            }
+            let mut record = self.views.destinations.get(state.index);
+            let flags = Destination::flags_of(record.word) & !RULES_FLAGS | rules;
+            record.word = record.word as u32 as u64 | (flags as u64) << 32;
+            record.control_port = self.control_port(service).to_be();
+            self.writes += self.views.destinations.update(state.index, &record, 0) as u64;
         }
+    }
+
+    /// The port of a service's control channels, host order; 0 where none is read.
+    fn control_port(&self, service: u32) -> u16 {
+        self.services.by_index.get(&service).map_or(0, |state| state.control_port)
     }
 
     fn rules_flags(&self, service: u32) -> u32 {
         let rules = self.services.by_index.get(&service).map_or(0, |state| state.rules);
         let counted = if rules & features::COUNTED != 0 { flags::COUNTED } else { 0 };
-        counted | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
+        let ftp = if rules & features::FTP != 0 { flags::FTP } else { 0 };
+        counted | ftp | if rules & features::UDP_INACTIVE != 0 { flags::UDP_INACTIVE } else { 0 }
     }
 
     fn allocate_destination(&mut self, key: Key, spec: &DestinationSpec) -> Result<u32, Error> {
@@ -400,7 +404,7 @@ impl Tables {
             delta: if same_family { checksum::difference(vip.words(), address.words()) } else { 0 },
             load: self.destinations.by_key.get(&inner).map_or(0, |state| state.load),
             ordinal: spec.standing.ordinal,
-            reserved: 0,
+            control_port: self.control_port(service).to_be(),
         }
     }
 

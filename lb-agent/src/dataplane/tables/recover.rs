@@ -91,6 +91,7 @@ impl Tables {
                 rules: rules::recovered(&record),
                 leader: record.leader,
                 ports: BTreeSet::new(),
+                control_port: 0,
             };
             self.services.by_index.insert(index, state);
         }

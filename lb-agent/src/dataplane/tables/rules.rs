@@ -72,6 +72,8 @@ pub struct Rules {
     pub hash_prefix: Option<(u8, u8)>,
     /// UDP flows count as inactive.
     pub udp_inactive: bool,
+    /// The control channel of FTP is read; real servers have the service's one port, by NAT or FULLNAT.
+    pub ftp: bool,
     /// TCP under NAT and FULLNAT: the PROXY header goes before the client's first bytes.
     pub proxy: bool,
     /// TCP under FULLNAT: the client's address goes to the server as a TCP option.
@@ -118,6 +120,7 @@ pub fn features_of(spec: &ServiceSpec) -> u32 {
         (rules.rotate, features::ROTATE),
         (rules.hash_prefix.is_some(), features::HASH_PREFIX),
         (rules.udp_inactive, features::UDP_INACTIVE),
+        (rules.ftp, features::FTP),
         (rules.proxy, features::PROXY),
         (tcp && rules.toa, features::TOA),
         (tcp && rules.cookies != Cookies::Never, features::COOKIES),

@@ -45,6 +45,8 @@ pub struct State {
     pub leader: u32,
     /// The ports bound to it.
     pub ports: BTreeSet<Ports>,
+    /// The port whose connections are read (FTP), host order; 0 is none.
+    pub control_port: u16,
 }
 
 /// The services in use, and the removed ones that flows still read timeouts of.
@@ -136,8 +138,15 @@ impl Tables {
         };
         let features = rules::features_of(spec);
         self.services.follow(index, leader);
+        let control_port = match spec.ports[..] {
+            [Ports::One(port)] if spec.rules.ftp => port,
+            _ => 0,
+        };
         let state = self.services.by_index.get_mut(&index);
-        let before = state.map(|state| std::mem::replace(&mut state.rules, features));
+        let before = state.map(|state| {
+            let port = std::mem::replace(&mut state.control_port, control_port);
+            (std::mem::replace(&mut state.rules, features), port)
+        });
         let (pool_first, pool_len) = spec.pool.unwrap_or_default();
         let record = Service {
             features,
@@ -154,9 +163,8 @@ impl Tables {
             ..rules::record(&spec.rules)
         };
         self.writes += self.views.services.update(index, &record, SKIP) as u64;
-        if before
-            .is_some_and(|before| (before ^ features) & (features::COUNTED | features::UDP_INACTIVE) != 0)
-        {
+        const IN_FLAGS: u32 = features::COUNTED | features::UDP_INACTIVE | features::FTP;
+        if before.is_some_and(|(rules, port)| (rules ^ features) & IN_FLAGS != 0 || port != control_port) {
             self.refresh_flags_of(index);
         }
         Ok(index)
@@ -178,6 +186,7 @@ impl Tables {
             rules: 0,
             leader: index,
             ports: BTreeSet::new(),
+            control_port: 0,
         };
         self.services.by_index.insert(index, state);
         // Many services, or many directors, should not all begin their rounds at one server.
