@@ -5,6 +5,8 @@
 pub const FRAME_V4: usize = 64;
 /// As [`FRAME_V4`], for IPv6.
 pub const FRAME_V6: usize = 80;
+/// The most bytes of a frame of [`kind::FREE`]; such frames are multiples of eight.
+pub const FRAME_FREE: usize = 128;
 
 /// Bits of [`Feed::kind`].
 pub mod kind {
@@ -14,6 +16,21 @@ pub mod kind {
     pub const REPLY: u32 = 2;
     /// Address and ports come from the list of flows, in its order, not from the flow's number.
     pub const LISTED: u32 = 4;
+    /// The frame is of any form: what varies stands where the record says.
+    pub const FREE: u32 = 8;
+    /// With FREE: the program under test changes the frame's end, not its start.
+    pub const RESIZED: u32 = 16;
+    /// With FREE: the varying address is part of something that has a checksum of its own, which the transport's sum covers as
+    /// well: together they do not vary.
+    pub const QUOTED: u32 = 32;
+    /// With FREE and LISTED: a flow of the list has the number that it acknowledges above [`super::flow_of_cookie`].
+    pub const COOKIE: u32 = 64;
+}
+
+/// Address (last 32 bits) and port, host order, of a flow of a list of cookies.
+#[inline(always)]
+pub const fn flow_of_cookie(base: u32, entry: u64) -> (u32, u16) {
+    (base.wrapping_add(entry as u32 & 0xffff), (entry >> 16) as u16)
 }
 
 /// The feeder's orders and its place in the sequence of flows.
@@ -21,7 +38,7 @@ pub mod kind {
 #[repr(C, align(64))]
 pub struct Feed {
     /// The frame with the flow's address, ports and both checksums zero.
-    pub words: [u64; 10],
+    pub words: [u64; FRAME_FREE / 8],
     /// Place in the sequence: the state of a linear congruential generator modulo 2^64, whose low bits have
     /// full period by themselves; of a list, the index.
     pub position: u64,
@@ -43,8 +60,14 @@ pub struct Feed {
     pub len: u32,
     /// Word of the barrier: counts rounds.
     pub rounds: u64,
-    /// Spare; zero.
-    pub reserved: [u64; 7],
+    /// Of [`kind::FREE`], offsets in the frame; 0 is nowhere. Of the varying address,
+    pub at_address: u16,
+    /// of the ports,
+    pub at_ports: u16,
+    /// of an IPv4 header's checksum over the address,
+    pub at_sum_ip: u16,
+    /// of the transport's checksum.
+    pub at_sum: u16,
 }
 
 /// Multiplier of the sequence: one more than a multiple of four, so that with an odd increment every power of

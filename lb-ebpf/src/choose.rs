@@ -4,7 +4,7 @@
 
 use crate::{
     atomic, connection,
-    limits::{lb_access, lb_new_flow_fits},
+    limits::{self, lb_new_flow_fits},
     maps::{DESTINATIONS, LOADS, SERVICES, SLOTS},
     packet::{Frame, opaque},
     persistence::{lb_keep, lb_template},
@@ -21,7 +21,7 @@ use lb_common::{
     load::Load,
     maps::programs,
     scratch::Scratch,
-    service::{ACL_ALLOW, ACL_DENY, Pick, SLOTS_PER_LINE, Service, features},
+    service::{Pick, SLOTS_PER_LINE, Service, features},
     verdict::Reason,
 };
 
@@ -46,21 +46,16 @@ fn choose(ctx: *mut xdp_md, scratch: &mut Scratch, now: u16) -> Result<u32, Reas
     let (index, avoid, now) = (scratch.service, scratch.avoid, now as u32);
     let service = SERVICES.get_ptr(index).ok_or(Reason::Internal)?;
     // SAFETY: a map value.
-    let (features, acl, leader, limit) = unsafe {
+    let (features, leader, limit) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*service).features),
-            core::ptr::read_volatile(&raw const (*service).acl),
             core::ptr::read_volatile(&raw const (*service).leader),
             core::ptr::read_volatile(&raw const (*service).new_per_second),
         )
     };
     if avoid == 0 {
-        if features & features::ACL != 0 {
-            let access = lb_access(acl as u32) as u32;
-            let others = features & features::ACL_REFUSES_OTHERS != 0;
-            if access == ACL_DENY || (access != ACL_ALLOW && others) {
-                return Err(Reason::AccessDenied);
-            }
+        if limits::refuses(service) {
+            return Err(Reason::AccessDenied);
         }
         if features & features::RATE != 0 && lb_new_flow_fits(leader, limit) == 0 {
             return Err(Reason::NewFlowsLimited);

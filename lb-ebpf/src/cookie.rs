@@ -9,8 +9,9 @@
 use crate::{
     answer, atomic, count,
     extension::{Claimed, Held, Shifts},
-    forward::Target,
-    maps::{GUARD, PACE, config},
+    forward::{Target, nat},
+    limits,
+    maps::{GUARD, PACE, SERVICES, config},
     nexthop,
     packet::{Frame, Packet, destination, load8, load16, load32, opaque, source, store16, store32, sum},
     tail, witness,
@@ -91,10 +92,12 @@ extern "C" fn lb_cookies_expected(features: u32) -> u64 {
     (sent != 0 && jiffies().wrapping_sub(sent) < 2 * SLICE * config!(hz) as u64) as u64
 }
 
-/// Answers a SYN to a service with a cookie.
+/// Answers a SYN to a service (its index and record) with a cookie.
 #[inline(always)]
-pub fn answer<const V6: bool>(packet: &Packet<V6>, service: *mut Service, features: u32) -> Reason {
+pub fn answer<const V6: bool>(packet: &Packet<V6>, service: (u32, *mut Service), features: u32) -> Reason {
     let Some(scratch) = tail::scratch() else { return Reason::Internal };
+    let (index, service) = service;
+    scratch.service = index;
     // SAFETY: a map value.
     let clamp = unsafe { core::ptr::read_volatile(&raw const (*service).mss) };
     let most = if clamp == 0 { cookie::announced(V6) } else { clamp };
@@ -379,7 +382,12 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
     read_options(&frame, l4, tcp)?;
     let this = &mut scratch.cookie;
     match this.task {
-        task::ANSWER => return offer::<V6>(frame, came, this),
+        task::ANSWER => {
+            if lb_cookie_refused(scratch.service) != 0 {
+                return Err(Reason::AccessDenied);
+            }
+            return offer::<V6>(frame, came, this);
+        }
         task::ACKNOWLEDGE => return acknowledge::<V6>(frame, came, this),
         task::BEGIN => {
             let carried = if this.stamps != 0 {
@@ -392,6 +400,17 @@ fn arrived<const V6: bool>(frame: Frame, l3: usize, l4: usize) -> Result<u32, Re
         _ => (this.mss, this.scale, this.sack) = (mss, scale, sack),
     }
     if this.stamps != 0 { make::<V6, 40>(frame, came) } else { make::<V6, 24>(frame, came) }
+}
+
+/// Whether a service's access list refuses the source of the packet whose addresses are in the scratch record: it gets no
+/// cookie, and so no answer, as when its flow would have been refused.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_cookie_refused(service: u32) -> u64 {
+    let (Some(scratch), Some(service)) = (tail::scratch(), SERVICES.get_ptr(service)) else { return 0 };
+    let [first, second, ..] = scratch.cookie.addresses;
+    scratch.client = nat::address([first, second]);
+    limits::refuses(service) as u64
 }
 
 /// The SYN-ACK with the cookie.

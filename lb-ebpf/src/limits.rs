@@ -7,12 +7,29 @@ use crate::{
     tail,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use lb_common::service::{ACL_LIST_BITS, acl_key_v4, acl_key_v6};
+use lb_common::service::{ACL_ALLOW, ACL_DENY, ACL_LIST_BITS, Service, acl_key_v4, acl_key_v6, features};
+
+/// Whether a service's access list, if it has one, refuses the client of the scratch record.
+#[inline(always)]
+pub fn refuses(service: *const Service) -> bool {
+    // SAFETY: a map value.
+    let (features, list) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*service).features),
+            core::ptr::read_volatile(&raw const (*service).acl),
+        )
+    };
+    if features & features::ACL == 0 {
+        return false;
+    }
+    let access = lb_access(list as u32) as u32;
+    access == ACL_DENY || (access != ACL_ALLOW && features & features::ACL_REFUSES_OTHERS != 0)
+}
 
 /// What the access list says of the client of the scratch record; 0: nothing.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lb_access(list: u32) -> u64 {
+extern "C" fn lb_access(list: u32) -> u64 {
     let Some(scratch) = tail::scratch() else { return 0 };
     let found = if scratch.family == 6 {
         ACL6.get(&Key::new(ACL_LIST_BITS + 128, acl_key_v6(list as u16, scratch.client.v6())))

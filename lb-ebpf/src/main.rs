@@ -70,10 +70,16 @@ use packet::Frame;
 /// were built; everything else is counted here.
 #[inline(always)]
 fn finish(frame: Frame, outcome: Result<u32, Reason>) -> u32 {
+    finish_of(frame.len(), outcome)
+}
+
+/// As [`finish`], of a frame that came with so many bytes.
+#[inline(always)]
+fn finish_of(bytes: u32, outcome: Result<u32, Reason>) -> u32 {
     match outcome {
         Ok(action) => action,
         Err(reason) => {
-            count::reason(reason, frame.len());
+            count::reason(reason, bytes);
             match reason.class() {
                 Class::Pass => xdp_action::XDP_PASS,
                 _ => xdp_action::XDP_DROP,
@@ -103,7 +109,10 @@ pub fn lb_slow(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn lb_new(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.ctx);
-    finish(frame, new_flow::handle(frame))
+    let outcome = new_flow::handle(frame);
+    // A packet that brought a cookie came with another length than the SYN that was made of it.
+    let bytes = if outcome.is_ok() { 0 } else { cookie::made().unwrap_or(frame.len()) };
+    finish_of(bytes, outcome)
 }
 
 /// TCP packets of flows with an extension record.

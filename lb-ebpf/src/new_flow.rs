@@ -255,7 +255,7 @@ fn begin<const V6: bool>(packet: &Packet<V6>, place: &Place, now: u16) -> Result
         if flags & state::ACK != 0 {
             return Err(Reason::UnknownFlowDropped);
         }
-        return Err(cookie::answer(packet, service, features_of(service)));
+        return Err(cookie::answer(packet, (index, service), features_of(service)));
     }
     Ok(Begun::Anew(index, event))
 }

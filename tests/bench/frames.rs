@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_common::{
     address::Address,
     checksum,
-    feed::{FRAME_V4, FRAME_V6, Feed, flow, kind},
+    feed::{FRAME_FREE, FRAME_V4, FRAME_V6, Feed, flow, kind},
     hash::ports_word,
     header::{ETHERNET, IPV4, IPV6, ethertype, protocol},
     state,
@@ -50,7 +50,7 @@ pub const STRANGERS: u32 = 0x0a80_0000;
 /// The first local address of the FULLNAT pool, likewise.
 pub const LOCALS: u32 = 0xc612_0000;
 /// The network part of clients and strangers over IPv6.
-const CLIENT_NETWORK: u16 = 0xc;
+pub const CLIENT_NETWORK: u16 = 0xc;
 /// Of local addresses.
 pub const LOCAL_NETWORK: u16 = 0xd;
 
@@ -98,12 +98,7 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
     };
     let sctp = matches!(packet, Packet::ToVipSctp(_));
     let frame = frame(source, destination, flags, sctp);
-    let mut words = [0; 10];
-    for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
-        *word = u64::from_ne_bytes([
-            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-        ]);
-    }
+    let words = words_of(&frame);
     let header = if v6 { IPV6 } else { IPV4 };
     let sum = |bytes: &[u8]| !checksum::of_bytes(bytes) as u64;
     let addresses =
@@ -128,6 +123,15 @@ pub fn feed(packet: Packet, v6: bool, flows: u64, first: u64) -> Feed {
         len: frame.len() as u32,
         ..Feed::default()
     }
+}
+
+/// A frame of whole words as the feeder has it.
+pub fn words_of(frame: &[u8]) -> [u64; FRAME_FREE / 8] {
+    let mut words = [0; FRAME_FREE / 8];
+    for (word, bytes) in words.iter_mut().zip(frame.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 /// A frame with the varying 32 bits of `source` or `destination`, the ports and the checksums zero. `what`: the flags of

@@ -3,8 +3,10 @@
 
 mod apply;
 mod checks;
+mod flood;
 mod frames;
 mod kernel;
+mod rare;
 mod report;
 mod rows;
 mod scale;
@@ -18,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use lb_common::feed::kind;
 use serde::Serialize;
 
 use crate::report::{Measured, Report, Samples};
@@ -37,7 +40,7 @@ struct Arguments {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Measure only rows whose name contains this (may be given again), with their floors; `veth`, `apply`,
-    /// `scale`, `checks` and `vrrp` are the parts in network namespaces
+    /// `scale`, `checks`, `flood` and `vrrp` are the parts in network namespaces
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// How long the pair of the part `vrrp` has to bear busy cores, in seconds
@@ -74,11 +77,12 @@ struct Document {
     apply: Option<Vec<apply::Order>>,
     scale: Option<scale::Scale>,
     checks: Option<Vec<checks::Probing>>,
+    flood: Option<Vec<flood::Flooded>>,
     vrrp: Option<vrrp::Times>,
 }
 
 /// The parts that are not rows.
-const PARTS: [&str; 5] = ["veth", "apply", "scale", "checks", "vrrp"];
+const PARTS: [&str; 6] = ["veth", "apply", "scale", "checks", "flood", "vrrp"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     let objects = xtask::ebpf::build(&xtask::target_dir().join("ebpf/bench"))?;
@@ -95,13 +99,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let apply = wanted("apply").then(|| apply::run(progress)).transpose()?;
     let scale = wanted("scale").then(|| scale::run(arguments.quick, progress)).transpose()?;
     let checks = wanted("checks").then(|| checks::run(arguments.quick, progress)).transpose()?;
+    let flood = wanted("flood").then(|| flood::run(arguments.quick, progress)).transpose()?;
     let busy = std::time::Duration::from_secs(if arguments.quick { 10 } else { arguments.busy });
     let vrrp = wanted("vrrp").then(|| vrrp::run(arguments.quick, busy, progress)).transpose()?;
-    let document = Document { rows, veth, apply, scale, checks, vrrp };
+    let document = Document { rows, veth, apply, scale, checks, flood, vrrp };
     progress("");
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&document)?);
-        return document.checks.as_deref().map_or(Ok(()), checks::judge);
+        return judge(&document);
     }
     if let Some(report) = &document.rows {
         print!("{report}");
@@ -122,11 +127,21 @@ fn run(arguments: &Arguments) -> Result<()> {
         println!();
         checks::print(rows);
     }
+    if let Some(rows) = &document.flood {
+        println!();
+        flood::print(rows);
+    }
     if let Some(times) = &document.vrrp {
         println!();
         vrrp::print(times);
     }
-    document.checks.as_deref().map_or(Ok(()), checks::judge)
+    judge(&document)
+}
+
+/// Fails where something was not only slow, but wrong.
+fn judge(document: &Document) -> Result<()> {
+    document.checks.as_deref().map_or(Ok(()), checks::judge)?;
+    document.flood.as_deref().map_or(Ok(()), flood::judge)
 }
 
 /// What a packet costs, row by row.
@@ -139,9 +154,9 @@ fn measure_rows(arguments: &Arguments, only: &[String], object: &[u8], programs:
 
     let (rows, plans) = rows::all(only);
     ensure!(!plans.is_empty(), "no row's name contains any of {only:?}");
-    let lists = plans.iter().filter(|plan| plan.flows > 0 && plan.sizes().pool_addresses > 0).count() as u32;
+    let listed = plans.iter().map(scene::Plan::listed).sum();
     let lines = lb_agent::dataplane::Sizes { connections: CONNECTIONS, ..Default::default() }.buckets();
-    let mut feeder = Feeder::load(programs, lines, lists * MANY)?;
+    let mut feeder = Feeder::load(programs, lines, listed)?;
     let mut scenes = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
         progress(&format!("making flows: {} of {} data planes", number + 1, plans.len()));
@@ -155,7 +170,7 @@ fn measure_rows(arguments: &Arguments, only: &[String], object: &[u8], programs:
     cases.extend(rows);
     for row in &mut cases {
         if let Program::Scene(scene) = row.program
-            && row.feed.kind & lb_common::feed::kind::LISTED != 0
+            && row.feed.kind & kind::LISTED != 0
         {
             row.feed.first = scenes[scene].list;
         }
@@ -193,7 +208,8 @@ fn bases(rows: &[Row]) -> Vec<Row> {
                 program: Program::Floor("floor_tx"),
                 path: Path::Tx,
                 fresh: false,
-                goal: None,
+                goals: Vec::new(),
+                before: None,
                 ..row.clone()
             });
         }
@@ -230,13 +246,20 @@ fn measure(
             scene.wipe();
         }
         // All flows of the round differ, and fill a quarter of the table before and half of it after.
-        (warm_up, most) = (MANY / 4, MANY / 2);
-        // Flow numbers that no round had before.
-        row.feed.first += MANY as u64;
+        let flows = row.feed.mask as u32 + 1;
+        (warm_up, most) = (flows / 4, flows / 2);
+        match scene {
+            Some(scene) if row.feed.kind & kind::COOKIE != 0 => scene.bake(feeder)?,
+            // Flow numbers that no round had before.
+            _ => row.feed.first += MANY as u64,
+        }
     }
     match row.program {
         Program::Floor(name) => feeder.test(feeder.program(name)?)?,
         Program::Scene(scene) => feeder.test(scenes[scene].plane.main_program()?)?,
+    }
+    if let Some(before) = &row.before {
+        feeder.run(before, before.mask as u32 + 1)?;
     }
     let cost = feeder.run(&row.feed, warm_up)?;
     let seconds = cost.time.as_secs_f64() / warm_up as f64;

@@ -58,16 +58,17 @@ pub struct Measured {
     pub cycles: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructions: Option<Spread>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub goal: Option<Held>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub goals: Vec<Held>,
     #[serde(skip)]
-    wanted: Option<Goal>,
+    wanted: Vec<Goal>,
 }
 
-/// How a row stands against its goal. Of minima.
+/// How a row stands against a goal. Of minima.
 #[derive(Clone, Debug, Serialize)]
 pub struct Held {
     pub against: String,
+    /// A multiple, or nanoseconds.
     pub ratio: f64,
     pub must: f64,
     pub aim: Option<f64>,
@@ -81,8 +82,8 @@ impl Measured {
             nanoseconds: Spread::less(&samples.nanoseconds, &base.nanoseconds),
             cycles: Spread::less(&samples.cycles, &base.cycles),
             instructions: Spread::less(&samples.instructions, &base.instructions),
-            goal: None,
-            wanted: row.goal.clone(),
+            goals: Vec::new(),
+            wanted: row.goals.clone(),
         }
     }
 
@@ -134,30 +135,10 @@ impl Report {
         rounds: u32,
         gigahertz: f64,
     ) -> anyhow::Result<Self> {
-        let value =
-            |rows: &[Measured], name: &str| rows.iter().find(|row| row.row == name).and_then(Measured::value);
         for index in 0..rows.len() {
-            let (Some(goal), Some(own)) = (&rows[index].wanted, rows[index].value()) else { continue };
-            let (against, ratio) = match &goal.against {
-                Against::Row(name) => (name.clone(), value(&rows, name).map(|other| own / other)),
-                Against::LineAbove(name) => (
-                    "floor_line+hot".into(),
-                    value(&rows, name).zip(value(&rows, "floor_line")).map(|(hot, line)| (own - hot) / line),
-                ),
-            };
-            let Some(ratio) = ratio else { continue };
-            // A floor of a few cycles vanishes beside the run's own; nothing can be said of its multiples.
-            let floor = value_of(&rows, &goal.against);
-            let met = if floor.is_none_or(|floor| floor < RESOLVED) {
-                "unclear"
-            } else if ratio > goal.must {
-                "MISSED"
-            } else if goal.aim.is_some_and(|aim| ratio <= aim) {
-                "aim met"
-            } else {
-                "met"
-            };
-            rows[index].goal = Some(Held { against, ratio, must: goal.must, aim: goal.aim, met });
+            let held =
+                rows[index].wanted.iter().filter_map(|goal| Held::of(goal, &rows[index], &rows)).collect();
+            rows[index].goals = held;
         }
         let floor_tx = bases.iter().zip(base_samples).map(|(row, samples)| {
             let kind = row.feed.kind;
@@ -179,8 +160,8 @@ impl Report {
                 )
             }
         });
-        let mut memory = Vec::new();
-        for scene in scenes.iter().filter(|scene| scene.plan.flows > 0) {
+        let mut memory: Vec<Memory> = Vec::new();
+        for scene in scenes.iter().filter(|scene| scene.plan.is_usual()) {
             let family = if scene.plan.v6 { "v6" } else { "v4" };
             memory.push(Memory {
                 flows: format!("{:?} {family}", scene.plan.forwarding).to_lowercase(),
@@ -209,13 +190,42 @@ impl Report {
 /// Nanoseconds below which a difference of two runs says nothing.
 const RESOLVED: f64 = 1.0;
 
-/// The least time of the row that another is held against.
-fn value_of(rows: &[Measured], against: &Against) -> Option<f64> {
-    let name = match against {
-        Against::Row(name) => name,
-        Against::LineAbove(_) => "floor_line",
-    };
-    rows.iter().find(|row| row.row == *name)?.nanoseconds.map(|spread| spread.min)
+impl Held {
+    /// How a row stands against a goal; none where what it is held against was not measured.
+    fn of(goal: &Goal, row: &Measured, rows: &[Measured]) -> Option<Self> {
+        let other = |name: &str| rows.iter().find(|row| row.row == name);
+        let own = row.value()?;
+        let least = |row: &Measured| row.nanoseconds.map(|spread| spread.min);
+        // Beside the ratio: the least time of what it is a multiple of.
+        let (against, ratio, floor) = match &goal.against {
+            Against::Row(name) => (name.clone(), own / other(name)?.value()?, least(other(name)?)?),
+            Against::Sum([one, two]) => {
+                let (first, second) = (other(one)?, other(two)?);
+                let short = two.trim_start_matches("floor_");
+                (
+                    format!("{one}+{short}"),
+                    own / (first.value()? + second.value()?),
+                    least(first)? + least(second)?,
+                )
+            }
+            Against::LineAbove(name) => {
+                let line = other("floor_line")?;
+                ("floor_line+hot".into(), (own - other(name)?.value()?) / line.value()?, least(line)?)
+            }
+            Against::Nanoseconds => ("nanoseconds".into(), least(row)?, f64::INFINITY),
+        };
+        // A floor of a few cycles vanishes beside the run's own; nothing can be said of its multiples.
+        let met = if floor < RESOLVED {
+            "unclear"
+        } else if ratio > goal.must {
+            "MISSED"
+        } else if goal.aim.is_some_and(|aim| ratio <= aim) {
+            "aim met"
+        } else {
+            "met"
+        };
+        Some(Self { against, ratio, must: goal.must, aim: goal.aim, met })
+    }
 }
 
 /// Verified instructions and machine code of the data plane's programs: the newest of each name.
@@ -276,8 +286,8 @@ impl fmt::Display for Report {
         writeln!(f)?;
         writeln!(
             f,
-            "{:<20}{:>7}{:>7}  {:<20}{:>6}{:>5}{:>5}",
-            "ns a packet", "min", "median", "ratio to", "is", "must", "aim"
+            "{:<20}{:>7}{:>7}  {:<17}{:>7}{:>5}{:>5}",
+            "ns a packet", "min", "median", "held against", "is", "must", "aim"
         )?;
         for row in self.floor_tx.iter().take(1).chain(&self.rows) {
             let Some(ns) = row.nanoseconds else { continue };
@@ -288,13 +298,14 @@ impl fmt::Display for Report {
                 ns.min,
                 ns.median
             )?;
-            if let Some(held) = &row.goal {
-                let aim = held.aim.map_or("-".into(), |aim| format!("{aim:.1}"));
-                write!(
-                    f,
-                    "  {:<20}{:>6.2}{:>5.1}{:>5} {}",
-                    held.against, held.ratio, held.must, aim, held.met
-                )?;
+            for (number, held) in row.goals.iter().enumerate() {
+                if number > 0 {
+                    write!(f, "\n{:<34}", "")?;
+                }
+                let digits = if held.must >= 10.0 { 0 } else { 1 };
+                let aim = held.aim.map_or("-".into(), |aim| format!("{aim:.digits$}"));
+                let (against, ratio, must, met) = (&held.against, held.ratio, held.must, held.met);
+                write!(f, "  {against:<17}{ratio:>7.2}{must:>5.digits$}{aim:>5} {met}")?;
             }
             writeln!(f)?;
         }

@@ -1,24 +1,29 @@
 //! A data plane with one virtual service and the flows that a row visits. Flows are made by the program under
 //! test itself, from packets.
 
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::dataplane::{
-    Counters, Dataplane, Mapped, Ports, Sizes, Views,
+    Counters, Dataplane, Mapped, Packets, Ports, Sizes, Views,
     tables::{
-        ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role, Rules, ServiceSpec, Standing, Tables,
+        ClientVia, Cookies, DestinationKey, DestinationSpec, NextHopKey, Persistence, Quic, Role, Rules,
+        ServiceSpec, Standing, Tables, Tunnel,
     },
 };
 use lb_common::{
     address::Address,
     connection::{Value, WAYS},
-    destination::{Forwarding, NextHop, tunnel_overhead},
+    destination::{Forwarding, NextHop, flags, overhead},
+    extension::Extension,
     feed::Feed,
+    guard::Guard,
     hash::tuple_of_identity_v4,
     header::protocol,
+    maps::pinned,
     scratch::ticks,
     sctp,
     service::{OnUnknownFlow, Pick},
@@ -30,6 +35,8 @@ use crate::frames::{
     self, LOCAL_NETWORK, LOCALS, Packet, SERVER_PORT, VIP_PORT, feed, server, vip, with_last_bits,
 };
 use crate::kernel::{Meter, set_tail};
+use crate::rare;
+use crate::rows::{CONNECTIONS, MANY, SOME};
 
 /// What BPF_PROG_TEST_RUN says frames came in by: the loopback of this namespace. A next hop there is XDP_TX.
 const IFINDEX: u32 = 1;
@@ -113,12 +120,14 @@ fn map_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 }
 
 /// What is to be built.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
     pub forwarding: Forwarding,
     pub v6: bool,
-    /// SCTP, else TCP.
-    pub sctp: bool,
+    /// The family of the real servers: another one than the VIP's only under TUN.
+    pub real_v6: bool,
+    /// TCP, UDP or SCTP.
+    pub protocol: u8,
     pub pick: Pick,
     pub on_unknown_flow: OnUnknownFlow,
     /// Real servers of a DR or TUN service.
@@ -127,11 +136,70 @@ pub struct Plan {
     pub flows: u32,
     /// Flows that the table is sized for.
     pub connections: u32,
-    /// Flows begin with a PROXY header: their sequence numbers are shifted.
-    pub proxy: bool,
+    /// Flags of [`Tunnel`].
+    pub tunnel: u32,
+    pub extra: Extra,
 }
 
+/// What else a service has, or its director.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extra {
+    Nothing,
+    /// Flows begin with a PROXY header: their sequence numbers are shifted.
+    Proxy,
+    /// Every SYN is answered with a cookie.
+    Cookies,
+    /// New flows a second above which none has an entry.
+    NewFlows(u32),
+    Persistence,
+    /// Persistence by Call-ID.
+    Sip,
+    /// The id [`rare::QUIC_ID`] is server 0's.
+    Quic,
+}
+
+/// The port that GUE goes to.
+const GUE_PORT: u16 = 6080;
+
 impl Plan {
+    /// TCP, sh, as many real servers as usual, tables for [`CONNECTIONS`], no flows yet.
+    pub fn new(forwarding: Forwarding, v6: bool) -> Self {
+        Self {
+            forwarding,
+            v6,
+            real_v6: v6,
+            protocol: protocol::TCP,
+            pick: Pick::HashAddress,
+            on_unknown_flow: OnUnknownFlow::Drop,
+            servers: SERVERS,
+            flows: 0,
+            connections: CONNECTIONS,
+            tunnel: 0,
+            extra: Extra::Nothing,
+        }
+    }
+
+    /// Entries that it has in the feeder's list.
+    pub fn listed(&self) -> u32 {
+        if self.extra == Extra::Cookies {
+            SOME
+        } else if self.flows > 0 && self.sizes().pool_addresses > 0 {
+            MANY
+        } else {
+            0
+        }
+    }
+
+    /// Whether it is one of the methods with flows and nothing more.
+    pub fn is_usual(&self) -> bool {
+        let usual = Self { flows: self.flows, ..Self::new(self.forwarding, self.v6) };
+        self.flows > 0 && *self == usual
+    }
+
+    fn sctp(&self) -> bool {
+        self.protocol == protocol::SCTP
+    }
+
     /// Entries that a flow takes.
     fn entries(&self) -> u32 {
         if let Forwarding::Nat = self.forwarding { 2 } else { 1 }
@@ -166,7 +234,8 @@ pub struct Scene {
     pub plane: Dataplane,
     views: Arc<Views>,
     counters: Counters,
-    /// First index of the FULLNAT flows in the feeder's list.
+    records: Mapped<Extension>,
+    /// First index of its flows in the feeder's list.
     pub list: u64,
     /// Flows that found no room.
     pub refused: u64,
@@ -177,12 +246,27 @@ impl Scene {
     /// Loads the data plane, fills its tables, makes the flows.
     pub fn build(object: &[u8], plan: Plan, feeder: &mut Feeder) -> Result<Self> {
         let sizes = plan.sizes();
-        let plane = Dataplane::open_for_test(object, &sizes)?;
+        let (v4, v6) = rare::TUNNEL_SOURCES;
+        let packets =
+            Packets { sources_v4: Some(v4.parse()?), sources_v6: Some(v6.parse()?), ..Packets::default() };
+        let plane = Dataplane::open_for_test_as(object, &sizes, packets)?;
         let mut tables = plane.tables()?;
         configure(&mut tables, &plan, plane.clock().hz())?;
         let views = plane.views();
         let counters = plane.counters()?;
-        let mut scene = Self { plan, plane, views, counters, list: 0, refused: 0, _tables: tables };
+        let records = match plane.map(pinned::EXTENSIONS)? {
+            aya::maps::Map::Array(data) => {
+                Mapped::of_map(pinned::EXTENSIONS, data.fd().as_fd(), sizes.extension_records())?
+            }
+            _ => anyhow::bail!("no map of extensions"),
+        };
+        let mut scene = Self { plan, plane, views, counters, records, list: 0, refused: 0, _tables: tables };
+        if let Extra::NewFlows(limit) = plan.extra {
+            scene.views.guard.half(0, offset_of!(Guard, new_flows)).store(limit, Relaxed);
+        }
+        if plan.extra == Extra::Cookies {
+            scene.list = feeder.list(&vec![0; SOME as usize])?;
+        }
         if plan.flows > 0 {
             scene.make_flows(feeder)?;
         }
@@ -194,7 +278,7 @@ impl Scene {
     fn make_flows(&mut self, feeder: &mut Feeder) -> Result<()> {
         const TURN: u32 = 1 << 15;
         feeder.test(self.plane.main_program()?)?;
-        let packets = if self.plan.sctp {
+        let packets = if self.plan.sctp() {
             // Replies are not seen under dr and tun: the cookie establishes.
             [sctp::chunk::INIT, sctp::chunk::COOKIE_ECHO].map(Packet::ToVipSctp)
         } else {
@@ -287,12 +371,29 @@ impl Scene {
         flows
     }
 
-    /// Empties connection table and leases.
+    /// Puts the flows of clients that bring a cookie on the list; the cookies are of now.
+    pub fn bake(&self, feeder: &Feeder) -> Result<()> {
+        let guard = &self.views.guard;
+        guard.word(0, offset_of!(Guard, epoch)).store(self.plane.clock().jiffies()?, Relaxed);
+        let key = [0, 8].map(|half| guard.word(0, offset_of!(Guard, key) + half).load(Relaxed));
+        for number in 0..SOME {
+            let entry = rare::cookie(key, self.plan.v6, number);
+            feeder.list.word(self.list as u32 + number, 0).store(entry, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Empties connection table, leases and extension records.
     pub fn wipe(&self) {
         for bucket in 0..self.views.connections.len() {
             for way in 0..WAYS as u32 {
                 self.views.identity(bucket, way).store(0, Relaxed);
                 self.views.value(bucket, way).store(0, Relaxed);
+            }
+        }
+        for record in 0..self.records.len() {
+            for word in 0..size_of::<Extension>() / 8 {
+                self.records.word(record, word * 8).store(0, Relaxed);
             }
         }
         if self.plan.sizes().pool_addresses > 0 {
@@ -345,11 +446,33 @@ fn hop(last: u8, mtu: u32) -> NextHop {
     }
 }
 
+/// What the service asks of its new flows.
+fn rules(plan: &Plan, hz: u32) -> Rules {
+    let persistence = |sip| Persistence {
+        timeout: ticks(300_000, hz) as u16,
+        prefix_v4: 32,
+        prefix_v6: 128,
+        despite_weight_zero: false,
+        sip,
+    };
+    match plan.extra {
+        Extra::Nothing | Extra::NewFlows(_) => Rules::default(),
+        Extra::Proxy => Rules { proxy: true, ..Rules::default() },
+        Extra::Cookies => Rules { cookies: Cookies::Always, ..Rules::default() },
+        Extra::Persistence => Rules { persistence: Some(persistence(false)), ..Rules::default() },
+        Extra::Sip => Rules { persistence: Some(persistence(true)), ..Rules::default() },
+        Extra::Quic => {
+            let quic = Quic { offset: rare::QUIC_OFFSET, len: rare::QUIC_ID.len() as u8 };
+            Rules { quic: Some(quic), ..Rules::default() }
+        }
+    }
+}
+
 fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     const NAME: &str = "bench";
     let v6 = plan.v6;
     let translates = matches!(plan.forwarding, Forwarding::Nat | Forwarding::FullNat);
-    let seconds = if plan.sctp { sctp::DEFAULT_TIMEOUTS } else { DEFAULT_TIMEOUTS };
+    let seconds = if plan.sctp() { sctp::DEFAULT_TIMEOUTS } else { DEFAULT_TIMEOUTS };
     let timeouts = seconds.map(|seconds| ticks(seconds as u64 * 1000, hz) as u16);
     let pool = if let Forwarding::FullNat = plan.forwarding {
         let addresses: Vec<_> =
@@ -371,21 +494,23 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
     tables.ensure_service(&ServiceSpec {
         name: NAME.into(),
         vip: vip(v6),
-        protocol: if plan.sctp { protocol::SCTP } else { protocol::TCP },
+        protocol: plan.protocol,
         ports: vec![Ports::One(VIP_PORT)],
         pick: plan.pick,
         on_unknown_flow: plan.on_unknown_flow,
         mss: 0,
         timeouts,
         pool,
-        rules: Rules { proxy: plan.proxy, ..Rules::default() },
+        rules: rules(plan, hz),
     })?;
     let mut slots = Vec::new();
     for number in 0..if translates { 1 } else { plan.servers } {
-        let address = server(v6, number);
+        let address = server(plan.real_v6, number);
         let key = NextHopKey { neighbour: address, ifindex: IFINDEX, vlans: [0; 2], for_clients: false };
         let next_hop = tables.set_next_hop(&key, &hop((number % 250) as u8 + 1, 1500))?;
-        let overhead = if let Forwarding::Tun = plan.forwarding { tunnel_overhead(v6) } else { 0 };
+        let outer = plan.tunnel | if plan.real_v6 { flags::REAL_V6 } else { 0 };
+        let overhead =
+            if let Forwarding::Tun = plan.forwarding { overhead(outer | Forwarding::Tun as u32) } else { 0 };
         let (port, vip_port) = if translates { (SERVER_PORT, VIP_PORT) } else { (0, 0) };
         let spec = DestinationSpec {
             next_hop,
@@ -393,7 +518,10 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             timeout: timeouts[State::Established as usize],
             vip_port,
             local: false,
-            tunnel: Default::default(),
+            tunnel: Tunnel {
+                flags: plan.tunnel,
+                port: if plan.tunnel & flags::GUE != 0 { GUE_PORT } else { 0 },
+            },
             standing: Standing { weight: WEIGHT, ordinal: number, ..Standing::DEFAULT },
         };
         let key = DestinationKey::new(NAME, address, port, plan.forwarding);
@@ -403,6 +531,9 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
         }
     }
     tables.set_slots(NAME, &slots)?;
+    if let (Extra::Quic, Some(Some(first))) = (plan.extra, slots.first()) {
+        tables.set_quic_ids(NAME, &[(rare::QUIC_ID.to_vec(), *first)])?;
+    }
     if plan.pick.walks() {
         tables.set_servers(NAME, &slots)?;
     }

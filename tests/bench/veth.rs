@@ -14,7 +14,7 @@ use serde_json::Value;
 
 /// The first method's port, and the bare program's; the others follow.
 const PORT: u16 = 8053;
-const METHODS: [&str; 4] = ["dr", "tun", "nat", "fullnat"];
+pub const METHODS: [&str; 4] = ["dr", "tun", "nat", "fullnat"];
 /// Flows of the sender, each a socket.
 const FLOWS: usize = 4;
 /// Datagrams of a system call.
@@ -61,16 +61,11 @@ pub fn run(programs: &[u8], progress: impl Fn(&str)) -> Result<Vec<Throughput>> 
         summary("bare", measure(&client.namespace, SocketAddr::new(vip, PORT), director, &received)?)
     }];
     let agent = Agent::start(&director.namespace, CONFIG);
-    agent.apply(&manifests(&topology, vip, server));
-    let mut last = Value::Null;
-    let up = wait::holds_within(SOON, || {
-        last = services(&agent);
-        last.as_array().is_some_and(|services| services.iter().all(|service| service["state"] == "up"))
-    });
-    ensure!(up, "not every service is up: {last:#}");
+    agent.apply(&(pool(&topology) + &manifests(vip, server, "udp", PORT, |_| "rr")));
+    until_up(&agent)?;
     for (port, method) in (PORT..).zip(METHODS) {
         progress(&format!("packets per second: {method}"));
-        let forwarded = || forwarded(&agent, method);
+        let forwarded = || forwarded(&agent, &format!("{method}-udp"));
         let rates = measure(&client.namespace, SocketAddr::new(vip, port), director, &forwarded)?;
         all.push(summary(method, rates));
     }
@@ -79,7 +74,18 @@ pub fn run(programs: &[u8], progress: impl Fn(&str)) -> Result<Vec<Throughput>> 
     Ok(all)
 }
 
-const CONFIG: &str = "apiVersion: lb/v1
+/// Waits for every service to have its server.
+pub fn until_up(agent: &Agent) -> Result<()> {
+    let mut last = Value::Null;
+    let up = wait::holds_within(SOON, || {
+        last = services(agent);
+        last.as_array().is_some_and(|services| services.iter().all(|service| service["state"] == "up"))
+    });
+    ensure!(up, "not every service is up: {last:#}");
+    Ok(())
+}
+
+pub const CONFIG: &str = "apiVersion: lb/v1
 kind: Director
 metadata: {name: director-a}
 spec:
@@ -88,26 +94,39 @@ spec:
   capacity: {services: 64, realServers: 256}
 ";
 
-fn manifests(topology: &Topology, vip: IpAddr, server: &Host) -> String {
-    let mut text = format!(
+/// The local address of FULLNAT.
+pub fn pool(topology: &Topology) -> String {
+    format!(
         "apiVersion: lb/v1
 kind: LocalAddressPool
 metadata: {{name: pool}}
 spec: {{addresses: [\"{}\"], addressInterface: eth0}}
 ",
         topology.pool_v4(0)
-    );
-    for (port, method) in (PORT..).zip(METHODS) {
+    )
+}
+
+/// A service of each method, from `port` on, with the scheduler that `scheduler` says.
+pub fn manifests(
+    vip: IpAddr,
+    server: &Host,
+    protocol: &str,
+    port: u16,
+    scheduler: impl Fn(&str) -> &'static str,
+) -> String {
+    let mut text = String::new();
+    for (port, method) in (port..).zip(METHODS) {
         let pool = if method == "fullnat" { "localAddresses: pool, " } else { "" };
         text += &format!(
             "---
 apiVersion: lb/v1
 kind: VirtualService
-metadata: {{name: {method}}}
+metadata: {{name: {method}-{protocol}}}
 spec:
-  {{address: {vip}, ports: [{port}], protocol: udp, forwarding: {method}, scheduler: rr, {pool}
+  {{address: {vip}, ports: [{port}], protocol: {protocol}, forwarding: {method}, scheduler: {}, {pool}
    addressInterface: eth0, realServers: [{{address: {}, weight: 1}}]}}
 ",
+            scheduler(method),
             server.v4()
         );
     }
@@ -192,7 +211,7 @@ fn send(to: SocketAddr, stop: &AtomicBool) -> std::io::Result<()> {
 }
 
 /// Frames that the director's eth0 has received, XDP's included.
-fn received(director: &Host) -> Result<u64> {
+pub fn received(director: &Host) -> Result<u64> {
     let text = director.namespace.output("ip", &["-s", "-j", "link", "show", "dev", "eth0"]);
     let links: Value = serde_json::from_str(&text).context("ip writes JSON")?;
     links[0]["stats64"]["rx"]["packets"].as_u64().context("no number of packets in what ip writes")

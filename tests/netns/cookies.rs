@@ -3,7 +3,8 @@
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use lb_tests::{Agent, SynFlood, Topology, http, wait};
+use lb_tests::flood::{Aim, Kind};
+use lb_tests::{Agent, Flood, Topology, http, wait};
 
 use crate::site::{
     self, Service, TRANSLATED, assert_shares, documents, family, large_both_ways, nginx_everywhere, shares,
@@ -45,7 +46,8 @@ fn cookies_carry_connections_by_nat_and_fullnat_and_a_flood_of_syns_keeps_nobody
         assert!(valid >= 8, "{}: {valid} connections began with a cookie", service.name);
     }
 
-    let flood = SynFlood::default();
+    let flood = Flood::default();
+    let mac = topology.director().mac();
     std::thread::scope(|scope| {
         let targets: Vec<SocketAddrV4> = services
             .iter()
@@ -56,7 +58,8 @@ fn cookies_carry_connections_by_nat_and_fullnat_and_a_flood_of_syns_keeps_nobody
             .collect();
         for target in targets {
             let flood = &flood;
-            scope.spawn(move || flood.send(client, target));
+            let aim = Aim { mac, to: target };
+            scope.spawn(move || flood.send(client, Kind::Syn, aim, Some(64_000), || ()));
         }
         // A panic must end the flood, or the scope never ends.
         let _end = StopAtEnd(&flood);
@@ -75,7 +78,7 @@ fn cookies_carry_connections_by_nat_and_fullnat_and_a_flood_of_syns_keeps_nobody
     assert!(!connections.contains("\"46."), "a source of the flood has a connection: {connections}");
 }
 
-struct StopAtEnd<'a>(&'a SynFlood);
+struct StopAtEnd<'a>(&'a Flood);
 
 impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {

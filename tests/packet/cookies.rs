@@ -6,7 +6,10 @@ use crate::{
     frame::{self, ACK, Packet, RST, SYN, Transport},
     world::{Counted, DIRECTOR, GATEWAY, Seen, client, mac_of, vip},
 };
-use lb_agent::dataplane::{Action, tables::Cookies};
+use lb_agent::dataplane::{
+    Action,
+    tables::{Access, Cookies},
+};
 use lb_common::{
     cookie::{self, Carried},
     guard::Guard,
@@ -580,6 +583,34 @@ fn services_whose_replies_pass_elsewhere_send_no_cookies() {
         for port in 1000..1010 {
             let packet = flow.packet_from(client(false, 7), port, SYN);
             flow.world.goes_to("a SYN", &packet);
+        }
+    }
+}
+
+#[test]
+fn who_is_refused_by_the_access_list_gets_no_cookie_and_one_from_before_begins_nothing() {
+    for (method, v6) in translating() {
+        for others in [Access::Allow, Access::Deny] {
+            let mut flow = Flow::with(method, v6, false, |spec| {
+                spec.rules.cookies = Cookies::Always;
+                spec.rules.access = Some((9, others));
+            });
+            let [denied, allowed] = [7, 8].map(|n| ipnet::IpNet::from(client(v6, n)));
+            let rules = |access| [(denied, access), (allowed, Access::Allow)];
+            flow.world.tables.set_access_list(9, &rules(Access::Allow)).unwrap();
+            let answer = offered(&mut flow, LINUX);
+            flow.world.tables.set_access_list(9, &rules(Access::Deny)).unwrap();
+            let case = format!("{} others={others:?}", flow.name());
+            flow.world.ends(&case, &segment(&flow, SYN, ISN, 0, LINUX.options()), Reason::AccessDenied);
+            let cookie = acknowledgement(&flow, LINUX, &answer);
+            let seen = flow.world.ends(&case, &cookie, Reason::AccessDenied);
+            assert_eq!(seen.events, [Reason::CookieValid], "{case}: the cookie was good");
+            assert!(flow.world.entries().is_empty(), "{case}: something was kept");
+            let syn = flow.packet_from(client(v6, 8), CLIENT_PORT, SYN);
+            flow.world.ends(&case, &syn, Reason::CookieSent);
+            let syn = flow.packet_from(client(v6, 9), CLIENT_PORT, SYN);
+            let reason = if others == Access::Allow { Reason::CookieSent } else { Reason::AccessDenied };
+            flow.world.ends(&case, &syn, reason);
         }
     }
 }

@@ -4,12 +4,14 @@
 use crate::{
     flows::{Method, REAL_PORT, VIP_PORT},
     frame::{self, ACK, Packet, SYN, TCP, UDP},
-    world::{Counted, GATEWAY, Seen, World, client, local, mac_of, server, vip},
+    world::{Counted, GATEWAY, Seen, World, client, local, mac_of, server, sizes, vip},
 };
 use lb_agent::dataplane::{Ports, tables::ServiceSpec};
 use lb_common::{
-    connection::Value,
+    address::Address,
+    connection::{Value, WAYS},
     guard::Guard,
+    hash::{Secrets, ports_word, tuple_v4},
     service::{OnUnknownFlow, Pick},
     state::State,
     verdict::Reason,
@@ -20,6 +22,16 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::atomic::Ordering::SeqCst,
 };
+
+/// An address that nobody has.
+fn nowhere(v6: bool, random: &mut Random) -> IpAddr {
+    let n = random.number();
+    if v6 {
+        Ipv6Addr::from((0x2001_0db8_u128 << 96) | u128::from(n)).into()
+    } else {
+        Ipv4Addr::from(0x2e00_0000 | (n as u32 & 0xff_ffff)).into()
+    }
+}
 
 /// What comes from nowhere.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -98,12 +110,7 @@ impl Site {
     fn flood(&mut self, kind: Kind, random: &mut Random, packets: u64) {
         let flags = if kind == Kind::Syn { SYN } else { ACK };
         for _ in 0..packets {
-            let (n, port) = (random.number(), random.number() as u16 | 1);
-            let from: IpAddr = if self.v6 {
-                Ipv6Addr::from((0x2001_0db8_u128 << 96) | u128::from(n)).into()
-            } else {
-                Ipv4Addr::from(0x2e00_0000 | (n as u32 & 0xff_ffff)).into()
-            };
+            let (from, port) = (nowhere(self.v6, random), random.number() as u16 | 1);
             self.world.plane.test_run(&self.packet(from, port, flags).bytes()).expect("BPF_PROG_TEST_RUN");
         }
         self.world.sent_apart(packets);
@@ -216,6 +223,77 @@ fn above_the_rate_of_new_flows_hash_services_make_no_entries() {
                     (Counted::In(known), vec![]),
                     "{case}: it has an entry"
                 );
+            }
+        }
+    }
+}
+
+/// The share of buckets that chosen flows are to meet in: one in so many.
+const SHARE: u32 = 16;
+
+/// So many clients whose flows' buckets are both among the first of a table, by these secrets.
+fn chosen(
+    secrets: &Secrets,
+    v6: bool,
+    buckets: u32,
+    wanted: usize,
+    random: &mut Random,
+) -> Vec<(IpAddr, u16)> {
+    let vip_words = Address::from(vip(v6)).halves();
+    let shift = 64 - buckets.ilog2();
+    let mut found = Vec::new();
+    while found.len() < wanted {
+        let (from, port) = (nowhere(v6, random), random.number() as u16 | 1);
+        let (source, ports) = (Address::from(from).halves(), ports_word(port, VIP_PORT));
+        let identity = if v6 {
+            secrets.identity_v6(secrets.sum_v6(vip_words), source, ports, false)
+        } else {
+            let key = secrets.key_v4(vip_words[0] as u32);
+            secrets.identity_v4(key, tuple_v4(source[0] as u32, ports), false)
+        };
+        if [secrets.first(identity), secrets.second(identity)]
+            .iter()
+            .all(|product| product >> shift < u64::from(buckets / SHARE))
+        {
+            found.push((from, port));
+        }
+    }
+    found
+}
+
+/// An attacker knows how flows are placed, but not by which secrets. With secrets of his own he finds flows that would all
+/// meet in a sixteenth of the table: in the real one they spread and displace nobody. With the real ones, which he cannot
+/// have, they do meet there, and push out each other, but no flow that is established.
+#[test]
+fn flows_chosen_to_collide_spread_by_the_directors_own_secrets() {
+    for v6 in [false, true] {
+        for stolen in [false, true] {
+            let mut random = Random(20_261_123);
+            let mut site = Site::new(Method::Dr, v6, false, |_| ());
+            let case = format!("v6={v6} stolen={stolen}");
+            let views = site.world.views();
+            let buckets = if v6 { sizes().buckets_v6() } else { sizes().buckets() };
+            let guessed = Secrets::from_random(std::array::from_fn(|_| random.number()));
+            let secrets = if stolen { &views.secrets } else { &guessed };
+            let before: Vec<(u16, u32)> = (1000..1020).map(|port| (port, site.begin(port))).collect();
+            // A quarter of the table, four times what finds room where they would meet.
+            let room = (buckets / SHARE) as usize * WAYS;
+            for (from, port) in chosen(secrets, v6, buckets, 4 * room, &mut random) {
+                site.world.plane.test_run(&site.packet(from, port, SYN).bytes()).expect("BPF_PROG_TEST_RUN");
+            }
+            site.world.sent_apart(4 * room as u64);
+            site.world.look_again();
+            let reasons = site.world.reasons();
+            let evicted = reasons.get("evicted_half_open").copied().unwrap_or(0) as usize;
+            let live = site.world.entries().len() - before.len();
+            if stolen {
+                assert!(live <= room && evicted >= 3 * room, "{case}: {live} in {room}; {reasons:?}");
+            } else {
+                assert_eq!((live, evicted), (4 * room, 0), "{case}: {reasons:?}");
+            }
+            for (port, server) in before {
+                let seen = site.world.send(&site.packet(client(v6, 7), port, ACK).bytes());
+                assert_eq!((seen.counted, seen.events), (Counted::In(server), vec![]), "{case}: port {port}");
             }
         }
     }

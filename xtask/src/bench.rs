@@ -13,7 +13,8 @@ pub struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// Measure only these parts: rows whose name contains it, or veth, apply, checks, vrrp
+    /// Measure only these parts: rows whose name contains it, or veth, apply,
+    /// scale, checks, flood, vrrp
     #[arg(value_name = "PART")]
     parts: Vec<String>,
     /// Further arguments of the benchmark

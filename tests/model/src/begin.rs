@@ -9,7 +9,7 @@ use crate::{
 };
 use lb_common::{
     connection::{HOP_ON_LINK, Kind, Value},
-    destination::{Destination, Forwarding, flags},
+    destination::{Forwarding, flags},
     hash,
     service::{NoServer, OnUnknownFlow, Pick, features},
     state::{RST, SYN, State},
@@ -262,12 +262,14 @@ impl Model {
         };
         if self.record(service).features & features::ONE_PACKET != 0 {
             // Nothing is remembered.
-            self.fits(&packet, destination)?;
+            self.fits_its_way(&packet, destination)?;
             self.event(Reason::OnePacket);
             return self.send_to_server(&packet, destination, None);
         }
         match self.method(destination) {
-            Forwarding::Dr | Forwarding::Tun => self.direct(packet, place, service, destination, event),
+            Forwarding::Dr | Forwarding::Tun => {
+                self.direct(packet, place, (service, destination), event, oracle)
+            }
             Forwarding::Nat => self.translated(packet, place, service, (choice, event), oracle),
             Forwarding::FullNat => {
                 self.leased(packet, place, (service, destination), (event, before), oracle)
@@ -293,11 +295,6 @@ impl Model {
         (state, self.now.wrapping_add(timeout).wrapping_add(timeout / 256 + 1))
     }
 
-    fn fits(&self, packet: &Packet, destination: u32) -> Ends<()> {
-        let target = &self.config.destinations[destination as usize];
-        answer::fits(packet, Destination::mtu_of(target.word) as usize, &target.vip.v6())
-    }
-
     fn ports_word(packet: &Packet) -> u32 {
         let (source, destination) = packet.ports();
         hash::ports_word(source, destination)
@@ -308,17 +305,20 @@ impl Model {
         &mut self,
         packet: Packet,
         place: &Place,
-        service: usize,
-        destination: u32,
+        (service, destination): (usize, u32),
         event: Reason,
+        oracle: &dyn Oracle,
     ) -> Ends<Fate> {
-        self.fits(&packet, destination)?;
+        self.fits_its_way(&packet, destination)?;
         let (state, deadline) = self.beginning(&packet, service, event, Direction::InputOnly);
         let value = Value::flow(Kind::Flow, destination, place.first, state, deadline);
         let tuple = (&packet.ip.source, Self::ports_word(&packet));
-        if self.insert(place, value, packet.ip.v6, tuple) {
+        let stateless = self.is_hash(service) && !self.is_persistent(service);
+        if stateless && self.config.flood && oracle.was_flooded() {
+            self.event(Reason::FloodStateless);
+        } else if self.insert(place, value, packet.ip.v6, tuple) {
             self.event(event);
-        } else if !self.is_hash(service) || self.is_persistent(service) {
+        } else if !stateless {
             return drops(Reason::TableFull);
         } else {
             self.event(Reason::Stateless);
@@ -372,7 +372,7 @@ impl Model {
             break;
         }
         let Some((destination, target, reply)) = found else { return drops(Reason::ReplyConflict) };
-        self.fits(&packet, destination)?;
+        self.fits_its_way(&packet, destination)?;
         let (state, deadline) = self.beginning(&packet, service, event, Direction::Input);
         let hop = self.hop_to_client(&packet);
         let extension = self.extend(&packet, place, service, (state, deadline))?;
@@ -418,7 +418,7 @@ impl Model {
         (event, before): (Reason, Option<u32>),
         oracle: &dyn Oracle,
     ) -> Ends<Fate> {
-        self.fits(&packet, destination)?;
+        self.fits_its_way(&packet, destination)?;
         let (state, deadline) = self.beginning(&packet, service, event, Direction::Input);
         let extension = self.extend(&packet, place, service, (state, deadline))?;
         let (all, free) = self.ports_of(service, packet.ip.v6);

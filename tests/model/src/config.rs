@@ -60,6 +60,8 @@ pub struct Config {
     pub quic: HashMap<(usize, Vec<u8>), u32>,
     /// Prefixes of clients (address, bits) with the index of their next hop; longest first.
     pub client_routes: Vec<(Address, bool, u8, u32)>,
+    /// Whether new flows a second are limited on a CPU.
+    pub flood: bool,
     /// By VRRP instance.
     pub roles: HashMap<u8, Role>,
     own: HashMap<(Address, bool), Own>,
@@ -86,6 +88,7 @@ impl Config {
             access: Vec::new(),
             quic: HashMap::new(),
             client_routes: Vec::new(),
+            flood: false,
             roles: HashMap::new(),
             own: HashMap::new(),
             own_cells: HashSet::new(),
@@ -172,6 +175,11 @@ impl Config {
         }
         let first = holding.next()?;
         Some(std::iter::once(first).chain(holding).min_by_key(width)?.5)
+    }
+
+    /// Whether the Director's policies have one of these bits of [`scratch::policy`].
+    pub(crate) fn has_policy(&self, bits: u32) -> bool {
+        self.sizes.policies & bits != 0
     }
 
     /// Whether a service's VIP is an IPv6 address.

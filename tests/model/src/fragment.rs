@@ -8,6 +8,7 @@ use crate::{
 use lb_common::{
     connection::Kind,
     destination::{Destination, Forwarding, flags},
+    scratch::policy,
     verdict::Reason,
 };
 use std::collections::HashMap;
@@ -52,7 +53,7 @@ impl Model {
         if is_first {
             let udp = piece.protocol == 17;
             if carried < if udp { 8 } else { 20 } {
-                return drops(Reason::FragmentTiny);
+                return self.unless_policy(policy::TINY_PASS, Reason::FragmentTiny);
             }
             // Alone it is no fragment (RFC 6946).
             let part = if piece.more { Part::First } else { Part::Whole };
@@ -68,11 +69,13 @@ impl Model {
             let ports = [6, 17].contains(&piece.protocol);
             let hidden = ip.v6 && [0, 43, 44, 51, 60].contains(&piece.protocol);
             return match own {
-                Some(_) if ports || hidden => drops(Reason::FragmentUnknown),
+                Some(_) if ports || hidden => {
+                    self.unless_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown)
+                }
                 _ => passes(Reason::Fragment),
             };
         };
-        if piece.offset < first.end {
+        if piece.offset < first.end && !self.config.has_policy(policy::OVERLAP_FORWARD) {
             return drops(Reason::FragmentOverlap);
         }
         let transport = Transport { udp: first.udp, l4: piece.l4 };
@@ -81,10 +84,15 @@ impl Model {
             Some(Own { pool: Some(pool), .. }) => self.later_at_local_address(&packet, first, pool),
             _ => self.later_of_flow(&packet, first),
         }?;
-        if matches!(fate, Fate::Forward(..)) {
+        if matches!(fate, Fate::Forward(..) | Fate::Kernel(..)) {
             self.event(Reason::FragmentFollowed);
         }
         Ok(fate)
+    }
+
+    /// The kernel's where the policy says so, else dropped.
+    fn unless_policy<T>(&self, passes_by: u32, reason: Reason) -> Ends<T> {
+        if self.config.has_policy(passes_by) { passes(Reason::Fragment) } else { drops(reason) }
     }
 
     /// A later fragment to where its flow's packets go.
@@ -111,10 +119,12 @@ impl Model {
         };
         let Some(destination) = found else {
             // The kernel was given the first one of no service's.
-            return if service.is_none() { passes(Reason::Fragment) } else { drops(Reason::FragmentUnknown) };
+            return match service {
+                None => passes(Reason::Fragment),
+                Some(_) => self.unless_policy(policy::UNKNOWN_PASS, Reason::FragmentUnknown),
+            };
         };
-        let target = self.config.destinations[destination as usize];
-        answer::fits(packet, Destination::mtu_of(target.word) as usize, &target.vip.v6())?;
+        self.fits_its_way(packet, destination)?;
         if self.method(destination) == Forwarding::FullNat && lease.is_none() {
             return drops(Reason::FragmentUnknown);
         }

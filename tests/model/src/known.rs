@@ -11,6 +11,7 @@ use crate::{
 use lb_common::{
     connection::{HOP_ON_LINK, Kind, Value},
     destination::{Destination, Forwarding, NextHop, flags},
+    scratch::policy,
     service::Service,
     state::{SYN, State},
     verdict::Reason,
@@ -86,7 +87,7 @@ impl Model {
         self.may_serve(Destination::vrrp_of(Destination::flags_of(target.word)) as u8)?;
         let place = self.client_place(&packet);
         let way = (Destination::mtu_of(target.word) as usize, target.vip.v6());
-        let (packet, record) = self.from_client(&packet, &place, way)?;
+        let (packet, record) = self.as_the_server_counts(&packet, &place, way)?;
         let fate = self.send_on_as_it_is(packet, slot, destination)?;
         self.follow(record, self.value(slot));
         Ok(fate)
@@ -108,7 +109,7 @@ impl Model {
     fn send_on_as_it_is(&mut self, packet: Packet, slot: usize, destination: u32) -> Ends<Fate> {
         let target = self.config.destinations[destination as usize];
         self.may_serve(Destination::vrrp_of(Destination::flags_of(target.word)) as u8)?;
-        answer::fits(&packet, Destination::mtu_of(target.word) as usize, &target.vip.v6())?;
+        self.fits_its_way(&packet, destination)?;
         let method = self.method(destination);
         let direction = match method {
             Forwarding::Dr | Forwarding::Tun => Direction::InputOnly,
@@ -136,6 +137,19 @@ impl Model {
         }
         let lease = (method == Forwarding::FullNat).then(|| value.lease());
         self.send_to_server(&packet, destination, lease)
+    }
+
+    /// Whether a packet towards a server fits, or may go to the kernel in its tunnel, which fragments what is outside.
+    pub(crate) fn fits_its_way(&mut self, packet: &Packet, destination: u32) -> Ends<()> {
+        let target = self.config.destinations[destination as usize];
+        let mtu = Destination::mtu_of(target.word) as usize;
+        let over_v4 = Destination::flags_of(target.word) & flags::REAL_V6 == 0;
+        self.by_kernel = self.config.has_policy(policy::TUNNEL_FRAGMENT)
+            && self.method(destination) == Forwarding::Tun
+            && over_v4
+            && packet.may_fragment()
+            && packet.ip.length > mtu;
+        answer::fits(packet, if self.by_kernel { usize::MAX } else { mtu }, &target.vip.v6())
     }
 
     /// A pair has one state and one deadline; what names somebody else is no twin.
@@ -176,12 +190,18 @@ impl Model {
     ) -> Ends<Fate> {
         let target = self.config.destinations[destination as usize];
         let Some(hop) = self.hop(target.next_hop) else { return drops(Reason::NoNextHop) };
+        let mut link = Link::of(&hop);
+        if self.by_kernel {
+            // With the frame's own addresses and tags.
+            let back = Link::back(&packet.frame, packet.ip.l3);
+            link = Link { to: back.from, from: back.to, ..back };
+        }
         let edit = Edit::new(packet).less_ttl();
         let (client_port, vip_port) = packet.ports();
         let server = (target.address.v6(), Self::server_port(&target, vip_port));
         let ip = match self.method(destination) {
             Forwarding::Dr => behind_ethernet(&edit.done()).to_vec(),
-            Forwarding::Tun => match self.tunnelled(&edit.done(), (destination, &target, &hop)) {
+            Forwarding::Tun => match self.tunnelled(&edit.done(), (destination, &target, &hop), &link) {
                 Some(wrapped) => wrapped,
                 // A frame that nothing became of: the comparison will say so.
                 None => return drops(Reason::Internal),
@@ -199,7 +219,12 @@ impl Model {
         };
         let tunnel = self.method(destination) == Forwarding::Tun;
         let v6 = if tunnel { self.flags(destination) & flags::REAL_V6 != 0 } else { packet.ip.v6 };
-        Ok(Fate::Forward(Counted::In(destination), Link::of(&hop).frame(v6, &ip)))
+        let frame = link.frame(v6, &ip);
+        if self.by_kernel {
+            self.event(Reason::TunnelFragmented);
+            return Ok(Fate::Kernel(Counted::In(destination), frame));
+        }
+        Ok(Fate::Forward(Counted::In(destination), frame))
     }
 
     /// The link and the largest packet towards a client behind this next hop.
@@ -251,7 +276,7 @@ impl Model {
         if is_extended(value) && !packet.transport.udp {
             let (client, vip) = (&packet.ip.destination, &target.vip.v6());
             let flow = self.place(packet.ip.v6, false, (client, client_port), (vip, vip_port));
-            let (shifted, at) = self.from_server(&packet, &flow)?;
+            let (shifted, at) = self.as_the_client_counts(&packet, &flow)?;
             (packet, record) = (shifted, Some(at));
         }
         let what = (Direction::Output, packet.transport.udp, packet.flags());
@@ -305,7 +330,7 @@ impl Model {
         if extended {
             let (client, vip) = ((&lease.client, lease.ports.0), (&target.vip.v6(), lease.ports.1));
             let flow = self.place(packet.ip.v6, false, client, vip);
-            let (shifted, at) = self.from_server(&packet, &flow)?;
+            let (shifted, at) = self.as_the_client_counts(&packet, &flow)?;
             (packet, record) = (shifted, Some(at));
         }
         let what = (Direction::Output, udp, packet.flags());

@@ -79,6 +79,8 @@ pub enum Fate {
     Answer(Reason, Vec<u8>),
     /// On to a server (`Counted::In`) or a client (`Counted::Out`), as this frame.
     Forward(Counted, Vec<u8>),
+    /// To the kernel as this frame, and counted as if it had been sent on.
+    Kernel(Counted, Vec<u8>),
 }
 
 impl Fate {
@@ -88,7 +90,7 @@ impl Fate {
             Fate::Pass(reason) | Fate::Drop(reason) | Fate::Answer(reason, _) => {
                 Counted::Reason(*reason as u32)
             }
-            Fate::Forward(counted, _) => *counted,
+            Fate::Forward(counted, _) | Fate::Kernel(counted, _) => *counted,
         }
     }
 }
@@ -99,6 +101,8 @@ pub trait Oracle {
     fn lease_of(&self, identity: u64, now: u16) -> Option<u32>;
     /// Whether the frame was refused because no local port was found: asked only when there may or may not have been one.
     fn had_no_local_port(&self) -> bool;
+    /// Whether the packet was forwarded by the slots alone since there were too many new flows in this second.
+    fn was_flooded(&self) -> bool;
     /// The frame that the data plane made.
     fn sent(&self) -> &[u8];
     /// The word of a lease; asked when a lease was taken and given back.
@@ -167,6 +171,8 @@ pub struct Model {
     sent: Vec<u8>,
     /// The flow's ports, where the last packet has none itself.
     flow_ports: Option<(u16, u16)>,
+    /// The last packet does not fit its tunnel, and the kernel is to fragment it.
+    by_kernel: bool,
 }
 
 impl Model {
@@ -193,6 +199,7 @@ impl Model {
             now: 0,
             sent: Vec::new(),
             flow_ports: None,
+            by_kernel: false,
         }
     }
 
@@ -223,6 +230,7 @@ impl Model {
         self.sent = oracle.sent().to_vec();
         self.flow_ports = None;
         self.shifted = false;
+        self.by_kernel = false;
         if let Some(what) = self.leaves_out(frame) {
             return Err(what);
         }
@@ -279,10 +287,17 @@ impl Model {
             return match ip.inner {
                 // Routers' errors about what NAT and tunnels sent; extension headers are not walked for strangers.
                 Inner::Icmp(l4) if !ip.v6 || l4 == ip.l3 + 40 => self.icmp(frame, ip, l4, Reason::NotOurs),
+                // Its number alone says that it is neighbour discovery, whatever version the header has.
+                Inner::Bad if ip.v6 && frame[ip.l3 + 6] == 58 => {
+                    self.icmp_to_kernel(frame, &ip, ip.l3 + 40, Reason::NotOurs)
+                }
                 _ => passes(Reason::NotOurs),
             };
         }
         let transport = match ip.inner {
+            Inner::Bad if ip.v6 && frame[ip.l3 + 6] == 58 => {
+                return self.icmp_to_kernel(frame, &ip, ip.l3 + 40, Reason::BadHeader);
+            }
             Inner::Bad => return self.to_kernel(&ip, Reason::BadHeader),
             Inner::TooMany => return self.to_kernel(&ip, Reason::TooManyHeaders),
             // Of these `leaves_out` has said so.

@@ -11,6 +11,7 @@ use crate::{
 use lb_common::{
     connection::{Kind, Value},
     destination::{Destination, Forwarding, flags},
+    scratch::policy,
     state::State,
     verdict::Reason,
 };
@@ -42,6 +43,9 @@ impl Model {
         let (kind, code) = (header[0], header[1]);
         let is_error = if ip.v6 { (1..=4).contains(&kind) } else { [3, 4, 11, 12].contains(&kind) };
         let end = ip.l3 + ip.length;
+        if !is_error && let Some(fate) = self.echo(frame, &ip, l4)? {
+            return Ok(fate);
+        }
         if !is_error || end > frame.len() {
             return self.icmp_to_kernel(frame, &ip, l4, otherwise);
         }
@@ -73,6 +77,45 @@ impl Model {
             }
             None => self.icmp_to_kernel(frame, &ip, l4, nothing),
         }
+    }
+
+    /// An echo request to a VIP that is not the kernel's: docs/datapath.md, "Echo".
+    fn echo(&self, frame: &[u8], ip: &Ip, l4: usize) -> Ends<Option<Fate>> {
+        let (header, request, reply) = if ip.v6 { (40, 128, 129) } else { (20, 8, 0) };
+        let plain = l4 == ip.l3 + header && ip.length >= header + 8 && ip.l3 + ip.length <= frame.len();
+        let policies = policy::ECHO_ANSWER | policy::ECHO_DROP;
+        let own = self.config.own(&ip.destination, ip.v6).filter(|own| own.pool.is_none());
+        let Some(own) =
+            own.filter(|_| self.config.has_policy(policies) && plain && frame[l4..l4 + 2] == [request, 0])
+        else {
+            return Ok(None);
+        };
+        self.may_serve(own.vrrp)?;
+        let first = ip.source[0];
+        let is_host = if ip.v6 {
+            first != 0xff && ip.source[..8] != [0; 8]
+        } else {
+            first != 0 && first != 127 && first < 224
+        };
+        if !is_host || self.config.has_policy(policy::ECHO_DROP) {
+            return drops(Reason::EchoDropped);
+        }
+        let mut out = frame[ip.l3..].to_vec();
+        let (of, at, ttl) = if ip.v6 { (16, 8, 7) } else { (4, 12, 8) };
+        out[at..at + of].copy_from_slice(&ip.destination[..of]);
+        out[at + of..at + 2 * of].copy_from_slice(&ip.source[..of]);
+        out[ttl] = 64;
+        out[header] = reply;
+        let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let before = &frame[ip.l3..];
+        if !ip.v6 {
+            let new = updated(word(before, 10), &before[8..10], &out[8..10]);
+            out[10..12].copy_from_slice(&new.to_be_bytes());
+        }
+        let new = updated(word(before, header + 2), &before[header..header + 2], &out[header..header + 2]);
+        out[header + 2..header + 4].copy_from_slice(&new.to_be_bytes());
+        let link = Link::back(frame, ip.l3);
+        Ok(Some(Fate::Answer(Reason::EchoAnswered, link.frame(ip.v6, &out))))
     }
 
     /// A packet that a VIP sent to a client: the server that sent it hears of it.
@@ -254,7 +297,7 @@ impl Model {
     }
 
     /// The kernel gets it, unless it asks for an address whose master is another.
-    fn icmp_to_kernel(&self, frame: &[u8], ip: &Ip, l4: usize, reason: Reason) -> Ends<Fate> {
+    pub(crate) fn icmp_to_kernel(&self, frame: &[u8], ip: &Ip, l4: usize, reason: Reason) -> Ends<Fate> {
         let instance = self.config.own(&ip.destination, ip.v6).map_or(0, |own| own.vrrp);
         let is_discovery = ip.v6
             && self.config.may_follow(&ip.destination)

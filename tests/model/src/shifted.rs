@@ -34,6 +34,14 @@ pub struct Extension {
     pub duties: u64,
 }
 
+impl Extension {
+    /// Whether a header goes before what begins at this number of the client's: until the server has it.
+    pub(crate) fn rides(&self, sequence: u32) -> bool {
+        let is_open = self.client.before != self.client.after;
+        self.duties & duty::PROXY != 0 && is_open && sequence == self.first.wrapping_add(1)
+    }
+}
+
 impl Default for Extension {
     fn default() -> Self {
         let none = Moved::default();
@@ -41,9 +49,9 @@ impl Default for Extension {
     }
 }
 
-/// How far a number is behind another, which may be before it (RFC 9293, section 3.4).
-fn distance(number: u32, from: u32) -> i64 {
-    i64::from(number.wrapping_sub(from) as i32)
+/// Whether a number is behind another (RFC 9293, section 3.4). Of two that are half the circle apart each is.
+fn is_behind(number: u32, other: u32) -> bool {
+    (1..=1 << 31).contains(&number.wrapping_sub(other))
 }
 
 fn moved(number: u32, by: i64) -> u32 {
@@ -53,15 +61,15 @@ fn moved(number: u32, by: i64) -> u32 {
 impl Moved {
     /// A number as the other end counts.
     pub fn forth(self, number: u32) -> u32 {
-        moved(number, if distance(number, self.position) > 0 { self.after } else { self.before })
+        moved(number, if is_behind(number, self.position) { self.after } else { self.before })
     }
 
     /// A number that the other end names. What was put in is nobody's: the position.
     pub fn back(self, number: u32) -> u32 {
         let (early, late) = (moved(number, -self.before), moved(number, -self.after));
-        if distance(early, self.position) <= 0 {
+        if !is_behind(early, self.position) {
             early
-        } else if distance(late, self.position) > 0 {
+        } else if is_behind(late, self.position) {
             late
         } else {
             self.position
@@ -70,7 +78,7 @@ impl Moved {
 
     /// The other end has acknowledged a number: beyond what was put in, everything is shifted alike.
     fn acknowledged(self, number: u32) -> Self {
-        let has_all = distance(number, moved(self.position, self.after)) >= 0;
+        let has_all = !is_behind(moved(self.position, self.after), number);
         if has_all { Self { before: self.after, ..self } } else { self }
     }
 }
@@ -109,7 +117,7 @@ impl Model {
             .map(|product| (product >> shift) as usize * WAYS as usize)
     }
 
-    fn extension_of(&self, place: &Place) -> Option<usize> {
+    pub(crate) fn extension_of(&self, place: &Place) -> Option<usize> {
         let all = self.sets(place).into_iter().flat_map(|first| first..first + WAYS as usize);
         all.into_iter().find(|at| {
             let record = &self.extensions[*at];
@@ -177,7 +185,7 @@ impl Model {
     }
 
     /// A client's packet that fits its way, as the server counts, with the header where it rides. With the record.
-    pub(crate) fn from_client(
+    pub(crate) fn as_the_server_counts(
         &mut self,
         packet: &Packet,
         place: &Place,
@@ -185,12 +193,8 @@ impl Model {
     ) -> Ends<(Packet, usize)> {
         let Some(at) = self.extension_of(place) else { return self.lost(packet) };
         let record = self.extensions[at];
-        let is_open = record.client.before != record.client.after;
         let sequence = number(packet, 4);
-        let rides = record.duties & duty::PROXY != 0
-            && is_open
-            && sequence == record.first.wrapping_add(1)
-            && packet.flags() & (SYN | RST) == 0;
+        let rides = record.rides(sequence) && packet.flags() & (SYN | RST) == 0;
         let more = if rides { header_len(packet.ip.v6) } else { 0 };
         answer::fits(packet, mtu.saturating_sub(more), &vip)?;
         let mut out = Edit::new(packet).transport(4, &record.client.forth(sequence).to_be_bytes());
@@ -212,7 +216,7 @@ impl Model {
     }
 
     /// A server's packet as the client counts. With the record.
-    pub(crate) fn from_server(&mut self, packet: &Packet, place: &Place) -> Ends<(Packet, usize)> {
+    pub(crate) fn as_the_client_counts(&mut self, packet: &Packet, place: &Place) -> Ends<(Packet, usize)> {
         let Some(at) = self.extension_of(place) else { return self.lost(packet) };
         let record = self.extensions[at];
         let (flags, acknowledged) = (packet.flags(), number(packet, 8));
@@ -291,11 +295,8 @@ impl Model {
             changes.push((l4 + 8, other.forth(word(l4 + 8)).to_be_bytes().to_vec()));
         }
         // The header rides again when the client sends that segment anew.
-        let rides = record.duties & duty::PROXY != 0
-            && record.client.before != record.client.after
-            && sequence == record.first.wrapping_add(1);
         if let Some(at) = mtu_at
-            && rides
+            && record.rides(sequence)
             && !by_server
         {
             let (mtu, less) =

@@ -2,7 +2,7 @@
 
 use crate::{
     Model,
-    rewrite::behind_ethernet,
+    rewrite::{Link, behind_ethernet},
     wire::{Packet, Part, sum},
 };
 use lb_common::destination::{Destination, NextHop, flags};
@@ -21,12 +21,13 @@ impl Model {
         &mut self,
         packet: &Packet,
         (index, target, hop): (u32, &Destination, &NextHop),
+        link: &Link,
     ) -> Option<Vec<u8>> {
         let stands = Destination::flags_of(target.word);
         let (outer_v6, inner_v6) = (stands & flags::REAL_V6 != 0, packet.ip.v6);
         let inner = behind_ethernet(packet);
         let carried = if inner_v6 { 41 } else { 4 };
-        let own = self.flows_own(packet, (index, stands, hop))?;
+        let own = self.flows_own(packet, (index, stands), link)?;
         let mut source =
             if outer_v6 { hop.source_v6.v6().to_vec() } else { hop.source_v4.to_ne_bytes().to_vec() };
         let mut between = Vec::new();
@@ -76,8 +77,8 @@ impl Model {
     }
 
     /// What is the flow's own, as the data plane chose it: any number of its range, and all packets of the flow have it.
-    fn flows_own(&mut self, packet: &Packet, (index, stands, hop): (u32, u32, &NextHop)) -> Option<u32> {
-        let tags = [hop.destination, hop.source].iter().filter(|word| NextHop::tci(**word) != 0).count();
+    fn flows_own(&mut self, packet: &Packet, (index, stands): (u32, u32), link: &Link) -> Option<u32> {
+        let tags = [link.outer, link.inner].iter().filter(|tag| **tag != 0).count();
         let l3 = 14 + tags * 4;
         let header = if stands & flags::REAL_V6 != 0 { 40 } else { 20 };
         let number = |at: usize, len: usize| {

@@ -8,7 +8,7 @@ use crate::world::{map, packets};
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::HashMap;
 use lb_agent::dataplane::{
-    Dataplane, Mapped, Ports, Sizes, Tables, Views,
+    Dataplane, Mapped, Packets, Ports, Sizes, Tables, Views,
     tables::{
         Access, ClientVia, DestinationKey, DestinationSpec, NextHopKey, Role as AddressRole, Rules,
         ServiceSpec, Standing,
@@ -21,6 +21,7 @@ use lb_common::{
     extension::Extension,
     filter::AddressKey,
     fragment,
+    guard::Guard,
     hash::Secrets,
     load::{Load, Rate},
     maps::{ClientNeighbour, VRRP_FOREVER, VRRP_MASTER, own, pinned},
@@ -89,12 +90,12 @@ fn sizes() -> Sizes {
 }
 
 impl Scene {
-    /// Loads the program, with secrets of this seed.
-    pub fn new(object: &[u8], seed: u64) -> Result<Self> {
+    /// Loads the program with these policies, and with secrets of this seed.
+    pub fn new(object: &[u8], seed: u64, policies: u32) -> Result<Self> {
         let mut random = Random(seed);
         loop {
             let secrets = Secrets::from_random(std::array::from_fn(|_| random.number()));
-            let scene = Self::with(object, secrets)?;
+            let scene = Self::with(object, secrets, policies)?;
             // Local addresses that share a cell of the address filter with another of ours take another way, by chance.
             let all: Vec<IpAddr> =
                 VIPS.iter().chain(&POOLS).flatten().map(|text| text.parse()).collect::<Result<_, _>>()?;
@@ -105,8 +106,9 @@ impl Scene {
         }
     }
 
-    fn with(object: &[u8], secrets: Secrets) -> Result<Self> {
-        let plane = Dataplane::open_for_test_with(object, &sizes(), packets(), secrets)?;
+    fn with(object: &[u8], secrets: Secrets, policies: u32) -> Result<Self> {
+        let packets = Packets { policies, ..packets() };
+        let plane = Dataplane::open_for_test_with(object, &sizes(), packets, secrets)?;
         let views = plane.views();
         let mut tables = plane.tables()?;
         let mut config = Config::new(views.secrets, views.config);
@@ -333,6 +335,7 @@ impl Scene {
             self.set_list(service, |_| true);
         }
         self.set_role(Role::Master);
+        self.limit_new_flows(0);
         let mut model = Model::new(self.config.clone());
         self.look(&mut model);
         for of in &self.services {
@@ -421,6 +424,13 @@ impl Scene {
         model.cursors.resize(config.services.len(), 0);
         model.cached.resize(config.services.len(), 0);
         config.roles.clone_from(&self.config.roles);
+        config.flood = self.config.flood;
+    }
+
+    /// New flows a second on a CPU; 0 is no limit.
+    fn limit_new_flows(&mut self, limit: u32) {
+        self.views.guard.half(0, offset_of!(Guard, new_flows)).store(limit, Relaxed);
+        self.config.flood = limit != 0;
     }
 
     fn set_role(&mut self, role: Role) {
@@ -460,7 +470,11 @@ impl Scene {
         let favourites: Vec<usize> = (0..self.services.len())
             .filter(|n| favourites.contains(&(self.services[*n].index as usize)))
             .collect();
-        match random.below(16) {
+        match random.below(17) {
+            16 => {
+                let limit = random.of(&[0, 0, 0, 0, 0, 0, 1, 30]);
+                self.limit_new_flows(limit);
+            }
             0 => {
                 let role = random.of(&[Role::Backup, Role::LeaseEnded]);
                 self.set_role(if random.one_in(6) { role } else { Role::Master });
