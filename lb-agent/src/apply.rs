@@ -166,6 +166,12 @@ impl Applier {
         result
     }
 
+    /// An interface went, and its addresses with it: the next plan puts all of them where they belong, which does nothing
+    /// to those that are there.
+    pub fn place_again(&mut self) {
+        self.done.forget_placed();
+    }
+
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::SetVrrp { name, followers } => {
@@ -184,6 +190,7 @@ impl Applier {
                 self.tables.remove_next_hop(&hop_key(key));
                 Ok(())
             }
+            Step::SetPeers { peers } => Ok(self.tables.set_peers(peers)?),
             Step::SetClientRoutes { routes } => self.set_client_routes(routes),
             Step::SetService { name, service, ports } => self.set_service(name, service, ports),
             Step::RemoveService { name } => {
@@ -320,6 +327,7 @@ impl Applier {
             mtu: destination.mtu,
             timeout: self.ticks(destination.timeout),
             vip_port: destination.vip_port,
+            local: destination.local,
             tunnel: Tunnel { flags: destination.tunnel.flags(), port: destination.tunnel.port },
             standing: rules::standing(destination),
         };
@@ -445,6 +453,7 @@ fn table_role(role: Role) -> TableRole {
         Role::Vip => TableRole::Vip,
         Role::NatSource => TableRole::NatSource,
         Role::Probed => TableRole::Probed,
+        Role::Peered => TableRole::Peered,
     }
 }
 

@@ -2,7 +2,7 @@
 //! rest zero. The family is told by a flag beside it, never by the bytes.
 
 /// 16 bytes in network order; IPv4 in the first four.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Hash)]
 #[repr(C, align(4))]
 pub struct Address([u8; 16]);
 

@@ -67,6 +67,8 @@ pub mod flags {
     pub const BY_KERNEL: u32 = 1 << 27;
     /// TUN by anything but plain IPIP straight to the wire: a tail wraps the packet.
     pub const WRAPPED: u32 = GUE | GRE | SPREAD | BY_KERNEL;
+    /// The real server is this director itself: packets go to its kernel as they came. Of DR and TUN alone.
+    pub const LOCAL: u32 = 1 << 28;
 }
 
 /// A (virtual service, real server) binding.
@@ -170,6 +172,10 @@ pub struct NextHop {
     /// The neighbour, as `family` says.
     pub neighbour: Address,
 }
+
+/// In the TCI of a hop's outer tag, bit 12 (DEI, which is never set by us): its EtherType is the rarer one, 802.1ad of a
+/// single tag, 802.1Q of the outer one of two.
+pub const OTHER_TAG: u16 = 1 << 12;
 
 /// Added to [`NextHop::family`] of a hop towards clients.
 pub const HOP_FOR_CLIENTS: u32 = 1 << 8;

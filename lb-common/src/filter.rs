@@ -12,6 +12,9 @@ pub mod cell {
     pub const VRRP: u16 = 4;
     /// Some VIP that is probed on the real path hashes here (asked of source addresses).
     pub const PROBED: u16 = 8;
+    /// Some VIP hashes here that this director serves as a real server too, beside others: what another director sent
+    /// here is for the kernel.
+    pub const PEERED: u16 = 16;
     /// Bits 8 to 15: a pool address hashes here: its index plus one, or [`POOL_AMBIGUOUS`].
     pub const POOL_SHIFT: u32 = 8;
     /// More than one pool address hashes here: ask the exact map.
@@ -49,6 +52,8 @@ pub mod role {
     pub const VRRP: u16 = 8;
     /// A VIP whose real servers are probed on the real path.
     pub const PROBED: u16 = 16;
+    /// A VIP of which this director is a real server by DR, beside others ([`crate::maps::pinned::PEERS`]).
+    pub const PEERED: u16 = 128;
     /// A real server that tunnels lead to. It has no bit in the filter's cells: only ICMP errors are asked about it.
     pub const TUNNEL: u16 = 64;
     /// Of an instance without accept mode: the kernel gets no packet to it (RFC 9568, section 6.1, Accept_Mode).
@@ -63,6 +68,20 @@ pub struct AddressKey {
     /// 4 or 6.
     pub family: u32,
 }
+
+/// A real server of a VIP by DR, as its frames show it: 24 bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+#[repr(C)]
+pub struct PeerKey {
+    /// The VIP.
+    pub vip: crate::address::Address,
+    pub mac: [u8; 6],
+    /// Of the VIP: 4 or 6.
+    pub family: u16,
+}
+
+/// How many [`PeerKey`]s there may be.
+pub const MAX_PEERS: u32 = 8192;
 
 /// Cells for a number of addresses: at least eight each, so that a stranger's packet is asked about further
 /// in one case of eight at full load; 2^12 to 2^20.
@@ -84,6 +103,7 @@ mod tests {
         assert_eq!(size_of::<FilterLine>(), 64);
         assert_eq!(size_of::<AddressRecord>(), 8);
         assert_eq!(size_of::<AddressKey>(), 20);
+        assert_eq!(size_of::<PeerKey>(), 24);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub mod pinned {
     pub const REASONS: &str = "REASONS";
     /// ARRAY of one [`crate::hash::Secrets`].
     pub const SECRETS: &str = "SECRETS";
+    /// HASH of [`crate::filter::PeerKey`]: the other real servers by DR of VIPs that this director is one of too.
+    pub const PEERS: &str = "PEERS";
     /// DEVMAP_HASH by interface index.
     pub const OUTPUTS: &str = "OUTPUTS";
 
@@ -90,6 +92,7 @@ pub mod pinned {
         EXTENSIONS,
         REASONS,
         SECRETS,
+        PEERS,
         OUTPUTS,
     ];
 }

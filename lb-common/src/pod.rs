@@ -33,6 +33,7 @@ pod!(
     crate::scratch::Limiter,
     crate::service::PortRanges,
     crate::service::QuicKey,
+    crate::filter::PeerKey,
     crate::service::ServerLine,
     crate::service::Service,
     crate::service::ServiceKey,

@@ -144,6 +144,7 @@ reasons! {
     97 EchoLimited "echo_limited" Drop "an ICMP echo request to a VIP, and the answer's rate is used up";
     98 EchoDropped "echo_dropped" Drop "an ICMP echo request to a VIP, dropped by policy";
     99 TunnelFragmented "tunnel_fragmented" Event "a packet without DF that does not fit its tunnel went in it to the kernel, which fragments";
+    100 FromDirector "from_director" Pass "to a VIP that this host is a real server of, from another one of them: a director, which chose this host";
     84 ServerUnreachable "server_unreachable" Event "an ICMP unreachable answered the first packet of a flow at its real server";
 
     106 FlowExpected "flow_expected" Event "a data connection began that a control channel of FTP had announced";

@@ -8,7 +8,7 @@ use crate::{
     fragment, host,
     maps::{FILTER, config, keys},
     packet::{Frame, Packet, Words, destination, ip_len, load8, load16, opaque, source},
-    probe, related, shifted, tail,
+    peer, probe, related, shifted, tail,
 };
 use lb_common::{
     connection::Kind,
@@ -88,7 +88,7 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
     let Some(ip) = at::<HOT>(&frame, l3, header) else { return Err(Reason::BadHeader) };
     let (key, start) = key_of::<V6>(destination::<V6>(ip));
     let cell = filter_cell(key);
-    if cell & !(cell::NAT_SOURCE | cell::VRRP | cell::PROBED) == 0 {
+    if cell & !(cell::NAT_SOURCE | cell::VRRP | cell::PROBED | cell::PEERED) == 0 {
         let (key, _) = key_of::<V6>(source::<V6>(ip));
         let from = filter_cell(key);
         if from & cell::NAT_SOURCE == 0 {
@@ -101,6 +101,9 @@ fn ip<const V6: bool, const HOT: bool>(frame: Frame, l3: usize) -> Result<u32, R
             }
             return Err(host::unless_silent::<V6>(&frame, l3, cell, Reason::NotOurs));
         }
+    }
+    if cell & cell::PEERED != 0 && peer::sent::<V6>(&frame, ip) {
+        return Err(Reason::FromDirector);
     }
     let (l4, next) = match transport::<V6, HOT>(&frame, l3, ip) {
         Ok(Some(found)) => found,

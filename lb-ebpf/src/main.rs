@@ -37,6 +37,7 @@ mod new_flow;
 mod nexthop;
 mod options;
 mod packet;
+mod peer;
 mod persistence;
 mod probe;
 mod proxy;

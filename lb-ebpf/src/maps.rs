@@ -10,7 +10,7 @@ use lb_common::{
     connection::{Bucket, ColdTuple},
     destination::{Destination, NextHop, Traffic},
     extension::Extension,
-    filter::{AddressKey, AddressRecord, FilterLine},
+    filter::{AddressKey, AddressRecord, FilterLine, MAX_PEERS, PeerKey},
     fragment::{FRAGMENTED_PACKETS, FirstFragment, FragmentKey},
     ftp::Dialog,
     guard::{Guard, Pace},
@@ -80,6 +80,8 @@ pub static EXTENSIONS: Array<Extension, 1, MMAP> = Array::new();
 pub static REASONS: PerCpuArray<Count, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static SECRETS: Array<Secrets, 1> = Array::new();
+#[btf_map]
+pub static PEERS: HashMap<PeerKey, u32, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map]
 pub static OUTPUTS: DevMapHash<256> = DevMapHash::new();
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::generated::bpf_xdp_adjust_head,
 };
 use lb_common::{
-    destination::NextHop,
+    destination::{NextHop, OTHER_TAG},
     header::{ETHERNET, ethertype},
     verdict::Reason,
 };
@@ -89,7 +89,9 @@ fn write_macs(ethernet: *mut u8, hop: Hop) {
 #[inline(never)]
 fn retag(ctx: *mut xdp_md, l3_and_family: u32, destination: u64, source: u64) -> u32 {
     let hop = Hop { destination, source, ifindex: 0 };
-    let (outer, inner) = hop.tags();
+    let (marked, inner) = hop.tags();
+    let other = marked & OTHER_TAG.to_be() != 0;
+    let outer = marked & !OTHER_TAG.to_be();
     let l3 = (l3_and_family & 0x1f) as usize;
     let tags = (outer != 0) as usize + (inner != 0) as usize;
     let want = ETHERNET + 4 * tags;
@@ -107,12 +109,12 @@ fn retag(ctx: *mut xdp_md, l3_and_family: u32, destination: u64, source: u64) ->
         store16(p, 12, ip_type);
     } else if tags == 1 {
         let Some(p) = frame.at(0, ETHERNET + 4) else { return LOST };
-        store16(p, 12, ethertype::VLAN.to_be());
+        store16(p, 12, if other { ethertype::QINQ } else { ethertype::VLAN }.to_be());
         store16(p, 14, outer | inner);
         store16(p, 16, ip_type);
     } else {
         let Some(p) = frame.at(0, ETHERNET + 8) else { return LOST };
-        store16(p, 12, ethertype::QINQ.to_be());
+        store16(p, 12, if other { ethertype::VLAN } else { ethertype::QINQ }.to_be());
         store16(p, 14, outer);
         store16(p, 16, ethertype::VLAN.to_be());
         store16(p, 18, inner);
@@ -151,7 +153,10 @@ pub fn back(frame: &Frame, l3: usize) -> Option<Hop> {
     if l3 > ETHERNET {
         let p = frame.at(0, ETHERNET + 4)?;
         // Only the VLAN id: priority is the sender's.
-        destination |= ((load16(p, 14) & 0x0fff_u16.to_be()) as u64) << 48;
+        let id = load16(p, 14) & 0x0fff_u16.to_be();
+        let usual = if l3 > ETHERNET + 4 { ethertype::QINQ } else { ethertype::VLAN };
+        let other = if id != 0 && load16(p, 12) != usual.to_be() { OTHER_TAG.to_be() } else { 0 };
+        destination |= ((id | other) as u64) << 48;
     }
     if l3 > ETHERNET + 4 {
         let p = frame.at(0, ETHERNET + 8)?;

@@ -517,6 +517,7 @@ fn configure(tables: &mut Tables, plan: &Plan, hz: u32) -> Result<()> {
             mtu: 1500 - overhead,
             timeout: timeouts[State::Established as usize],
             vip_port,
+            local: false,
             tunnel: Tunnel {
                 flags: plan.tunnel,
                 port: if plan.tunnel & flags::GUE != 0 { GUE_PORT } else { 0 },

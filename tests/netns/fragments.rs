@@ -16,13 +16,13 @@ const SIZE: usize = 4000;
 const DNS: u16 = 53;
 
 /// Sends back what it is sent, from the address that was asked, with its own name before it. Ends when dropped.
-struct Echo {
+pub struct Echo {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echo {
-    fn start(namespace: &Namespace, at: SocketAddr) -> Echo {
+    pub fn start(namespace: &Namespace, at: SocketAddr) -> Echo {
         let socket = namespace.run(|| UdpSocket::bind(at)).unwrap_or_else(|error| panic!("{at}: {error}"));
         socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         let stop = Arc::new(AtomicBool::new(false));

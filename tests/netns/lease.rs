@@ -48,7 +48,8 @@ impl Pair {
     fn agent<T: Send>(&self, work: impl FnOnce(&mut Dataplane, &Interface, u8) -> T + Send) -> T {
         self.director.run(|| {
             let ifindex = nix::net::if_::if_nametoindex("eth0").expect("eth0");
-            let interface = Interface { name: "eth0".into(), ifindex, mode: XdpMode::Auto };
+            let interface =
+                Interface { name: "eth0".into(), ifindex, mode: XdpMode::Auto, members: Vec::new() };
             let sizes = Sizes { connections: 1000, connections_v6: 100, slots: 1024, ..Sizes::default() };
             let options = Options {
                 bpffs_dir: self.pins.path().to_owned(),

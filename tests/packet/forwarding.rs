@@ -7,7 +7,7 @@ use crate::{
     world::{Counted, DIRECTOR, INGRESS, MTU, client, mac_of, same_frame, vip},
 };
 use lb_agent::dataplane::{Action, dump::Protocol};
-use lb_common::{maps::pinned, state::State, verdict::Reason};
+use lb_common::{destination::OTHER_TAG, maps::pinned, state::State, verdict::Reason};
 use std::net::SocketAddr;
 
 #[test]
@@ -215,10 +215,13 @@ const TAGS: [&[Tag]; 4] =
 
 #[test]
 fn tags_are_pushed_swapped_and_popped_as_the_next_hop_wants() {
-    let hops: [([u16; 2], &[Tag]); 3] = [
+    let hops: [([u16; 2], &[Tag]); 5] = [
         ([0, 0], &[]),
         ([0x6064, 0], &[(0x8100, 0x6064)]),
         ([0x00c8, 0x012c], &[(0x88a8, 0x00c8), (0x8100, 0x012c)]),
+        // The rarer EtherTypes: 802.1ad alone, 802.1Q twice.
+        ([OTHER_TAG | 0x0064, 0], &[(0x88a8, 0x0064)]),
+        ([OTHER_TAG | 0x00c8, 0x012c], &[(0x8100, 0x00c8), (0x8100, 0x012c)]),
     ];
     for (method, v6, udp) in matrix() {
         let mut flow = Flow::new(method, v6, udp);

@@ -544,6 +544,7 @@ impl Pool {
             mtu: 1500,
             timeout: 1,
             vip_port: 0,
+            local: false,
             tunnel: Default::default(),
             standing: Standing::DEFAULT,
         };

@@ -184,6 +184,7 @@ fn full_nat_of(locals: &[IpAddr], share: (u32, u32), connections: u32) -> Result
         mtu: 1500,
         timeout: 1000,
         vip_port: 0,
+        local: false,
         tunnel: Default::default(),
         standing: Standing::DEFAULT,
     };

@@ -14,6 +14,7 @@ mod frame;
 mod ftp;
 mod full;
 mod hammer;
+mod local;
 mod local_ports;
 mod parsing;
 mod passive;

@@ -55,8 +55,15 @@ fn stand(world: &mut World, spec: &ServiceSpec, n: u8, standing: Standing) {
     let key = DestinationKey::new(&spec.name, server(v6, 11 + n), 0, Forwarding::Dr);
     let next_hop = world.hop(server(v6, 11 + n));
     let timeout = spec.timeouts[State::Established as usize];
-    let spec =
-        DestinationSpec { next_hop, mtu: 1500, timeout, vip_port: 0, tunnel: Default::default(), standing };
+    let spec = DestinationSpec {
+        next_hop,
+        mtu: 1500,
+        timeout,
+        vip_port: 0,
+        local: false,
+        tunnel: Default::default(),
+        standing,
+    };
     world.tables.ensure_destination(&key, &spec).expect("destination");
 }
 

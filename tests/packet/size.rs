@@ -35,7 +35,7 @@ fn icmp(about: &Packet, kind: u8, code: u8, word: u32, back: (&[Tag], [u8; 6])) 
     framed(back.1, DIRECTOR, back.0, &packet)
 }
 
-fn too_big(about: &Packet, mtu: u16, back: (&[Tag], [u8; 6])) -> Vec<u8> {
+pub fn too_big(about: &Packet, mtu: u16, back: (&[Tag], [u8; 6])) -> Vec<u8> {
     if about.is_v6() { icmp(about, 2, 0, mtu.into(), back) } else { icmp(about, 3, 4, mtu.into(), back) }
 }
 

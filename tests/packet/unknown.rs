@@ -126,8 +126,10 @@ fn a_reset_has_the_sequence_that_the_packet_asks_for() {
 fn a_reset_goes_back_through_the_vlan_it_came_from() {
     for v6 in [false, true] {
         let mut flow = flow(Method::Dr, v6, OnUnknownFlow::Reset);
-        // Without the sender's priority bits; two tags are 802.1ad outside.
-        let cases: [(&[Tag], &[Tag]); 2] = [
+        // Without the sender's priority bits, with the EtherTypes that came.
+        let cases: [(&[Tag], &[Tag]); 4] = [
+            (&[(0x88a8, 0x6064)], &[(0x88a8, 0x0064)]),
+            (&[(0x8100, 0x2065), (0x8100, 0xe066)], &[(0x8100, 0x0065), (0x8100, 0x0066)]),
             (&[(0x8100, 0x6064)], &[(0x8100, 0x0064)]),
             (&[(0x88a8, 0x2065), (0x8100, 0xe066)], &[(0x88a8, 0x0065), (0x8100, 0x0066)]),
         ];

@@ -18,7 +18,7 @@ use lb_common::{
     connection::{Kind, Value, WAYS},
     destination::{Forwarding, NextHop, Traffic, flags, overhead},
     extension::Extension,
-    filter::{AddressKey, AddressRecord},
+    filter::{AddressKey, AddressRecord, PeerKey},
     guard::Pace,
     lease::PoolAddress,
     load::{Load, Rate},
@@ -290,10 +290,11 @@ impl World {
         };
         let established = if spec.protocol == frame::UDP { State::Udp } else { State::Established };
         let destination = DestinationSpec {
-            next_hop,
+            next_hop: if next_hop == HERE { 0 } else { next_hop },
             mtu: mtu - overhead,
             timeout: spec.timeouts[established as usize],
             vip_port,
+            local: next_hop == HERE,
             tunnel,
             standing: self.standing,
         };
@@ -414,6 +415,10 @@ impl World {
             }
             Counted::In(_) if events.contains(&Reason::TunnelFragmented) => {
                 assert_eq!(outcome.action, Action::Pass, "the kernel is to fragment it");
+            }
+            // A real server that is the director itself.
+            Counted::In(_) if outcome.action == Action::Pass => {
+                assert_eq!(outcome.frame, frame, "a frame for the kernel was touched");
             }
             Counted::In(_) | Counted::Out(_) => {
                 assert!(matches!(outcome.action, Action::Tx | Action::Redirect), "{:?}", outcome.action);
@@ -681,6 +686,7 @@ fn empty(plane: &Dataplane) {
     empty_hash::<AddressKey, AddressRecord>(map(plane, pinned::ADDRESSES));
     empty_hash::<AddressKey, ClientNeighbour>(map(plane, pinned::CLIENT_NEIGHBOURS));
     empty_hash::<QuicKey, u32>(map(plane, pinned::QUIC_IDS));
+    empty_hash::<PeerKey, u32>(map(plane, pinned::PEERS));
     empty_routes::<[u8; 8]>(map(plane, pinned::ACL4));
     empty_routes::<[u8; 20]>(map(plane, pinned::ACL6));
     fill::<Rate>(map(plane, pinned::RATES), Rate::default());
@@ -738,6 +744,9 @@ pub fn map(plane: &Dataplane, name: &'static str) -> Map {
         _ => panic!("{name} is of a kind that the data plane did not have"),
     }
 }
+
+/// Instead of a next hop: the real server is the director itself.
+pub const HERE: u32 = u32::MAX;
 
 pub fn hop_record(mac: Mac, ifindex: u32, vlans: [u16; 2]) -> NextHop {
     let (IpAddr::V4(v4), IpAddr::V6(v6)) = (tunnel_source(false), tunnel_source(true)) else {

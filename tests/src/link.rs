@@ -8,6 +8,9 @@ use crate::xdp_pass::XdpPass;
 /// Frames that wait where a ring is full: most of a second of the laboratory's fastest streams.
 const QUEUE: &str = "50000";
 
+/// Above it veth wants programs that know frames in several buffers.
+const PAGE_MTU: u32 = 3400;
+
 /// One port of a switch and the interface plugged into it.
 pub struct Plug<'a> {
     /// The namespace of the bridges.
@@ -60,7 +63,7 @@ impl Plug<'_> {
         for (namespace, interface) in [(self.switch, self.port), (self.host, self.interface)] {
             namespace.output("tc", &["qdisc", "replace", "dev", interface, "root", "pfifo", "limit", QUEUE]);
         }
-        XdpPass::attach(self.switch, self.port)
+        XdpPass::attach_for(self.switch, self.port, self.mtu > PAGE_MTU)
     }
 }
 

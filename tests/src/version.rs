@@ -46,7 +46,7 @@ fn rewrite(bytes: &mut [u8]) -> usize {
     changed
 }
 
-/// Where a BPF object has its executable sections called `xdp`; `None` for anything else.
+/// Where a BPF object has its executable sections called `xdp` or `xdp.frags`; `None` for anything else.
 fn sections(elf: &[u8]) -> Option<Vec<Range<usize>>> {
     let half = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));
     let word = |at: usize| Some(u32::from_le_bytes(elf.get(at..at + 4)?.try_into().ok()?) as usize);
@@ -63,7 +63,9 @@ fn sections(elf: &[u8]) -> Option<Vec<Range<usize>>> {
         elf.get(at..at.checked_add(64)?)?;
         let name = elf.get(names.checked_add(word(at)?)?..)?;
         let (start, length) = (long(at + 24)?, long(at + 32)?);
-        if name.starts_with(b"xdp\0") && start.checked_add(length)? <= elf.len() {
+        if (name.starts_with(b"xdp\0") || name.starts_with(b"xdp.frags\0"))
+            && start.checked_add(length)? <= elf.len()
+        {
             found.push(start..start + length);
         }
     }

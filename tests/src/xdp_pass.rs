@@ -15,6 +15,7 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// `r0 = XDP_PASS; exit`, each instruction as struct bpf_insn: opcode, registers, offset, immediate.
 const PROGRAM: [u64; 2] = [0xb7 | 2 << 32, 0x95];
@@ -54,14 +55,20 @@ impl XdpPass {
     /// Attaches to `interface` of `namespace` in native mode. Panics with the kernel's reason.
     #[track_caller]
     pub fn attach(namespace: &Namespace, interface: &str) -> XdpPass {
+        XdpPass::attach_for(namespace, interface, false)
+    }
+
+    /// As [`XdpPass::attach`]; `jumbo`: for frames larger than a page, as an MTU above some 3,500 bytes needs.
+    #[track_caller]
+    pub fn attach_for(namespace: &Namespace, interface: &str, jumbo: bool) -> XdpPass {
         namespace
-            .run(|| attach_here(interface))
+            .run(|| attach_here(interface, jumbo))
             .unwrap_or_else(|error| panic!("attach XDP_PASS to {interface} in {}: {error}", namespace.name()))
     }
 }
 
 /// Attaches to an interface of the calling thread's namespace.
-fn attach_here(interface: &str) -> io::Result<XdpPass> {
+fn attach_here(interface: &str, jumbo: bool) -> io::Result<XdpPass> {
     let name = CString::new(interface)?;
     // SAFETY: the name is a C string that lives through the call.
     let interface_index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -76,6 +83,7 @@ fn attach_here(interface: &str) -> io::Result<XdpPass> {
         instruction_count: PROGRAM.len() as u32,
         instructions: PROGRAM.as_ptr() as u64,
         license: license.as_ptr() as u64,
+        flags: if jumbo { BPF_F_XDP_HAS_FRAGS } else { 0 },
         name: program_name,
         ..Load::default()
     };

@@ -2,6 +2,7 @@
 //! rest (the data plane's counters, the text) is work for a thread of its own, so that no scrape delays a check, an
 //! order or VRRP. Whoever asks again within [`FRESH`] gets the same text.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,7 +23,8 @@ use crate::director::{Standing, binding_of};
 use crate::health::monitor::lane::Lane;
 use crate::health::state::Belief;
 use crate::metrics::{
-    self, AgentFacts, CheckFacts, Facts, Frames, LaneFacts, Probing, ServerFacts, ServiceFacts, TableFacts,
+    self, AgentFacts, CheckFacts, Facts, Frames, InterfaceFacts, LaneFacts, Probing, ServerFacts,
+    ServiceFacts, TableFacts,
 };
 use crate::model::{Name, RealServer, ServerKey, VirtualService};
 
@@ -123,7 +125,16 @@ impl Agent {
         };
         let driver = self.director.objects().vrrp_instances().next().map(|_| self.vrrp.driver.clone());
         let (ready, text) = watch::channel(None);
+        let net = self.net.clone();
         tokio::spawn(async move {
+            match net.link_counters().await {
+                Ok(counters) => {
+                    for interface in &mut facts.agent.interfaces {
+                        interface.frames = counters.get(&interface.name).copied();
+                    }
+                }
+                Err(error) => tracing::warn!("metrics: {error:#}"),
+            }
             if let Some(driver) = driver {
                 facts.vrrp = driver.look().await.map(overview).unwrap_or_default();
             }
@@ -188,7 +199,11 @@ impl Agent {
             unfinished: self.unfinished,
             problems: problems + self.health.monitor.load().late().count(),
             events: self.events.latest(),
-            interfaces: self.interface_views().into_iter().map(|view| (view.name, view.mode)).collect(),
+            interfaces: self
+                .interface_views(&BTreeMap::new())
+                .into_iter()
+                .map(|view| InterfaceFacts { name: view.name, mode: view.mode, ..InterfaceFacts::default() })
+                .collect(),
         }
     }
 
@@ -214,7 +229,7 @@ impl Agent {
     fn server_facts(&self, service: &VirtualService, server: &RealServer) -> ServerFacts {
         let binding = binding_of(service, server);
         let verdict = self.verdict(service, server);
-        let state = match self.director.standing(server.address, binding.forwarding) {
+        let state = match self.director.standing(service, server) {
             Standing::Resolving { .. } => RealServerState::Resolving,
             Standing::Out { .. } => RealServerState::Out,
             Standing::In { .. } if self.drains.get(&service.name, service.key_of(server)).is_some() => {

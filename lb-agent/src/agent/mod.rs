@@ -35,7 +35,7 @@ use crate::control::{self, Outcome, Refusal, Request};
 use crate::dataplane::{Counters, Dataplane, Sweeper};
 use crate::director::{Desired, Director, Drains, Event};
 use crate::events::{Events, SinkTasks};
-use crate::model::{self, OnShutdown};
+use crate::model::{self, LinkCounters, OnShutdown};
 use crate::net::{self, Net};
 use crate::plan;
 use crate::state::{Lock, StateDirectory};
@@ -253,7 +253,8 @@ impl Agent {
             }
             Request::Status { reply } => {
                 self.look_at_vrrp().await;
-                let _ = reply.send(self.status());
+                let links = self.link_counters().await;
+                let _ = reply.send(self.status(&links));
             }
             Request::Metrics { reply } => self.metrics(reply),
             Request::Vrrp { reply } => self.vrrp(reply),
@@ -313,11 +314,14 @@ impl Agent {
         match event {
             net::Event::Resolution { address, resolution } => {
                 match &resolution {
+                    // A VIP of which is asked whether it is this host's.
+                    _ if !self.director.uses(address) => {}
                     model::Resolution::Failed { reason } => tracing::warn!("real server {address}: {reason}"),
                     model::Resolution::Resolved(way) => {
                         let mac = plan::Mac(way.destination_mac);
                         tracing::info!("real server {address}: by {mac} ({})", way.neighbour);
                     }
+                    model::Resolution::Local => tracing::info!("{address}: an address of this host"),
                     model::Resolution::Pending => {}
                 }
                 self.director.handle(Event::Resolution { address, resolution });
@@ -345,6 +349,8 @@ impl Agent {
                 }
             };
             if self.dataplane.attached().iter().any(|attached| attached.ifindex == wanted.ifindex) {
+                // A bond may have got another card.
+                problems.extend(self.dataplane.set_members(&wanted).err().map(|error| error.to_string()));
                 continue;
             }
             match self.dataplane.attach(&wanted) {
@@ -354,6 +360,7 @@ impl Agent {
                         wanted.name,
                         attached.mode.name()
                     );
+                    self.applier.place_again();
                 }
                 Err(error) => problems.push(error.to_string()),
             }
@@ -458,6 +465,14 @@ impl Agent {
         if !problems.is_empty() {
             self.problems.insert(place, problems);
         }
+    }
+
+    /// What interfaces received and sent; nothing where the kernel does not say.
+    async fn link_counters(&self) -> BTreeMap<String, LinkCounters> {
+        self.net.link_counters().await.unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            BTreeMap::new()
+        })
     }
 
     fn tell(&self, state: &[NotifyState<'_>]) {

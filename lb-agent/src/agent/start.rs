@@ -306,12 +306,21 @@ pub fn interfaces(director: &model::Director, links: &[net::Link]) -> Vec<Result
     let interface = |wanted: &model::Interface| {
         let link = links.iter().find(|link| link.name == wanted.name);
         let link = link.ok_or_else(|| format!("interface {} does not exist", wanted.name))?;
+        let above = link.controller.and_then(|index| links.iter().find(|above| above.index == index));
+        if let Some(bond) = above.filter(|above| above.is_bond()) {
+            return Err(format!(
+                "interface {} belongs to the bond {}, whose program runs on all of its cards: list {} instead",
+                wanted.name, bond.name, bond.name
+            ));
+        }
+        let members = links.iter().filter(|member| link.is_bond() && member.controller == Some(link.index));
         let mode = match wanted.xdp {
             model::XdpMode::Auto => XdpMode::Auto,
             model::XdpMode::Native => XdpMode::Native,
             model::XdpMode::Generic => XdpMode::Generic,
         };
-        Ok(Interface { name: wanted.name.clone(), ifindex: link.index, mode })
+        let members = members.map(|member| member.index).collect();
+        Ok(Interface { name: wanted.name.clone(), ifindex: link.index, mode, members })
     };
     director.interfaces.iter().map(interface).collect()
 }

@@ -11,15 +11,19 @@ use super::drain::drain_reason;
 use super::{Agent, health_views};
 use crate::apply::destination_key;
 use crate::control::views::{
-    ConnectionView, ConnectionsView, CountersView, EndpointView, InterfaceView, LimitsView, ObjectView,
-    Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView, TrafficView,
+    ConnectionView, ConnectionsView, CountersView, EndpointView, FramesView, InterfaceView, LimitsView,
+    ObjectView, Origin, RealServerState, RealServerView, ReasonView, ServiceState, ServiceView, StatusView,
+    TrafficView,
 };
 use crate::control::{ConnectionFilter, Refusal};
 use crate::dataplane::dump::{self, Connection, Protocol as Transport};
 use crate::dataplane::{Error, Scan};
 use crate::director::{self, Drain, Standing, binding_of, mtu};
 use crate::manifest::{self, FORWARDING, PROTOCOLS, SCHEDULERS, word_of};
-use crate::model::{Endpoint, Forwarding, Kind, NextHop, ObjectId, RealServer, VirtualService, field_effect};
+use crate::model::{
+    Endpoint, Forwarding, Kind, LinkCounters, LinkTraffic, NextHop, ObjectId, RealServer, VirtualService,
+    field_effect,
+};
 use crate::plan::{Binding, Mac};
 
 impl Agent {
@@ -72,7 +76,7 @@ impl Agent {
         })
     }
 
-    pub(super) fn status(&self) -> StatusView {
+    pub(super) fn status(&self, links: &BTreeMap<String, LinkCounters>) -> StatusView {
         let counts = Counts::now(self);
         let services = self.services();
         let director = self.director.objects().director();
@@ -90,7 +94,7 @@ impl Agent {
             pid: std::process::id(),
             uptime: self.started.elapsed().as_secs(),
             kernel: self.kernel.clone(),
-            interfaces: self.interface_views(),
+            interfaces: self.interface_views(links),
             services: services.len() as u32,
             real_servers: services.iter().map(|service| service.servers).sum(),
             real_servers_in: services.iter().map(|service| service.servers_in).sum(),
@@ -172,7 +176,7 @@ impl Agent {
         let mut servers_in = 0;
         let mut reasons = Vec::new();
         for server in service.real_servers.iter().filter(|server| server.weight > 0) {
-            match self.director.standing(server.address, service.forwarding_of(server)) {
+            match self.director.standing(service, server) {
                 Standing::In { .. } => match self.verdict(service, server) {
                     Some(verdict) if !verdict.standing.takes_new() => {
                         reasons.push(format!("{}: {}", server.address, verdict.reason));
@@ -242,7 +246,7 @@ impl Agent {
         let (active, inactive, traffic, limits) = self.counted(service, &binding, counts);
         let left = self.left(service, &binding, counts.scan.as_deref());
         let drain = self.drain_view(&service.name, service.key_of(server), left);
-        let (state, reason) = match self.director.standing(server.address, binding.forwarding) {
+        let (state, reason) = match self.director.standing(service, server) {
             Standing::Resolving { reason } => (RealServerState::Resolving, reason),
             Standing::Out { reason } => (RealServerState::Out, reason),
             Standing::In { .. } if drain.is_some() => {
@@ -273,7 +277,10 @@ impl Agent {
             forwarding: word_of(&FORWARDING, binding.forwarding).into(),
             state,
             reason,
-            next_hop: way.map_or(String::new(), |way| self.next_hop_text(server, way)),
+            next_hop: match self.director.is_local(server.address) {
+                true => "this host".into(),
+                false => way.map_or(String::new(), |way| self.next_hop_text(server, way)),
+            },
             mtu: way.map_or(0, |way| u32::from(mtu(service, server, way))),
             active,
             inactive,
@@ -387,13 +394,23 @@ impl Agent {
             None => text.push_str(&format!(" on interface {}", way.ifindex)),
         }
         for vlan in way.vlans.iter().filter(|vlan| **vlan != 0) {
-            text.push_str(&format!(" vlan {vlan}"));
+            text.push_str(&format!(" vlan {}", vlan & 0xfff));
         }
         text
     }
 
-    pub(super) fn interface_views(&self) -> Vec<InterfaceView> {
+    pub(super) fn interface_views(&self, counters: &BTreeMap<String, LinkCounters>) -> Vec<InterfaceView> {
         let attached = self.dataplane.attached();
+        let frames = |name: &str| {
+            let counted = counters.get(name).copied().unwrap_or_default();
+            InterfaceView {
+                name: String::new(),
+                mode: String::new(),
+                reason: String::new(),
+                received: frames_view(counted.received),
+                sent: frames_view(counted.sent),
+            }
+        };
         let view = |wanted: &crate::model::Interface| match attached
             .iter()
             .find(|attached| attached.name == wanted.name)
@@ -402,11 +419,13 @@ impl Agent {
                 name: wanted.name.clone(),
                 mode: attached.mode.name().into(),
                 reason: attached.refused.clone().unwrap_or_default(),
+                ..frames(&wanted.name)
             },
             None => InterfaceView {
                 name: wanted.name.clone(),
                 mode: "none".into(),
                 reason: "not attached".into(),
+                ..frames(&wanted.name)
             },
         };
         self.running.interfaces.iter().map(view).collect()
@@ -505,4 +524,9 @@ fn traffic_view(traffic: &Traffic) -> TrafficView {
         packets_out: traffic.packets_out,
         bytes_out: traffic.bytes_out,
     }
+}
+
+fn frames_view(counted: LinkTraffic) -> FramesView {
+    let LinkTraffic { packets, bytes, dropped, errors } = counted;
+    FramesView { packets, bytes, dropped, errors }
 }

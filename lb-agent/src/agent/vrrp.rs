@@ -175,7 +175,7 @@ impl Agent {
             let healthy = judgement
                 .and_then(|judgement| judgement.servers.get(*nth))
                 .is_none_or(|verdict| verdict.standing.takes_new());
-            let standing = self.director.standing(server.address, service.forwarding_of(server));
+            let standing = self.director.standing(service, server);
             healthy && matches!(standing, ServerStanding::In { .. })
         });
         usable.map(|(_, server)| u32::from(server.weight)).sum()

@@ -243,7 +243,16 @@ pub fn status(view: &StatusView, look: Look) -> String {
         let name = if index == 0 { "interfaces" } else { "" };
         let reason =
             if interface.reason.is_empty() { String::new() } else { format!(": {}", interface.reason) };
-        lines.add(name, &format!("{} (xdp {}){reason}", interface.name, interface.mode));
+        let mut text = format!("{} (xdp {}){reason}", interface.name, interface.mode);
+        if interface.reason.is_empty() {
+            let (received, sent) = (interface.received, interface.sent);
+            text += &format!(": {} frames in, {} out", count(received.packets), count(sent.packets));
+            let lost = received.dropped + sent.dropped + received.errors + sent.errors;
+            if lost != 0 {
+                text += &format!(", {} lost", count(lost));
+            }
+        }
+        lines.add(name, &text);
     }
     for (index, instance) in view.vrrp.iter().enumerate() {
         let VrrpStatus { name, role, reason, for_seconds } = instance;

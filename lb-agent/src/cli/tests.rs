@@ -358,7 +358,13 @@ fn the_status_names_what_is_not_as_it_should_be() {
         pid: 42,
         uptime: 7500,
         kernel: "6.1.0".into(),
-        interfaces: vec![InterfaceView { name: "eth0".into(), mode: "native".into(), reason: String::new() }],
+        interfaces: vec![InterfaceView {
+            name: "eth0".into(),
+            mode: "native".into(),
+            reason: String::new(),
+            received: FramesView { packets: 1_200_000, bytes: 90_000_000, dropped: 3, errors: 0 },
+            sent: FramesView { packets: 1300, bytes: 98_000, dropped: 0, errors: 0 },
+        }],
         services: 2,
         real_servers: 4,
         real_servers_in: 3,
@@ -383,7 +389,7 @@ fn the_status_names_what_is_not_as_it_should_be() {
 director:     director-a
 agent:        lb-agent 0.1.0, pid 42, up 2h 5m
 kernel:       6.1.0
-interfaces:   eth0 (xdp native)
+interfaces:   eth0 (xdp native): 1.20M frames in, 1300 out, 3 lost
 vrrp:         edge is master for 2m 5s (no advertisement for 3.6 s)
 services:     2
 real servers: 3 of 4 in

@@ -376,6 +376,21 @@ pub struct InterfaceView {
     /// Why the program is not attached, or not in the way wanted; empty otherwise.
     #[serde(default)]
     pub reason: String,
+    /// By the kernel's count; what the program forwarded is among it.
+    #[serde(default)]
+    pub received: FramesView,
+    #[serde(default)]
+    pub sent: FramesView,
+}
+
+/// Frames of an interface in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FramesView {
+    pub packets: u64,
+    pub bytes: u64,
+    pub dropped: u64,
+    pub errors: u64,
 }
 
 /// A VRRP instance in one line.

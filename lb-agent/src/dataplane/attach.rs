@@ -58,6 +58,8 @@ pub struct Interface {
     pub name: String,
     pub ifindex: u32,
     pub mode: XdpMode,
+    /// Of a bond, the interfaces in it. Frames come in by them, and leave by the bond.
+    pub members: Vec<u32>,
 }
 
 /// An interface that has it.
@@ -79,7 +81,7 @@ impl Attached {
             Mode::Native => XdpMode::Native,
             Mode::Generic => XdpMode::Generic,
         };
-        Interface { name: self.name.clone(), ifindex: self.ifindex, mode }
+        Interface { name: self.name.clone(), ifindex: self.ifindex, mode, members: Vec::new() }
     }
 }
 
@@ -160,8 +162,9 @@ fn hint(error: &io::Error, mode: Mode) -> &'static str {
             "the MTU is too large for XDP in this driver: lower it (`ip link set dev … mtu 1500`)"
         }
         Some(libc::EOPNOTSUPP | libc::EINVAL) if mode == Mode::Native => {
-            "the driver refuses native XDP: often LRO (`ethtool -K … lro off`), too large an MTU or too few \
-             queues (`ethtool -L …`); `xdp: generic` works with any driver, slower"
+            "the driver refuses native XDP: often LRO (`ethtool -K … lro off`), too large an MTU, too few queues \
+             (`ethtool -L …`), or a bond's mode (active-backup, balance-rr, balance-xor and 802.3ad do); \
+             `xdp: generic` works with any driver, slower"
         }
         _ => "see `dmesg` for the driver's reason",
     }

@@ -16,6 +16,9 @@ pub fn join<'a>(records: impl IntoIterator<Item = &'a AddressRecord>) -> u16 {
         if record.roles & role::PROBED != 0 {
             value |= cell::PROBED;
         }
+        if record.roles & role::PEERED != 0 {
+            value |= cell::PEERED;
+        }
         if record.vrrp != 0 {
             value |= cell::VRRP;
         }
@@ -40,6 +43,7 @@ mod tests {
             (vec![of(role::VIP, 0)], cell::VIP),
             (vec![of(role::VIP, 0), of(role::NAT_SOURCE, 0)], cell::VIP | cell::NAT_SOURCE),
             (vec![of(role::VIP | role::PROBED, 0)], cell::VIP | cell::PROBED),
+            (vec![of(role::VIP | role::PEERED, 0)], cell::VIP | cell::PEERED),
             (vec![following(role::VRRP)], cell::VRRP),
             (vec![following(role::VIP | role::VRRP), of(role::NAT_SOURCE, 0)], 7),
             (vec![of(role::POOL, 4)], 5 << cell::POOL_SHIFT),

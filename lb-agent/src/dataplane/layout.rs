@@ -183,6 +183,13 @@ impl Sizes {
                 value: 4,
                 entries: self.destinations.clamp(1024, 1 << 16),
             },
+            Spec {
+                name: pinned::PEERS,
+                kind: Hash,
+                key: size_of::<filter::PeerKey>(),
+                value: 4,
+                entries: filter::MAX_PEERS,
+            },
             array(pinned::LEASES, size_of::<lease::Lease>(), self.leases()),
             array(pinned::POOL, size_of::<lease::PoolAddress>(), self.pool_addresses.max(1)),
             array(

@@ -89,9 +89,10 @@ impl Dataplane {
         for interface in &options.interfaces {
             this.attach(interface)?;
         }
-        let keep: Vec<_> = options.interfaces.iter().map(|interface| interface.ifindex).collect();
+        let mut keep: Vec<_> = options.interfaces.iter().map(|interface| interface.ifindex).collect();
         attach::detach_except(dir, &keep)?;
         egress::detach_except(dir, &keep)?;
+        keep.extend(options.interfaces.iter().flat_map(|interface| &interface.members));
         this.forget_outputs(&keep)?;
         for old in numbers(dir, "TAILS-")?.into_iter().filter(|n| *n != number) {
             let path = dir.join(format!("TAILS-{old}"));
@@ -163,6 +164,7 @@ impl Dataplane {
             self.dir.clone().ok_or_else(|| Error::Refused("a test's program is not attached".into()))?;
         // Before the program runs; but of an interface that is not there the attachment tells more.
         let output = self.outputs()?.insert(interface.ifindex, interface.ifindex, None, 0);
+        self.set_members(interface)?;
         let program: &Xdp = self.program(programs::MAIN)?;
         let fd = program.fd().map_err(|e| Error::Program { name: programs::MAIN, reason: Box::new(e) })?;
         let attached = attach::attach(&dir, fd.as_fd(), interface)?;
@@ -263,6 +265,16 @@ impl Dataplane {
     fn outputs(&mut self) -> Result<DevMapHash<&mut MapData>, Error> {
         let map = self.ebpf.map_mut(pinned::OUTPUTS).ok_or(Error::Missing(pinned::OUTPUTS))?;
         DevMapHash::try_from(map).map_err(Error::map(pinned::OUTPUTS))
+    }
+
+    /// Has what would leave by an interface in a bond leave by the bond, which knows the one that is up. A client on an
+    /// attached segment is answered by where it came in.
+    pub fn set_members(&mut self, interface: &Interface) -> Result<(), Error> {
+        for member in &interface.members {
+            let set = self.outputs()?.insert(*member, interface.ifindex, None, 0);
+            set.map_err(|error| Error::Refused(format!("table {}: {error}", pinned::OUTPUTS)))?;
+        }
+        Ok(())
     }
 
     fn forget_outputs(&mut self, keep: &[u32]) -> Result<(), Error> {

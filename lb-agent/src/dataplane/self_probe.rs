@@ -61,6 +61,7 @@ pub fn install(tables: &mut Tables) -> Result<(), Error> {
         mtu: 1500,
         timeout: TIMEOUT,
         vip_port: 0,
+        local: false,
         tunnel: Default::default(),
         standing,
     };

@@ -4,6 +4,7 @@
 pub mod drain;
 pub mod ebb;
 mod health;
+mod local;
 mod origins;
 mod rules;
 mod service;
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 use crate::health::{Judged, Judgement};
 use crate::manifest::Objects;
 use crate::model::{
-    ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, Resolution, ServerKey,
+    ClientHop, ClientRoute, Forwarding, Name, NextHop, Object, ObjectId, RealServer, Resolution, ServerKey,
     VirtualService,
 };
 use crate::plan::{Followers, Hop, HopKey, Layout, Pool, Via};
@@ -66,6 +67,7 @@ pub struct Director {
     leaving: Leaving,
     lists: PrefixLists,
     health: BTreeMap<Name, Arc<Judgement>>,
+    local: local::Local,
     /// Services by their real servers' addresses, and the other way round.
     users: BTreeMap<IpAddr, BTreeSet<Name>>,
     uses: BTreeMap<Name, BTreeSet<IpAddr>>,
@@ -167,6 +169,7 @@ impl Director {
         self.layout.placed = self.placed();
         self.layout.client_routes = self.routes();
         self.layout.hops = self.hops();
+        self.layout.peers = local::peers(self);
         &self.layout
     }
 
@@ -196,7 +199,7 @@ impl Director {
 
     /// The addresses whose ways must be known.
     pub fn watched(&self) -> BTreeSet<IpAddr> {
-        self.users.keys().copied().collect()
+        self.users.keys().copied().chain(local::asked(self)).collect()
     }
 
     /// Whether an answer, good or bad, has come for every address.
@@ -210,8 +213,19 @@ impl Director {
         &self.objects
     }
 
-    /// How a real server stands, under the forwarding method it is used with.
-    pub fn standing(&self, address: IpAddr, forwarding: Forwarding) -> Standing {
+    /// How a real server stands in its service.
+    pub fn standing(&self, service: &VirtualService, server: &RealServer) -> Standing {
+        if self.is_local(server.address) {
+            return match local::obstacle(self, service, server) {
+                None => Standing::In { reason: String::new() },
+                Some(reason) => Standing::Out { reason },
+            };
+        }
+        self.standing_of(server.address, service.forwarding_of(server))
+    }
+
+    /// As [`Director::standing`], of a real server elsewhere.
+    fn standing_of(&self, address: IpAddr, forwarding: Forwarding) -> Standing {
         let reason = match self.resolutions.get(&address) {
             Some(Resolution::Failed { reason }) => reason.clone(),
             _ => String::new(),
@@ -224,6 +238,24 @@ impl Director {
                 Some(reason) => Standing::Out { reason },
             },
         }
+    }
+
+    /// Whether an address is a real server's.
+    pub fn uses(&self, address: IpAddr) -> bool {
+        self.users.contains_key(&address)
+    }
+
+    /// Whether an address is one of this host's.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        matches!(self.resolutions.get(&address), Some(Resolution::Local))
+    }
+
+    /// Whether new flows can be given to a real server.
+    fn reaches(&self, service: &VirtualService, server: &RealServer) -> bool {
+        if self.is_local(server.address) {
+            return local::obstacle(self, service, server).is_none();
+        }
+        self.usable_way(server.address, service.forwarding_of(server)).is_some()
     }
 
     /// The way to a real server, the last good one.
@@ -340,8 +372,14 @@ impl Director {
     }
 
     fn set_resolution(&mut self, address: IpAddr, resolution: Resolution) {
+        local::note(self, address, &resolution);
         // A late answer to a question nobody asks any more.
         let Some(users) = self.users.get(&address) else { return };
+        let was_local = self.is_local(address);
+        if was_local != (resolution == Resolution::Local) {
+            self.ways.remove(&address);
+            self.stale.extend(users.iter().cloned());
+        }
         if let Resolution::Resolved(way) = &resolution {
             let path = |way: &NextHop| (HopKey::of(way, false), way.mtu);
             let before = self.ways.insert(address, way.clone());

@@ -36,7 +36,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
     {
         let binding = binding_of(service, server);
         let leaver = leaving.and_then(|leaving| leaving.get(&candidate.key));
-        let cut_off = director.usable_way(server.address, binding.forwarding).is_none();
+        let cut_off = !director.reaches(service, server);
         candidate.available = verdict.takes_new && !cut_off && leaver.is_none();
         candidate.weight = verdict.weight;
         let ordinal = ordinals.get(&binding).copied().unwrap_or(0);
@@ -45,8 +45,7 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             ..rules::standing(director, server, candidate, cut_off, leaver, ordinal)
         };
         // The destination keeps its next hop when it leaves the slots: its flows go on.
-        let way = director.open_way(server.address);
-        let destination = destination(service, server, way);
+        let destination = destination(director, service, server);
         destinations.insert(binding, Destination { standing, flows: verdict.flows, ..destination });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, server.address));
@@ -64,20 +63,19 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
         }
         let gone = Candidate { key: *key, weight: 0, available: false };
         let standing = rules::standing(director, &leaver.server, &gone, false, Some(leaver), 0);
-        let way = director.open_way(leaver.server.address);
-        destinations.insert(binding, Destination { standing, ..destination(service, &leaver.server, way) });
+        destinations
+            .insert(binding, Destination { standing, ..destination(director, service, &leaver.server) });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, leaver.server.address));
         }
     }
     if let Some(sorry) = &service.health.sorry_server {
         let binding = binding_of(service, sorry);
-        let available = director.usable_way(sorry.address, binding.forwarding).is_some();
+        let available = director.reaches(service, sorry);
         let candidate = Candidate { key: service.key_of(sorry), weight: 1, available };
         // Always there, so that what it was given goes on when it gives back.
         let standing = rules::standing(director, sorry, &candidate, !available, None, 0);
-        let way = director.open_way(sorry.address);
-        destinations.insert(binding, Destination { standing, ..destination(service, sorry, way) });
+        destinations.insert(binding, Destination { standing, ..destination(director, service, sorry) });
         if binding.forwarding == Forwarding::Nat {
             roles.insert((Role::NatSource, sorry.address));
         }
@@ -85,6 +83,9 @@ pub fn layout(director: &Director, service: &VirtualService) -> ServiceLayout {
             servers = vec![binding];
             candidates = vec![candidate];
         }
+    }
+    if super::local::is_peered(&destinations) {
+        roles.insert((Role::Peered, service.address));
     }
     let ipvs = service.scheduling.ipvs_compatible;
     let table = scheduler::build(
@@ -136,11 +137,15 @@ pub fn mtu(service: &VirtualService, server: &RealServer, way: &NextHop) -> u16 
     u16::try_from(way.mtu.saturating_sub(overhead.into())).unwrap_or(u16::MAX)
 }
 
-fn destination(service: &VirtualService, server: &RealServer, way: Option<&NextHop>) -> Destination {
+fn destination(director: &Director, service: &VirtualService, server: &RealServer) -> Destination {
+    let way = director.open_way(server.address);
+    let local = director.is_local(server.address) && !service.forwarding_of(server).translates();
     let translated = translated_port(service, server);
     Destination {
         hop: way.map(|way| HopKey::of(way, false)),
-        mtu: way.map_or(0, |way| mtu(service, server, way)),
+        local,
+        // The kernel takes whatever has come.
+        mtu: if local { u16::MAX } else { way.map_or(0, |way| mtu(service, server, way)) },
         tunnel: service.encapsulation_of(server),
         timeout: match service.protocol {
             Protocol::Tcp | Protocol::Sctp => service.timeouts.established,

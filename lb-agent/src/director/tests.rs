@@ -60,7 +60,7 @@ fn only(layout: &ServiceLayout) -> (Binding, crate::plan::Destination) {
 }
 
 fn standing(director: &Director, address: &str) -> Standing {
-    director.standing(ip(address), Forwarding::Dr)
+    director.standing_of(ip(address), Forwarding::Dr)
 }
 
 const TWO: [&str; 2] = ["{address: 10.0.0.1}", "{address: 10.0.0.2}"];
@@ -117,9 +117,9 @@ fn a_server_behind_a_router_is_out_under_dr_and_in_under_tun() {
         let mut director = director(&service(&format!("forwarding: {forwarding}, scheduler: rr"), &TWO));
         resolved(&mut director, "10.0.0.1", way("10.0.0.253"));
         assert_eq!(in_slots(&web(&mut director)), slots, "{forwarding}");
-        let out = director.standing(ip("10.0.0.1"), Forwarding::Dr);
+        let out = director.standing_of(ip("10.0.0.1"), Forwarding::Dr);
         assert!(matches!(out, Standing::Out { reason } if reason.contains("behind 10.0.0.253")));
-        let tun = director.standing(ip("10.0.0.1"), Forwarding::Tun);
+        let tun = director.standing_of(ip("10.0.0.1"), Forwarding::Tun);
         assert_eq!(tun, Standing::In { reason: String::new() });
     }
 }
@@ -370,4 +370,63 @@ fn a_server_of_a_maglev_table_that_fails_moves_no_other_servers_clients() {
     let moved = before.slots.iter().zip(after.slots.iter()).filter(|(before, after)| before != after);
     assert!(moved.clone().all(|(before, _)| *before == 1), "only those of the one that failed");
     assert!(moved.count() > 0);
+}
+
+#[test]
+fn a_real_server_that_is_this_host_is_in_by_dr_and_tun_and_out_where_answers_must_be_translated() {
+    for (forwarding, slots) in [("dr", &["10.0.0.1"][..]), ("tun", &["10.0.0.1"]), ("nat", &[])] {
+        let mut director = director(&service(&format!("forwarding: {forwarding}, scheduler: rr"), &TWO));
+        director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution: Resolution::Local });
+        let layout = web(&mut director);
+        assert_eq!(in_slots(&layout), slots, "{forwarding}");
+        let local: Vec<bool> = layout.destinations.values().map(|destination| destination.local).collect();
+        assert_eq!(local, [!slots.is_empty(), false], "{forwarding}");
+        assert!(layout.destinations.values().all(|destination| destination.hop.is_none()), "{forwarding}");
+    }
+}
+
+#[test]
+fn whether_the_vip_is_here_is_asked_only_for_a_real_server_that_is_here() {
+    let vip = ip("192.0.2.1");
+    let mut director = director(&service("forwarding: dr, scheduler: rr", &TWO));
+    assert!(!director.watched().contains(&vip));
+    let note = |director: &mut Director, address: IpAddr, resolution| {
+        director.handle(Event::Resolution { address, resolution });
+    };
+    note(&mut director, ip("10.0.0.1"), Resolution::Local);
+    assert!(director.watched().contains(&vip));
+    // Until an answer has come it is taken to be here.
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    note(&mut director, vip, Resolution::Failed { reason: "no route".into() });
+    assert_eq!(in_slots(&web(&mut director)), [""; 0]);
+    note(&mut director, vip, Resolution::Local);
+    assert_eq!(in_slots(&web(&mut director)), ["10.0.0.1"]);
+    // And when the address moves elsewhere it is a real server like any.
+    note(&mut director, ip("10.0.0.1"), Resolution::Resolved(way("10.0.0.1")));
+    let layout = web(&mut director);
+    assert!(layout.destinations.values().all(|destination| !destination.local));
+    assert_eq!(in_slots(&layout), ["10.0.0.1"]);
+}
+
+#[test]
+fn other_real_servers_are_peers_where_this_host_is_one_by_dr() {
+    let vip = ip("192.0.2.1");
+    for (spec, servers, peers) in [
+        ("forwarding: dr, scheduler: rr", &TWO[..], true),
+        ("forwarding: tun, scheduler: rr", &TWO[..], false),
+        ("forwarding: dr, scheduler: rr", &TWO[..1], false),
+    ] {
+        let mut director = director(&service(spec, servers));
+        director.handle(Event::Resolution { address: ip("10.0.0.1"), resolution: Resolution::Local });
+        resolved(&mut director, "10.0.0.2", way("10.0.0.2"));
+        let layout = director.layout();
+        let mac = way("10.0.0.2").destination_mac;
+        let wanted = if peers { [(vip, mac)].into() } else { std::collections::BTreeSet::new() };
+        assert_eq!(layout.peers, wanted, "{spec}");
+        let steps = crate::plan::diff(&Default::default(), layout);
+        let place = |wanted: &dyn Fn(&crate::plan::Step) -> bool| steps.iter().position(wanted);
+        let told = place(&|step| matches!(step, crate::plan::Step::SetPeers { .. }));
+        let sent = place(&|step| matches!(step, crate::plan::Step::SetHop { .. }));
+        assert!(!peers || told < sent, "nothing may be sent to a peer that is not known as one: {steps:?}");
+    }
 }

@@ -17,6 +17,7 @@ use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry;
 
 use crate::control::vrrp::VrrpOverview;
+use crate::model::LinkCounters;
 use families::Families;
 pub use pools::merge;
 pub use traffic::class_name;
@@ -54,8 +55,17 @@ pub struct AgentFacts {
     pub problems: usize,
     /// The number of the last event.
     pub events: u64,
-    /// Interfaces, and how the program is attached: `native`, `generic` or `none`.
-    pub interfaces: Vec<(String, String)>,
+    pub interfaces: Vec<InterfaceFacts>,
+}
+
+/// An interface of the Director.
+#[derive(Debug, Clone, Default)]
+pub struct InterfaceFacts {
+    pub name: String,
+    /// How the program is attached: `native`, `generic` or `none`.
+    pub mode: String,
+    /// None: there is no such interface now.
+    pub frames: Option<LinkCounters>,
 }
 
 /// What the data plane counted, over all CPUs.

@@ -229,7 +229,14 @@ fn the_page_on_metrics_names_every_family() {
     let table = Some(TableFacts { leases: vec![("10.0.0.1".parse().unwrap(), 1)], ..TableFacts::default() });
     let retired = Traffic::default();
     let facts = Facts {
-        agent: AgentFacts { interfaces: vec![("eth0".into(), "native".into())], ..AgentFacts::default() },
+        agent: AgentFacts {
+            interfaces: vec![InterfaceFacts {
+                name: "eth0".into(),
+                mode: "native".into(),
+                frames: Some(LinkCounters::default()),
+            }],
+            ..AgentFacts::default()
+        },
         frames: Some(Frames { reasons: vec![(Reason::ALL[0], Count::default())], retired }),
         table,
         services: vec![ServiceFacts::default()],

@@ -48,7 +48,7 @@ pub use vrrp::{
     TrackScript, TrackService, Unicast, VirtualAddress, VirtualRoute, VirtualRule, Vmac, Vrid, VrrpChecksum,
     VrrpInstance, VrrpShutdown, VrrpSyncGroup, VrrpVersion,
 };
-pub use way::{ClientHop, ClientRoute, NextHop, Resolution};
+pub use way::{ClientHop, ClientRoute, LinkCounters, LinkTraffic, NextHop, Resolution};
 
 /// One object of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,8 @@ pub struct NextHop {
     pub ifindex: u32,
     pub destination_mac: [u8; 6],
     pub source_mac: [u8; 6],
-    /// VLAN identifiers to push (802.1Q, priority 0), outermost first; 0 = none.
+    /// VLAN identifiers to push (priority 0), outermost first; 0 = none. The outer one with
+    /// [`OTHER_TAG`](lb_common::destination::OTHER_TAG) where its EtherType is the rarer one.
     pub vlans: [u16; 2],
     /// Bytes of an IP packet that fit: the route's MTU metric or the interface's MTU, whichever is less.
     pub mtu: u32,
@@ -28,6 +29,8 @@ pub enum Resolution {
     /// Nothing yet; a question is under way.
     Pending,
     Resolved(NextHop),
+    /// The address is one of this host's.
+    Local,
     /// A sentence for the operator ("no ARP answer from 10.0.0.12 on eth0"). It is tried again by itself.
     Failed {
         reason: String,
@@ -50,4 +53,22 @@ pub enum ClientHop {
     OnLink { ifindex: u32 },
     /// A blackhole, unreachable or prohibit route (or one that the kernel encapsulates): no reply leaves by XDP.
     Unreachable,
+}
+
+/// Frames of an interface since it was made, by the kernel's count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    pub received: LinkTraffic,
+    pub sent: LinkTraffic,
+}
+
+/// Frames of an interface in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkTraffic {
+    pub packets: u64,
+    pub bytes: u64,
+    /// Lost for want of room.
+    pub dropped: u64,
+    /// Broken, or not sent for another reason.
+    pub errors: u64,
 }

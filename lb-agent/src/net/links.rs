@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use lb_common::destination::OTHER_TAG;
+
 /// One interface of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -28,6 +30,13 @@ pub struct Link {
     pub controller: Option<u32>,
 }
 
+impl Link {
+    /// Whether it joins other interfaces (`CONFIG_BONDING`).
+    pub fn is_bond(&self) -> bool {
+        self.kind.as_deref() == Some("bond")
+    }
+}
+
 /// What an 802.1Q device adds to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vlan {
@@ -44,7 +53,8 @@ pub struct Vlan {
 pub struct Output {
     /// Interface that carries XDP: the last parent of a stack of VLAN devices.
     pub ifindex: u32,
-    /// VLAN identifiers to push, outermost first; 0 = none.
+    /// VLAN identifiers to push, outermost first; 0 = none. The outermost with [`OTHER_TAG`] where it is 802.1ad alone, or
+    /// 802.1Q around another.
     pub vlans: [u16; 2],
     /// Hardware address of the interface that the route names (a VLAN device may have its own).
     pub mac: [u8; 6],
@@ -93,6 +103,7 @@ impl Links {
         let mut link = named;
         let mut vlans = [0; 2];
         let mut tags = 0;
+        let mut outermost_is_service = false;
         loop {
             if !link.up {
                 return Err(format!("{} is down", link.name));
@@ -101,15 +112,19 @@ impl Links {
             if tags == vlans.len() {
                 return Err(format!("{} adds more than two VLAN tags", named.name));
             }
-            if vlan.service_tag {
-                return Err(format!("{} adds an 802.1ad tag; only 802.1Q tags can be sent", link.name));
+            if tags == 1 && outermost_is_service {
+                return Err(format!("{} adds an 802.1ad tag inside another", named.name));
             }
+            outermost_is_service = vlan.service_tag;
             // Each step down adds a tag outside those found so far.
             vlans = [vlan.id, vlans[0]];
             tags += 1;
             link = vlan.parent.and_then(|parent| self.0.get(&parent)).ok_or_else(|| {
                 format!("the interface below {} is not in this network namespace", link.name)
             })?;
+        }
+        if tags != 0 && outermost_is_service == (tags == 1) {
+            vlans[0] |= OTHER_TAG;
         }
         if !link.carrier {
             return Err(format!("{} has no carrier", link.name));
@@ -187,6 +202,11 @@ pub mod tests {
             Link { vlan: Some(service), ..vlan(9, "qinq", 9, 2) },
             Link { vlan: Some(elsewhere), ..vlan(10, "far", 9, 2) },
             vlan(11, "orphan", 11, 99),
+            vlan(12, "qinq.300", 300, 9),
+            Link {
+                vlan: Some(Vlan { id: 7, service_tag: true, parent: Some(9) }),
+                ..vlan(13, "double", 7, 9)
+            },
         ])
     }
 
@@ -195,13 +215,15 @@ pub mod tests {
         let rows = [
             (2, Ok((2, [0, 0], 2, 1500))),
             (3, Ok((2, [100, 0], 3, 1496))),
-            (4, Ok((2, [100, 200], 4, 1500))),
+            (4, Ok((2, [100 | OTHER_TAG, 200], 4, 1500))),
             (1, Err("lo is not an Ethernet interface")),
             (5, Err("too.deep adds more than two VLAN tags")),
             (6, Err("eth1 is down")),
             (7, Err("eth1 is down")),
             (8, Err("eth2 has no carrier")),
-            (9, Err("qinq adds an 802.1ad tag; only 802.1Q tags can be sent")),
+            (9, Ok((2, [9 | OTHER_TAG, 0], 9, 1500))),
+            (12, Ok((2, [9, 300], 12, 1500))),
+            (13, Err("double adds an 802.1ad tag inside another")),
             (10, Err("the interface below far is not in this network namespace")),
             (11, Err("the interface below orphan is not in this network namespace")),
             (77, Err("interface 77 does not exist")),

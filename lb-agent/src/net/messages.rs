@@ -162,12 +162,16 @@ pub fn route_answer(target: Target, message: &RouteMessage) -> Result<Route, Str
     let address = target.address;
     match message.header.kind {
         RouteType::Unicast => {}
+        // Of a gateway it makes no sense.
+        RouteType::Local if target.interface.is_none() => {
+            return Ok(Route { ifindex: 0, gateway: None, source: None, mtu: None, local: true });
+        }
         RouteType::Local | RouteType::Anycast => return Err(format!("{address} is an address of this host")),
         RouteType::Broadcast => return Err(format!("{address} is a broadcast address")),
         RouteType::Multicast => return Err(format!("{address} is a multicast address")),
         other => return Err(format!("the route to {address} is of type {other:?}")),
     }
-    let mut route = Route { ifindex: 0, gateway: None, source: None, mtu: None };
+    let mut route = Route { ifindex: 0, gateway: None, source: None, mtu: None, local: false };
     let (mut mtu, mut expires) = (None, false);
     for attribute in &message.attributes {
         match attribute {
@@ -400,7 +404,7 @@ mod tests {
     fn the_answer_about_a_route_is_a_way_or_a_reason() {
         use RouteAttribute::{CacheInfo, Encap, Gateway, Metrics, Oif, PrefSource, Via};
         let target = Target { address: ip("10.0.0.12"), interface: None };
-        let plain = Route { ifindex: 2, gateway: None, source: None, mtu: None };
+        let plain = Route { ifindex: 2, gateway: None, source: None, mtu: None, local: false };
         let source = || PrefSource(ip("10.0.0.1").into());
         let mtu = |value| Metrics(vec![RouteMetric::Advmss(1000), RouteMetric::Mtu(value)]);
         // struct rta_cacheinfo: the third word is the time left.
@@ -424,14 +428,15 @@ mod tests {
                 vec![Oif(2), Via(RouteVia::Inet6("fe80::1".parse().unwrap()))],
                 Ok(Route { gateway: Some(ip("fe80::1")), ..plain.clone() }),
             ),
-            (RouteType::Unicast, vec![Oif(2), mtu(1280), CacheInfo(learned)], Ok(plain)),
+            (RouteType::Unicast, vec![Oif(2), mtu(1280), CacheInfo(learned)], Ok(plain.clone())),
             (RouteType::Unicast, vec![], Err("the route to 10.0.0.12 names no interface")),
             (
                 RouteType::Unicast,
                 vec![Oif(2), Encap(vec![mpls])],
                 Err("the route to 10.0.0.12 encapsulates (lwtunnel)"),
             ),
-            (RouteType::Local, vec![Oif(1)], Err("10.0.0.12 is an address of this host")),
+            (RouteType::Local, vec![Oif(1)], Ok(Route { ifindex: 0, local: true, ..plain.clone() })),
+            (RouteType::Anycast, vec![Oif(1)], Err("10.0.0.12 is an address of this host")),
             (RouteType::Broadcast, vec![Oif(2)], Err("10.0.0.12 is a broadcast address")),
             (RouteType::Multicast, vec![Oif(2)], Err("10.0.0.12 is a multicast address")),
         ];

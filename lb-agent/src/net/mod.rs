@@ -5,6 +5,7 @@ mod addresses;
 pub mod announce;
 pub mod interfaces;
 mod left_routes;
+pub mod link_counters;
 mod links;
 mod messages;
 pub mod prober;

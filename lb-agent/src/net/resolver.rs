@@ -36,6 +36,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// MTU metric of the route, in bytes.
     pub mtu: Option<u32>,
+    /// The address is one of this host's: nothing else is known.
+    pub local: bool,
 }
 
 /// The kernel's entry for one neighbour.
@@ -176,7 +178,7 @@ impl Resolver {
                 // (`onlink`) does not matter.
                 Some(ifindex) => {
                     let (source, mtu) = answer.map_or((None, None), |route| (route.source, route.mtu));
-                    Ok(Route { ifindex, gateway: None, source, mtu })
+                    Ok(Route { ifindex, gateway: None, source, mtu, local: false })
                 }
             };
             let old = watched.hop(target);
@@ -414,6 +416,7 @@ fn resolution(
     let route = match route {
         None => return Resolution::Pending,
         Some(Err(reason)) => return Resolution::Failed { reason: reason.clone() },
+        Some(Ok(route)) if route.local => return Resolution::Local,
         Some(Ok(route)) => route,
     };
     let output = match links.output(route.ifindex) {
@@ -457,6 +460,9 @@ fn refresh(hop: Hop) -> Duration {
 impl Watched {
     fn hop(&self, target: Target) -> Option<Hop> {
         let Some(Ok(route)) = &self.route else { return None };
+        if route.local {
+            return None;
+        }
         Some(Hop { ifindex: route.ifindex, address: neighbour_of(target, route) })
     }
 }
@@ -517,7 +523,7 @@ mod tests {
     }
 
     fn on_link(ifindex: u32) -> Route {
-        Route { ifindex, gateway: None, source: Some(ip("10.0.0.1")), mtu: None }
+        Route { ifindex, gateway: None, source: Some(ip("10.0.0.1")), mtu: None, local: false }
     }
 
     fn hop(text: &str) -> Hop {

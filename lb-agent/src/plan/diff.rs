@@ -24,6 +24,10 @@ pub fn diff(from: &Layout, to: &Layout) -> Vec<Step> {
             steps.push(Step::SetPool { name: name.clone(), pool: pool.clone() });
         }
     }
+    // Before the next hops: a packet that was sent to a director that sends it back must be known there.
+    if from.peers != to.peers {
+        steps.push(Step::SetPeers { peers: to.peers.clone() });
+    }
     for (key, hop) in &to.hops {
         if from.hops.get(key) != Some(hop) {
             steps.push(Step::SetHop { key: *key, hop: *hop });
@@ -161,6 +165,7 @@ fn set_service(
     // Replies must be known as such before the first packet goes to the server that sends them.
     bind(name, before, after, Role::NatSource, steps);
     bind(name, before, after, Role::Probed, steps);
+    bind(name, before, after, Role::Peered, steps);
     if before.map_or(&Vec::new(), |before| &before.servers) != &*after.servers {
         steps.push(Step::SetServers { service: name.clone(), servers: after.servers.clone() });
     }
@@ -242,5 +247,6 @@ fn remove_service(name: &Name, service: &ServiceLayout, steps: &mut Vec<Step>) {
     }
     unbind(Role::NatSource, steps);
     unbind(Role::Probed, steps);
+    unbind(Role::Peered, steps);
     steps.push(Step::RemoveService { name: name.clone() });
 }

@@ -22,6 +22,9 @@ pub struct Layout {
     pub hops: BTreeMap<HopKey, Hop>,
     /// None: nothing is known of the routes yet, and those in the tables stay.
     pub client_routes: Option<BTreeMap<IpNet, Via>>,
+    /// (VIP, MAC): real servers of services that this director is a real server of too. What they send to the VIP was
+    /// forwarded once, and is the kernel's.
+    pub peers: BTreeSet<(IpAddr, [u8; 6])>,
     /// Shared, so that what did not change is seen to be the same without a look inside.
     pub services: BTreeMap<Name, Arc<ServiceLayout>>,
     /// (interface, address): what the agent itself puts on interfaces.
@@ -169,6 +172,8 @@ pub struct Binding {
 pub struct Destination {
     /// None: not known yet; no slot names it then.
     pub hop: Option<HopKey>,
+    /// The real server is this director itself: it has no next hop.
+    pub local: bool,
     /// Largest IP packet that may be forwarded, bytes, before encapsulation.
     pub mtu: u16,
     /// What it is put into; plain IPIP for methods that put it into nothing.
@@ -215,6 +220,8 @@ pub enum Role {
     NatSource,
     /// A VIP whose answers may be a health probe's, on the real path.
     Probed,
+    /// A VIP that this director is a real server of, beside others.
+    Peered,
 }
 
 impl Layout {
@@ -239,6 +246,7 @@ impl Layout {
             Step::RemoveHop { key } => {
                 self.hops.remove(key);
             }
+            Step::SetPeers { peers } => self.peers = peers.clone(),
             Step::SetClientRoutes { routes } => self.client_routes = Some(routes.clone()),
             Step::SetService { name, service, .. } => match self.services.get_mut(name) {
                 Some(layout) => Arc::make_mut(layout).service = Service::clone(service),

@@ -1,6 +1,6 @@
 //! One thing to do, and the line that says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +36,10 @@ pub enum Step {
     },
     RemoveHop {
         key: HopKey,
+    },
+    /// All of them: (VIP, MAC).
+    SetPeers {
+        peers: BTreeSet<(IpAddr, [u8; 6])>,
     },
     /// All of them.
     SetClientRoutes {
@@ -116,6 +120,7 @@ impl fmt::Display for Step {
             Step::RemovePool { name } => write!(f, "pool {name}: remove"),
             Step::SetHop { key, hop } => write!(f, "next hop {key}: {}", Mac(hop.destination_mac)),
             Step::RemoveHop { key } => write!(f, "next hop {key}: remove"),
+            Step::SetPeers { peers } => write!(f, "directors that are real servers too: {}", peers.len()),
             Step::SetClientRoutes { routes } => write!(f, "routes to clients: {}", routes.len()),
             Step::SetService { name, service, .. } => write!(f, "service {name}: set {}", service.vip),
             Step::RemoveService { name } => write!(f, "service {name}: remove"),
@@ -183,6 +188,7 @@ impl fmt::Display for Role {
             Role::Vip => "to",
             Role::NatSource => "from",
             Role::Probed => "probes of",
+            Role::Peered => "forwarded to",
         })
     }
 }
@@ -207,7 +213,7 @@ impl fmt::Display for HopKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on interface {}", self.neighbour, self.ifindex)?;
         for vlan in self.vlans.iter().filter(|vlan| **vlan != 0) {
-            write!(f, " vlan {vlan}")?;
+            write!(f, " vlan {}", vlan & 0xfff)?;
         }
         if self.for_clients { f.write_str(" (to clients)") } else { Ok(()) }
     }

@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::{count, nexthop, packet::Packet};
+use aya_ebpf::bindings::xdp_action;
 use lb_common::verdict::Reason;
 
 #[inline(always)]
@@ -14,7 +15,12 @@ pub fn send<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32,
 /// As [`send`], not counted.
 #[inline(always)]
 pub fn deliver<const V6: bool>(packet: &Packet<V6>, target: &Target) -> Result<u32, Reason> {
-    let (hop, _) = target.hop()?;
+    let hop = match target.hop() {
+        Ok((hop, _)) => hop,
+        // This director is the real server.
+        Err(_) if target.is_local() => return Ok(xdp_action::XDP_PASS),
+        Err(reason) => return Err(reason),
+    };
     packet.decrement_ttl();
     nexthop::send::<V6>(packet.frame, packet.l3, hop)
 }

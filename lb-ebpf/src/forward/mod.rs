@@ -68,6 +68,12 @@ impl Target {
         self.flags() & flags::RATED != 0 && limits::lb_packet_fits(self.index) == 0
     }
 
+    /// Whether the real server is this director.
+    #[inline(always)]
+    pub fn is_local(&self) -> bool {
+        self.flags() & flags::LOCAL != 0
+    }
+
     /// Whether a packet with these ports, the server's first, is of a control channel that is read.
     #[inline(always)]
     pub fn is_control(&self, ports: u32) -> bool {
@@ -219,7 +225,7 @@ pub fn fits_mtu<const V6: bool>(packet: &Packet<V6>, mtu: u32, target: &Target) 
         }
         more = by_kernel::<V6>(target)?;
     }
-    if packet.ttl() <= 1 {
+    if packet.ttl() <= 1 && !target.is_local() {
         return Err(answer::time_exceeded(packet, target.vip::<V6>()));
     }
     Ok(more)

@@ -7,7 +7,7 @@ use crate::{
     packet::{Frame, Packet, Words, load8, load16, load32, store8, store16, store32, store64, words},
     tunnel,
 };
-use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head};
 use lb_common::{
     checksum,
     destination::flags,
@@ -79,7 +79,12 @@ pub fn encapsulate<const V6: bool>(
         }
         true
     };
-    let (hop, record) = target.hop()?;
+    let (hop, record) = match target.hop() {
+        Ok(found) => found,
+        // This director is the real server.
+        Err(_) if target.is_local() => return Ok(xdp_action::XDP_PASS),
+        Err(reason) => return Err(reason),
+    };
     packet.decrement_ttl();
     let inner = Inner::of(packet);
     if in_v6 {

@@ -2,7 +2,7 @@
 //! equation 3 of RFC 1624, over everything that a checksum covers and that could have changed.
 
 use crate::wire::{Packet, Part};
-use lb_common::destination::NextHop;
+use lb_common::destination::{NextHop, OTHER_TAG};
 
 /// How a frame reaches a neighbour: MACs and VLAN tags, 0 for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,7 +28,10 @@ impl Link {
         let mac = |at: usize| <[u8; 6]>::try_from(&frame[at..at + 6]).unwrap_or_default();
         let vlan =
             |at: usize| if at < l3 { u16::from_be_bytes([frame[at], frame[at + 1]]) & 0xfff } else { 0 };
-        Self { to: mac(6), from: mac(0), outer: vlan(14), inner: vlan(18) }
+        let (outer, inner) = (vlan(14), vlan(18));
+        let usual = if l3 > 18 { [0x88, 0xa8] } else { [0x81, 0x00] };
+        let other = if outer != 0 && frame[12..14] != usual { OTHER_TAG } else { 0 };
+        Self { to: mac(6), from: mac(0), outer: outer | other, inner }
     }
 
     /// The frame of an IP packet.
@@ -36,14 +39,16 @@ impl Link {
         let mut frame = Vec::with_capacity(ip.len() + 22);
         frame.extend(self.to);
         frame.extend(self.from);
-        match (self.outer, self.inner) {
+        let other = self.outer & OTHER_TAG != 0;
+        let kind = |service: bool| if service { [0x88, 0xa8] } else { [0x81, 0x00] };
+        match (self.outer & !OTHER_TAG, self.inner) {
             (0, 0) => {}
             (0, tag) | (tag, 0) => {
-                frame.extend([0x81, 0x00]);
+                frame.extend(kind(other));
                 frame.extend(tag.to_be_bytes());
             }
             (outer, inner) => {
-                frame.extend([0x88, 0xa8]);
+                frame.extend(kind(!other));
                 frame.extend(outer.to_be_bytes());
                 frame.extend([0x81, 0x00]);
                 frame.extend(inner.to_be_bytes());

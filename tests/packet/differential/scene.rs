@@ -264,6 +264,7 @@ impl Scene {
                     mtu: 1500 - overhead,
                     timeout: of.timeouts[if udp { State::Udp } else { State::Established } as usize],
                     vip_port: if row.server_port == 0 { 0 } else { row.ports.0 },
+                    local: false,
                     tunnel: row.tunnel,
                     standing: Standing {
                         weight: row.weights[n as usize],

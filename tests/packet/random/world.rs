@@ -246,6 +246,7 @@ impl World {
                 mtu,
                 timeout: TIMEOUT,
                 vip_port,
+                local: false,
                 tunnel: Default::default(),
                 standing: Standing::DEFAULT,
             };

@@ -4,7 +4,7 @@ use super::{super::Error, Tables};
 use crate::dataplane::cells;
 use lb_common::{
     address::Address,
-    filter::{AddressKey, AddressRecord, CELLS_PER_LINE, cell, role},
+    filter::{AddressKey, AddressRecord, CELLS_PER_LINE, PeerKey, cell, role},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +25,8 @@ pub enum Role {
     Vrrp,
     /// A VIP whose real servers are probed on the real path: what comes from it may be a reply.
     Probed,
+    /// A VIP that this director is a real server of, beside others: [`Tables::set_peers`].
+    Peered,
     /// A real server that tunnels lead to: errors about packets to it may be about them.
     Tunnel,
 }
@@ -37,6 +39,7 @@ impl Role {
             Role::Pool(_) => role::POOL,
             Role::Vrrp => role::VRRP,
             Role::Probed => role::PROBED,
+            Role::Peered => role::PEERED,
             Role::Tunnel => role::TUNNEL,
         }
     }
@@ -203,8 +206,15 @@ impl Tables {
     pub(super) fn recover_addresses(&mut self) -> Result<(), Error> {
         for (key, record) in self.stores.addresses.entries()? {
             let address = key.address.to_ip(key.family == 6);
-            let roles =
-                [Role::Vip, Role::NatSource, Role::Pool(record.pool), Role::Vrrp, Role::Probed, Role::Tunnel];
+            let roles = [
+                Role::Vip,
+                Role::NatSource,
+                Role::Pool(record.pool),
+                Role::Vrrp,
+                Role::Probed,
+                Role::Peered,
+                Role::Tunnel,
+            ];
             let held = roles.into_iter().filter(|role| record.roles & role.bit() != 0);
             let owners = held.map(|role| (role, NOBODY.to_owned())).collect();
             let vrrp = record.vrrp as u8;
@@ -227,6 +237,31 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+impl Tables {
+    /// Makes these the other real servers, (VIP, MAC), whose frames are for this host's kernel, and no others.
+    pub fn set_peers(&mut self, peers: &BTreeSet<(IpAddr, [u8; 6])>) -> Result<(), Error> {
+        let wanted: BTreeSet<PeerKey> = peers.iter().map(|(vip, mac)| peer_key(*vip, *mac)).collect();
+        let mut there = BTreeSet::new();
+        for (key, _) in self.stores.peers.entries()? {
+            if wanted.contains(&key) {
+                there.insert(key);
+            } else {
+                self.stores.peers.remove(&key)?;
+                self.writes += 1;
+            }
+        }
+        for key in wanted.difference(&there) {
+            self.stores.peers.insert(*key, 1)?;
+            self.writes += 1;
+        }
+        Ok(())
+    }
+}
+
+fn peer_key(vip: IpAddr, mac: [u8; 6]) -> PeerKey {
+    PeerKey { vip: Address::from(vip), mac, family: if vip.is_ipv6() { 6 } else { 4 } }
 }
 
 /// The multicast address to which an IPv6 address's solicitations go (RFC 4291, section 2.7.1).

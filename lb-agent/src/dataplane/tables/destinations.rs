@@ -48,6 +48,8 @@ pub struct DestinationSpec {
     pub vip_port: u16,
     /// What TUN puts it into; the default for other methods.
     pub tunnel: Tunnel,
+    /// The real server is this director itself: without a next hop, packets go to its kernel. Only of DR and TUN.
+    pub local: bool,
     /// What its server may be given, and what becomes of its flows.
     pub standing: Standing,
 }
@@ -260,7 +262,7 @@ impl Tables {
         let mut spec = *spec;
         let index = match self.destinations.by_key.get_mut(&inner) {
             Some(state) => {
-                if !std::mem::replace(&mut state.claimed, true) && spec.next_hop == 0 {
+                if !std::mem::replace(&mut state.claimed, true) && spec.next_hop == 0 && !spec.local {
                     // An agent that just started does not know the way yet; the table still does.
                     spec.next_hop = self.views.destinations.get(state.index).next_hop;
                 }
@@ -383,12 +385,13 @@ impl Tables {
             (state.vip.is_some_and(|vip| vip.is_ipv6()), flags::VIP_V6),
             (state.protocol == libc::IPPROTO_UDP as u8, flags::UDP),
             (state.protocol == libc::IPPROTO_SCTP as u8, flags::SCTP),
+            (spec.local, flags::LOCAL),
         ] {
             flags |= if set { flag } else { 0 };
         }
         flags |= spec.standing.flags() | self.rules_flags(service);
         let mut port = key.port;
-        if key.forwarding == Forwarding::Tun as u8 {
+        if key.forwarding == Forwarding::Tun as u8 && !spec.local {
             flags |= spec.tunnel.flags & (flags::GUE | flags::GRE | flags::SPREAD);
             port = spec.tunnel.port;
         }

@@ -45,7 +45,7 @@ use super::{
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie};
 use lb_common::{
     destination::{Destination, Traffic},
-    filter::{AddressKey, AddressRecord},
+    filter::{AddressKey, AddressRecord, PeerKey},
     lease::PoolAddress,
     load::{Load, Rate},
     maps::{own, pinned},
@@ -76,6 +76,7 @@ pub struct Stores {
     pub(super) acl4: BoxStore<(u32, [u8; 8]), u32>,
     pub(super) acl6: BoxStore<(u32, [u8; 20]), u32>,
     pub(super) quic_ids: BoxStore<QuicKey, u32>,
+    pub(super) peers: BoxStore<PeerKey, u32>,
     pub(super) paths: BoxStore<AddressKey, u32>,
     pub(super) traffic: BoxStore<u32, Vec<Traffic>>,
     pub(super) port_range_lists: u32,
@@ -110,6 +111,7 @@ impl Stores {
             acl6: Box::new(Kernel::<LpmTrie<MapData, [u8; 20], u32>>::of(ACL6, map(ACL6)?)?),
             paths: Box::new(Kernel::<HashMap<MapData, AddressKey, u32>>::of(own::PATHS, map(own::PATHS)?)?),
             quic_ids: Box::new(Kernel::<HashMap<MapData, QuicKey, u32>>::of(QUIC_IDS, map(QUIC_IDS)?)?),
+            peers: Box::new(Kernel::<HashMap<MapData, PeerKey, u32>>::of(PEERS, map(PEERS)?)?),
             traffic: Box::new(Kernel::<PerCpuArray<MapData, Traffic>>::of(TRAFFIC, map(TRAFFIC)?)?),
             port_range_lists: lists,
         })
@@ -129,6 +131,7 @@ impl Stores {
             acl6: Box::new(Memory::default()),
             paths: Box::new(Memory::default()),
             quic_ids: Box::new(Memory::default()),
+            peers: Box::new(Memory::default()),
             traffic: Box::new(Memory::default()),
             port_range_lists,
         }

@@ -5,7 +5,7 @@ use crate::dataplane::{Clock, Ports, Sizes, Sweeper};
 use lb_common::{
     connection::{Kind, Value},
     destination::{Forwarding, NextHop, flags},
-    filter::{CELLS_PER_LINE, cell, role},
+    filter::{CELLS_PER_LINE, PeerKey, cell, role},
     hash::Secrets,
     maps::ON_LINK,
     service::{OnUnknownFlow, Pick, ServerEntry},
@@ -61,6 +61,7 @@ struct Kernel {
     acl4: Shared<(u32, [u8; 8]), u32>,
     acl6: Shared<(u32, [u8; 20]), u32>,
     quic_ids: Shared<QuicKey, u32>,
+    peers: Shared<PeerKey, u32>,
     paths: Shared<AddressKey, u32>,
 }
 
@@ -99,6 +100,7 @@ impl Kernel {
             acl4: Shared::default(),
             acl6: Shared::default(),
             quic_ids: Shared::default(),
+            peers: Shared::default(),
             paths: Shared::default(),
         }
     }
@@ -117,6 +119,7 @@ impl Kernel {
             acl4: Box::new(self.acl4.clone()),
             acl6: Box::new(self.acl6.clone()),
             quic_ids: Box::new(self.quic_ids.clone()),
+            peers: Box::new(self.peers.clone()),
             paths: Box::new(self.paths.clone()),
             port_range_lists: 4,
         };
@@ -166,6 +169,7 @@ const PATH: DestinationSpec = DestinationSpec {
     mtu: 1500,
     timeout: 1800,
     vip_port: 0,
+    local: false,
     tunnel: Tunnel { flags: 0, port: 0 },
     standing: Standing::DEFAULT,
 };
