@@ -99,8 +99,8 @@ const BUGS: &[Bug] = &[
     (
         "a TTL of 1 is forwarded",
         "lb-ebpf/src/forward/mod.rs",
-        "if packet.ttl() <= 1 {",
-        "if packet.ttl() < 1 {",
+        "if packet.ttl() <= 1 && !target.is_local() {",
+        "if packet.ttl() < 1 && !target.is_local() {",
     ),
     (
         "the hash takes the port where it must not",
