@@ -225,9 +225,9 @@ const BUGS: &[Bug] = &[
     ),
     (
         "who is on no list of who may come comes",
-        "lb-ebpf/src/choose.rs",
-        "if access == ACL_DENY || (access != ACL_ALLOW && others) {",
-        "if access == ACL_DENY || (access > ACL_DENY && others) {",
+        "lb-ebpf/src/limits.rs",
+        "access == ACL_DENY || (access != ACL_ALLOW && features",
+        "access == ACL_DENY || (access > ACL_DENY && features",
     ),
     (
         "the last new flow of a second is refused",
