@@ -700,6 +700,7 @@ fn empty(plane: &Dataplane) {
     fill::<u64>(map(plane, own::PROBE_PORTS), 0);
     // By the sizes of `FragmentKey` and `FirstFragment`.
     empty_hash::<[u8; 40], [u8; 16]>(map(plane, own::FRAGMENTS));
+    empty_hash::<AddressKey, u32>(map(plane, own::PATHS));
     fill::<PoolAddress>(map(plane, pinned::POOL), PoolAddress::default());
     let mut limiter: PerCpuArray<_, Limiter> = map(plane, own::LIMITER).try_into().expect("LIMITER");
     let cpus = aya::util::nr_cpus().expect("CPUs");
