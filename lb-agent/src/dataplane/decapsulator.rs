@@ -3,27 +3,28 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, Map, MapError, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use lb_common::decapsulator::{LAYOUT, Outcome, PROGRAM, maps};
 use lb_common::filter::AddressKey;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::pinned;
 
 /// The decapsulator's BPF object (ELF).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_REAL_SERVER_OBJECT"));
 
 /// The link's name beside the maps.
 const LINK: &str = "link";
+/// The tables of whose packets are unpacked.
+const DIRECTORS: [&str; 2] = [maps::DIRECTORS4, maps::DIRECTORS6];
 
 /// How [`Decapsulator::attach`] found and left the interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +93,7 @@ impl Decapsulator {
     /// kernel that refuses the program. What a failed first attempt pinned is removed again.
     pub fn attach(&self, unpacked: Unpacked<'_>) -> Result<Attached> {
         let fresh = !self.is_pinned();
-        self.make_directory()?;
+        pinned::make(&self.bpffs, &self.directory)?;
         let result = self.load_and_attach(unpacked);
         if fresh && result.is_err() {
             // The first error says what is wrong; one about tidying up would hide it.
@@ -111,28 +112,22 @@ impl Decapsulator {
         }
         let link = FdLink::from(self.pinned_link()?);
         let program = link.info().context("read the decapsulator's link")?.program_id();
-        let mut directors = BTreeSet::new();
-        for key in
-            LpmTrie::<_, [u8; 4], u32>::try_from(self.pinned_map(maps::DIRECTORS4, Map::LpmTrie)?)?.keys()
-        {
-            let key = key?;
-            directors.insert(IpNet::V4(Ipv4Net::new(key.data().into(), key.prefix_len() as u8)?));
-        }
-        for key in
-            LpmTrie::<_, [u8; 16], u32>::try_from(self.pinned_map(maps::DIRECTORS6, Map::LpmTrie)?)?.keys()
-        {
-            let key = key?;
-            directors.insert(IpNet::V6(Ipv6Net::new(key.data().into(), key.prefix_len() as u8)?));
-        }
+        let directors = pinned::prefixes(&self.directory, DIRECTORS)?;
         let mut vips = BTreeSet::new();
-        for key in HashMap::<_, AddressKey, u32>::try_from(self.pinned_map(maps::VIPS, Map::HashMap)?)?.keys()
+        for key in
+            HashMap::<_, AddressKey, u32>::try_from(pinned::map(&self.directory, maps::VIPS, Map::HashMap)?)?
+                .keys()
         {
             let key = key?;
             vips.insert(key.address.to_ip(key.family == 6));
         }
-        let ports = HashMap::<_, [u8; 2], u32>::try_from(self.pinned_map(maps::GUE_PORTS, Map::HashMap)?)?;
+        let ports = HashMap::<_, [u8; 2], u32>::try_from(pinned::map(
+            &self.directory,
+            maps::GUE_PORTS,
+            Map::HashMap,
+        )?)?;
         let gue_ports = ports.keys().map(|key| key.map(u16::from_be_bytes)).collect::<Result<_, _>>()?;
-        let counters = self.pinned_map(maps::OUTCOMES, Map::PerCpuArray)?;
+        let counters = pinned::map(&self.directory, maps::OUTCOMES, Map::PerCpuArray)?;
         let counters = PerCpuArray::<_, u64>::try_from(counters)?;
         let outcomes = Outcome::ALL
             .iter()
@@ -153,22 +148,6 @@ impl Decapsulator {
 
     fn is_pinned(&self) -> bool {
         self.directory.join(LINK).exists()
-    }
-
-    fn make_directory(&self) -> Result<()> {
-        // The configured directory itself need not exist yet; some parent of it must be a BPF file system.
-        let existing = self.bpffs.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let kind = statfs(existing).with_context(|| format!("look at {}", existing.display()))?;
-        if kind.filesystem_type() != BPF_FS_MAGIC {
-            bail!(
-                "{} is not on a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`; `ip netns exec` \
-                 hides it, `nsenter --net=…` does not) or name another with --bpffs-dir",
-                self.bpffs.display()
-            );
-        }
-        fs::create_dir_all(&self.directory).with_context(|| {
-            format!("make {} (a BPF file system takes no names with dots)", self.directory.display())
-        })
     }
 
     fn load_and_attach(&self, unpacked: Unpacked<'_>) -> Result<Attached> {
@@ -220,19 +199,9 @@ impl Decapsulator {
         PinnedLink::from_pin(&path).with_context(|| format!("open {}", path.display()))
     }
 
-    fn pinned_map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<Map> {
-        let path = self.directory.join(name);
-        MapData::from_pin(&path).map(kind).with_context(|| format!("open {}", path.display()))
-    }
-
     fn remove_pins(&self) -> Result<()> {
         // The link first: once it is gone no frame asks a map.
-        for name in [LINK].into_iter().chain(maps::ALL) {
-            ignore_missing(fs::remove_file(self.directory.join(name)))
-                .with_context(|| format!("remove {}", self.directory.join(name).display()))?;
-        }
-        ignore_missing(fs::remove_dir(&self.directory))
-            .with_context(|| format!("remove {}", self.directory.display()))?;
+        pinned::remove(&self.directory, [LINK].into_iter().chain(maps::ALL))?;
         if let Some(parent) = self.directory.parent() {
             // Stays where another interface has one.
             let _ = fs::remove_dir(parent);
@@ -244,16 +213,7 @@ impl Decapsulator {
 /// Makes the maps hold exactly these; adds before it removes, so that what stays is never missing.
 fn fill(object: &mut Ebpf, unpacked: Unpacked<'_>) -> Result<()> {
     let Unpacked { vips, directors, gue_ports } = unpacked;
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for prefix in directors {
-        match prefix {
-            IpNet::V4(net) => v4.push((u32::from(net.prefix_len()), net.network().octets())),
-            IpNet::V6(net) => v6.push((u32::from(net.prefix_len()), net.network().octets())),
-        }
-    }
-    fill_trie(object, maps::DIRECTORS4, &v4)?;
-    fill_trie(object, maps::DIRECTORS6, &v6)?;
-
+    pinned::fill_prefixes(object, DIRECTORS, directors, "the decapsulator's directors")?;
     let wanted: Vec<_> = vips
         .iter()
         .map(|&vip| AddressKey { address: vip.into(), family: if vip.is_ipv6() { 6 } else { 4 } })
@@ -264,7 +224,7 @@ fn fill(object: &mut Ebpf, unpacked: Unpacked<'_>) -> Result<()> {
 }
 
 fn fill_set<K: aya::Pod + PartialEq>(object: &mut Ebpf, name: &str, wanted: &[K]) -> Result<()> {
-    let mut map = HashMap::<_, K, u32>::try_from(map_of(object, name)?)?;
+    let mut map = HashMap::<_, K, u32>::try_from(pinned::map_of(object, name)?)?;
     for key in wanted {
         map.insert(key, 1, 0).with_context(|| format!("write the decapsulator's {name}"))?;
     }
@@ -275,34 +235,8 @@ fn fill_set<K: aya::Pod + PartialEq>(object: &mut Ebpf, name: &str, wanted: &[K]
     Ok(())
 }
 
-fn fill_trie<const N: usize>(object: &mut Ebpf, name: &str, wanted: &[(u32, [u8; N])]) -> Result<()>
-where
-    [u8; N]: aya::Pod,
-{
-    let mut trie = LpmTrie::<_, [u8; N], u32>::try_from(map_of(object, name)?)?;
-    for &(length, data) in wanted {
-        trie.insert(&Key::new(length, data), 1, 0).context("write the decapsulator's directors")?;
-    }
-    let held = trie.keys().collect::<Result<Vec<_>, _>>()?;
-    for key in held.iter().filter(|key| !wanted.contains(&(key.prefix_len(), key.data()))) {
-        trie.remove(key)?;
-    }
-    Ok(())
-}
-
-fn map_of<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
-    object.map_mut(name).ok_or_else(|| anyhow!("the object has no map {name}"))
-}
-
 fn is_busy(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EBUSY))
-}
-
-fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod layout;
 mod load;
 mod mapped;
 mod packets;
+mod pinned;
 mod pins;
 mod ports;
 mod ranges;

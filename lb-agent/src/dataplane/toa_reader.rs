@@ -3,25 +3,27 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{Map, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
 use aya::{Ebpf, EbpfLoader};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use lb_common::toa::reader::{Found, LAYOUT, maps, programs};
-use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::pinned;
 
 /// The programs' BPF object (ELF).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_TOA_READER_OBJECT"));
 
 /// All programs, by the names that their links are pinned under.
 const PROGRAMS: [&str; 3] = [programs::ESTABLISHED, programs::PEER_V4, programs::PEER_V6];
+/// The tables of those who are believed.
+const SOURCES: [&str; 2] = [maps::SOURCES4, maps::SOURCES6];
 
 /// What the pinned reader holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,16 +62,7 @@ impl ToaReader {
     /// What a failed first attempt pinned is removed again.
     pub fn attach(&self, cgroup: &Path, sources: &BTreeSet<IpNet>) -> Result<bool> {
         let fresh = !self.is_pinned();
-        let existing = self.bpffs.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let kind = statfs(existing).with_context(|| format!("look at {}", existing.display()))?;
-        if kind.filesystem_type() != BPF_FS_MAGIC {
-            bail!(
-                "{} is not on a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`) or name another with \
-                 --bpffs-dir",
-                self.bpffs.display()
-            );
-        }
-        fs::create_dir_all(&self.directory).with_context(|| format!("make {}", self.directory.display()))?;
+        pinned::make(&self.bpffs, &self.directory)?;
         let result = self.load_and_attach(cgroup, sources);
         if fresh && result.is_err() {
             // The first error says what is wrong; one about tidying up would hide it.
@@ -85,12 +78,13 @@ impl ToaReader {
             loader.map_pin_path(name, self.directory.join(name));
         }
         let mut object = loader.load(OBJECT).context("load the maps of the reader of TOA")?;
-        fill(&mut object, sources)?;
+        pinned::fill_prefixes(&mut object, SOURCES, sources, "the sources whose TOA is believed")?;
         for name in PROGRAMS {
             let link = attach(&mut object, name, &place)
                 .with_context(|| format!("attach {name} to {}", cgroup.display()))?;
             // The old one goes when the new one runs.
-            ignore_missing(fs::remove_file(self.link(name))).context("remove the pin of an old link")?;
+            pinned::ignore_missing(fs::remove_file(self.link(name)))
+                .context("remove the pin of an old link")?;
             link.pin(self.link(name)).with_context(|| format!("pin the link of {name}"))?;
         }
         Ok(())
@@ -104,16 +98,9 @@ impl ToaReader {
         if !self.is_pinned() {
             return Ok(None);
         }
-        let mut sources = BTreeSet::new();
-        for key in LpmTrie::<_, [u8; 4], u32>::try_from(self.map(maps::SOURCES4, Map::LpmTrie)?)?.keys() {
-            let key = key?;
-            sources.insert(IpNet::V4(Ipv4Net::new(key.data().into(), key.prefix_len() as u8)?));
-        }
-        for key in LpmTrie::<_, [u8; 16], u32>::try_from(self.map(maps::SOURCES6, Map::LpmTrie)?)?.keys() {
-            let key = key?;
-            sources.insert(IpNet::V6(Ipv6Net::new(key.data().into(), key.prefix_len() as u8)?));
-        }
-        let counts = PerCpuArray::<_, u64>::try_from(self.map(maps::FOUND, Map::PerCpuArray)?)?;
+        let sources = pinned::prefixes(&self.directory, SOURCES)?;
+        let counts =
+            PerCpuArray::<_, u64>::try_from(pinned::map(&self.directory, maps::FOUND, Map::PerCpuArray)?)?;
         let found = Found::ALL
             .iter()
             .map(|&found| Ok((found, counts.get(&(found as u32), 0)?.iter().sum())))
@@ -153,22 +140,17 @@ impl ToaReader {
     }
 
     fn link(&self, program: &str) -> PathBuf {
-        self.directory.join(format!("link_{program}"))
-    }
-
-    fn map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<Map> {
-        let path = self.directory.join(name);
-        MapData::from_pin(&path).map(kind).with_context(|| format!("open {}", path.display()))
+        self.directory.join(link_name(program))
     }
 
     fn remove_pins(&self) -> Result<()> {
-        let maps = maps::ALL.map(|name| self.directory.join(name));
-        for path in PROGRAMS.map(|name| self.link(name)).iter().chain(&maps) {
-            ignore_missing(fs::remove_file(path)).with_context(|| format!("remove {}", path.display()))?;
-        }
-        ignore_missing(fs::remove_dir(&self.directory))
-            .with_context(|| format!("remove {}", self.directory.display()))
+        let links = PROGRAMS.map(link_name);
+        pinned::remove(&self.directory, links.iter().map(String::as_str).chain(maps::ALL))
     }
+}
+
+fn link_name(program: &str) -> String {
+    format!("link_{program}")
 }
 
 /// The root of the cgroups of version 2, as the mounts of this process say (`/proc/self/mountinfo`).
@@ -223,42 +205,6 @@ fn attach(object: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink> {
         program.take_link(id)?.try_into()
     };
     link.context("the kernel gave no link that can be pinned")
-}
-
-/// Makes the maps hold exactly these; adds before it removes, so that what stays is never missing.
-fn fill(object: &mut Ebpf, sources: &BTreeSet<IpNet>) -> Result<()> {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for prefix in sources {
-        match prefix {
-            IpNet::V4(net) => v4.push((u32::from(net.prefix_len()), net.network().octets())),
-            IpNet::V6(net) => v6.push((u32::from(net.prefix_len()), net.network().octets())),
-        }
-    }
-    fill_trie(object, maps::SOURCES4, &v4)?;
-    fill_trie(object, maps::SOURCES6, &v6)
-}
-
-fn fill_trie<const N: usize>(object: &mut Ebpf, name: &str, wanted: &[(u32, [u8; N])]) -> Result<()>
-where
-    [u8; N]: aya::Pod,
-{
-    let map = object.map_mut(name).ok_or_else(|| anyhow!("the object has no map {name}"))?;
-    let mut trie = LpmTrie::<_, [u8; N], u32>::try_from(map)?;
-    for &(length, data) in wanted {
-        trie.insert(&Key::new(length, data), 1, 0).context("write the sources whose TOA is believed")?;
-    }
-    let held = trie.keys().collect::<Result<Vec<_>, _>>()?;
-    for key in held.iter().filter(|key| !wanted.contains(&(key.prefix_len(), key.data()))) {
-        trie.remove(key)?;
-    }
-    Ok(())
-}
-
-fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]
