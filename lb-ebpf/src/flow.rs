@@ -228,16 +228,16 @@ extern "C" fn lb_write_twin(identity: u64, v6: u32, new: u64, now: u32, partner:
 /// Whether a packet of a known flow is for the tail of new ones, given the flags of its server: the server was removed
 /// and the flow can move, it was given up, or all its flows move.
 #[inline(always)]
-pub fn leaves(hit: &Hit, flags: u32, protocol: Protocol) -> bool {
-    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, protocol))
+pub fn leaves(hit: &Hit, flags: u32, udp: bool) -> bool {
+    flags & (flags::RESET | flags::MOVES) != 0 || (flags & flags::REMOVED != 0 && moves(hit, udp))
 }
 
-/// Whether a flow leaves its server when that is removed: UDP, and TCP that was not established. Of an SCTP association
-/// that is being set up only the INIT moves: no other server could read the cookie of this one.
+/// Whether a packet that is no SYN or INIT leaves its flow's server when that is removed: UDP, and what was taken up
+/// without its beginning. Of a connection that is being set up only the SYN or INIT moves: whoever sends the next packet
+/// has heard this server's answer, and no other knows of it.
 #[inline(always)]
-pub fn moves(hit: &Hit, protocol: Protocol) -> bool {
-    let state = hit.value.state();
-    protocol.udp || (!protocol.sctp && state == State::SynReceived as u8) || state == State::Unconfirmed as u8
+pub fn moves(hit: &Hit, udp: bool) -> bool {
+    udp || hit.value.state() == State::Unconfirmed as u8
 }
 
 /// Whether the client of this entry may be setting a connection up still, so that its SYN or INIT, sent again, must

@@ -261,7 +261,7 @@ pub fn known<const V6: bool>(packet: &Packet<V6>, start: u64, cell: u16) -> Resu
     }
     let target = Target::of(hit.value.destination()).ok_or(Reason::Internal)?;
     if target.wants_attention() {
-        if flow::leaves(&hit, target.flags(), packet.protocol()) {
+        if flow::leaves(&hit, target.flags(), packet.udp) {
             return Err(tail::call_new(packet));
         }
         if target.is_over_rate() {

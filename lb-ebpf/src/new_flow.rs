@@ -312,7 +312,7 @@ fn take_up<const V6: bool>(
             // A RST opens nothing: it ends the flow where it is.
             !packet.resets()
         } else if flags & flags::REMOVED != 0 {
-            syn || flow::moves(&hit, packet.protocol())
+            syn || flow::moves(&hit, packet.udp)
         } else {
             syn && !flow::is_beginning(state, packet.protocol())
         };

@@ -152,7 +152,7 @@ fn to_leased<const V6: bool>(
 #[inline(always)]
 fn attend<const V6: bool>(packet: &Packet<V6>, hit: &Hit, target: &Target, cell: u32) -> Result<(), Reason> {
     if cell & ATTENDED == 0 && target.wants_attention() {
-        if flow::leaves(hit, target.flags(), packet.protocol()) {
+        if flow::leaves(hit, target.flags(), packet.udp) {
             return Err(tail::call_new(packet));
         }
         if target.is_over_rate() {

@@ -211,6 +211,8 @@ fn a_removed_server_keeps_its_established_tcp_flows_and_loses_the_others() {
                 flow.establish();
                 let half_open = flow.packet_from(client(v6, 8), CLIENT_PORT, SYN);
                 flow.world.goes_to(&case, &half_open);
+                let answered = flow.packet_from(client(v6, 9), CLIENT_PORT, SYN);
+                assert_eq!(flow.world.goes_to(&case, &answered), flow.destination, "{case}");
                 let other = server(method.real_is_v6(v6), 12);
                 let new = flow.world.server(&flow.spec, other, flow.real_port, method.forwarding());
                 flow.world.slots("web", &[new]);
@@ -224,6 +226,15 @@ fn a_removed_server_keeps_its_established_tcp_flows_and_loses_the_others() {
                     (crate::world::Counted::In(expected.0), expected.1),
                     "{case}"
                 );
+                // The server's answer was on its way when it was removed: nobody else knows of the connection.
+                if !udp {
+                    let acknowledgement = flow.packet_from(client(v6, 9), CLIENT_PORT, ACK);
+                    assert_eq!(
+                        flow.world.goes_to(&case, &acknowledgement),
+                        flow.destination,
+                        "{case}: answered"
+                    );
+                }
                 // A SYN that was not answered yet goes to a server that is there.
                 let seen = flow.world.send(&half_open.bytes());
                 assert_eq!(seen.counted, crate::world::Counted::In(new), "{case}: half-open");

@@ -81,7 +81,7 @@ pub fn to_server<const V6: bool, const ATTENTIVE: bool>(
     }
     let target = Target::of(lease.word.destination()).ok_or(Reason::Internal)?;
     if ATTENTIVE && target.wants_attention() {
-        if crate::flow::leaves(&hit, target.flags(), packet.protocol()) {
+        if crate::flow::leaves(&hit, target.flags(), packet.udp) {
             return Err(Reason::NoLease);
         }
         if target.is_over_rate() {

@@ -93,9 +93,9 @@ impl Model {
         Ok(fate)
     }
 
-    /// Flows that leave a removed server: UDP, and TCP that was not established.
+    /// Flows whose packets, SYNs apart, leave a removed server: UDP, and those that were taken up without their SYN.
     pub(crate) fn can_move(&self, value: Value, udp: bool) -> bool {
-        udp || value.state() == State::SynReceived as u8 || value.state() == State::Unconfirmed as u8
+        udp || value.state() == State::Unconfirmed as u8
     }
 
     /// A client's packet to the server of its flow.
